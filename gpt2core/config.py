@@ -1,0 +1,68 @@
+"""GPT-2 architecture settings and the named presets."""
+
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+from gpt2core.errors import UserError
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes of a GPT-2. Field names follow the released `config.json`, but for `block_size` (its `n_positions`)."""
+
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    n_inner: int | None = None  # width of the feed-forward layer; None: 4 * n_embd
+    drop_rate: float = 0.1  # embeddings, attention weights and residual branches alike
+    qkv_bias: bool = True
+    layer_norm_epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name} ({getattr(self, name)}) must be at least 1.")
+        if self.n_embd % self.n_head:
+            multiple = max(1, round(self.n_embd / self.n_head)) * self.n_head
+            raise UserError(
+                f"model.n_embd ({self.n_embd}) must be a multiple of model.n_head ({self.n_head}); try {multiple}."
+            )
+        if not 0.0 <= self.drop_rate < 1.0:
+            raise UserError(f"model.drop_rate ({self.drop_rate}) must be at least 0 and below 1.")
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def feed_forward_width(self) -> int:
+        return self.n_inner if self.n_inner is not None else 4 * self.n_embd
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "GPTConfig":
+        """The preset `name` with `overrides` applied. Raises UserError for an unknown name."""
+        if name not in PRESETS:
+            nearest = get_close_matches(name, PRESETS, n=1)
+            hint = f"did you mean {nearest[0]}? " if nearest else ""
+            raise UserError(f"unknown preset {name!r}; {hint}Presets: {', '.join(PRESETS)}.")
+        return replace(PRESETS[name], **overrides)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+GPT2_VOCAB_SIZE = 50257
+
+# The four released sizes: Radford et al. 2019, table 2.
+PRESETS: dict[str, GPTConfig] = {
+    "gpt2": GPTConfig(GPT2_VOCAB_SIZE, 1024, n_layer=12, n_head=12, n_embd=768),
+    "gpt2-medium": GPTConfig(GPT2_VOCAB_SIZE, 1024, n_layer=24, n_head=16, n_embd=1024),
+    "gpt2-large": GPTConfig(GPT2_VOCAB_SIZE, 1024, n_layer=36, n_head=20, n_embd=1280),
+    "gpt2-xl": GPTConfig(GPT2_VOCAB_SIZE, 1024, n_layer=48, n_head=25, n_embd=1600),
+    "tinystories": GPTConfig(GPT2_VOCAB_SIZE, 256, n_layer=6, n_head=8, n_embd=512, n_inner=2048),
+    # Learns the bundled plays in minutes on two cores.
+    "small": GPTConfig(GPT2_VOCAB_SIZE, 128, n_layer=4, n_head=4, n_embd=256, drop_rate=0.0),
+}

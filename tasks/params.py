@@ -1,0 +1,325 @@
+"""The typed schema of params.yaml: every default and every bound is written here and nowhere else."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gpt2core.config import PRESETS, GPTConfig
+from gpt2core.errors import UserError
+from tasks import paths
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Run(Section):
+    experiment: str = Field("gpt2", min_length=1)
+    """MLflow experiment."""
+    name: str | None = None
+    """Name of the MLflow run; null: made of the preset and the corpus."""
+    seed: int = Field(42, ge=0, lt=2**32)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where a short probe shows that it pays, else fp32."""
+    threads: int | None = Field(None, ge=1, le=1024)
+    """CPU threads of PyTorch; null: one a physical core."""
+    nproc_per_node: int = Field(1, ge=1, le=64)
+    """Processes training together (DDP); 1: no process group."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits twice on a GPU; slower. A CPU run always does."""
+
+
+class Split(Section):
+    train: float = Field(0.8, gt=0, le=1)
+    val: float = Field(0.1, ge=0, lt=1)
+    test: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + val + test ({total:g}) must be 1; for example 0.7, 0.2 and 0.1.")
+        return self
+
+
+class Data(Section):
+    source: str = Field("bundled", min_length=1)
+    """bundled | file, folder or glob | http(s) URL | tinyshakespeare | tinystories | hf:DATASET[/CONFIG]."""
+    watch: str = Field("data/corpus", min_length=1)
+    """File or folder that DVC watches: a change there runs the download again."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Expected hash of a downloaded or single source file; required for a URL."""
+    text_field: str = Field("text", min_length=1)
+    """Field of .jsonl, .parquet and hf: records that holds the text."""
+    licence: str | None = None
+    """Licence of the text, for the data sheet; null: unknown, but for the bundled and named sets."""
+    split_by: Literal["auto", "documents", "tokens"] = "auto"
+    """documents: whole documents go to one split; tokens: three runs of consecutive tokens; auto: documents where there are enough."""
+    split: Split = Split()
+    max_tokens: int | None = Field(None, ge=1)
+    """Keep only so many tokens from the start; null: all."""
+    workers: int | None = Field(None, ge=1, le=256)
+    """Tokenizing processes; null: one a core."""
+
+
+class Model(Section):
+    init: str = Field("scratch", min_length=1)
+    """scratch | gpt2 | gpt2-medium | gpt2-large | gpt2-xl | a directory | models:/NAME@ALIAS."""
+    preset: str = "small"
+    """Sizes of a scratch model; a pretrained one brings its own."""
+    block_size: int | None = Field(None, ge=1, le=1_048_576)
+    n_layer: int | None = Field(None, ge=1, le=1000)
+    n_head: int | None = Field(None, ge=1, le=1000)
+    n_embd: int | None = Field(None, ge=1, le=65_536)
+    n_inner: int | None = Field(None, ge=1, le=262_144)
+    drop_rate: float | None = Field(None, ge=0, lt=1)
+    qkv_bias: bool | None = None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What is set beside the preset."""
+        keys = ("block_size", "n_layer", "n_head", "n_embd", "n_inner", "drop_rate", "qkv_bias")
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+
+    @model_validator(mode="after")
+    def _makes_a_model(self) -> Self:
+        if self.preset not in PRESETS or self.init == "scratch":
+            GPTConfig.from_preset(self.preset, **self.overrides)
+        else:
+            fixed = sorted(self.overrides.keys() - {"drop_rate"})
+            if fixed:
+                raise ValueError(
+                    f"{', '.join(fixed)} cannot be changed when model.init is {self.init!r}: "
+                    "those weights bring their own sizes; set them to null."
+                )
+        return self
+
+
+class Stop(Section):
+    target_loss: float | None = Field(4.0, gt=0, le=100)
+    """Nats per token; null: no target."""
+    metric: Literal["train_batch", "train_ema", "train_full", "val"] = "train_ema"
+    """What is held against the target: one batch, their moving average, a full pass over train, or the val split."""
+    patience: int | None = Field(None, ge=1)
+    """Evaluations without a new best val_loss (train_loss where there is no val split) before stopping."""
+    max_steps: int | None = Field(2000, ge=1)
+    max_epochs: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.max_steps is None and self.max_epochs is None:
+            raise ValueError("max_steps and max_epochs are both null: the schedule needs an end; set one of them.")
+        return self
+
+
+class Train(Section):
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon on the matrices, AdamW on the rest; for scratch runs."""
+    learning_rate: float = Field(1.0e-3, gt=0, le=10)
+    """Peak of the schedule."""
+    min_learning_rate: float = Field(1.0e-4, ge=0, le=10)
+    """Floor of the schedule."""
+    muon_learning_rate: float = Field(2.0e-2, gt=0, le=10)
+    """Peak for the matrices under muon."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.99, ge=0, lt=1)
+    schedule: Literal["onecycle", "cosine", "linear", "wsd", "constant"] = "onecycle"
+    warmup_steps: int = Field(50, ge=0)
+    """Of all schedules but onecycle, which warms up over its own first 30 %, unless this says otherwise."""
+    decay_fraction: float = Field(0.2, gt=0, le=1)
+    """Share of the run in which wsd decays."""
+    weight_decay: float = Field(0.1, ge=0, le=10)
+    """On matrices only."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Clip the gradient to this norm; null: no clipping."""
+    batch_size: int = Field(16, ge=1, le=1_000_000)
+    """Sequences a step, over all devices."""
+    micro_batch_size: int | None = Field(None, ge=1, le=1_000_000)
+    """Sequences a forward pass on one device; null: the step's share."""
+    sequence_length: int = Field(128, ge=2, le=1_048_576)
+    """Tokens in a training sequence, at most the model's block_size."""
+    sampler: Literal["sequential", "shuffled", "sliding"] = "shuffled"
+    stride: int | None = Field(None, ge=1)
+    """Distance between the starts of sliding windows; null: half the sequence."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a quarter slower."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: where it pays for the length of this run."""
+    log_interval: int = Field(10, ge=1)
+    """Steps between rows of the history, the log file and MLflow."""
+    eval_interval: int | Literal["epoch"] = 100
+    """Steps between evaluations, or once an epoch."""
+    eval_batches: int | None = Field(20, ge=1)
+    """Batches of each split at an evaluation; null: the whole split."""
+    sample_prompt: str = "ROMEO."
+    """Start of the sample text shown at each evaluation; empty: <|endoftext|>."""
+    sample_tokens: int = Field(40, ge=0, le=100_000)
+    """Length of that sample; 0: none."""
+    checkpoint_interval: int = Field(200, ge=1)
+    keep_last: int = Field(2, ge=1)
+    """Checkpoints kept beside the best."""
+    resume: bool = True
+    """Go on from the newest checkpoint that fits this run."""
+    stop: Stop = Stop()
+
+    @field_validator("eval_interval")
+    @classmethod
+    def _interval_is_positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1, or 'epoch'")
+        return value
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate ({self.min_learning_rate:g}) must not exceed learning_rate ({self.learning_rate:g})."
+            )
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            fitting = max(1, self.batch_size // self.micro_batch_size) * self.micro_batch_size
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size}); "
+                f"try {fitting}."
+            )
+        return self
+
+
+class Evaluate(Section):
+    stride: int | None = Field(None, ge=1)
+    """New tokens a window of the sliding-window perplexity; null: half of block_size."""
+    batch_size: int = Field(16, ge=1)
+    max_tokens: int | None = Field(100_000, ge=2)
+    """Tokens scored of each split, from its start; null: all."""
+    recall_passages: int = Field(50, ge=0)
+    """Training passages tried for verbatim recall; 0: none."""
+    recall_prompt_tokens: int = Field(32, ge=1)
+    recall_continuation_tokens: int = Field(32, ge=1)
+
+
+class Sample(Section):
+    prompts: list[str] = ["ROMEO.", "To be, or not to be", ""]
+    """Starts of the texts; an empty one is <|endoftext|>."""
+    num_sequences: int = Field(2, ge=1, le=1000)
+    """Texts a prompt."""
+    max_new_tokens: int = Field(120, ge=1, le=100_000)
+    decoding: Literal["greedy", "sample"] = "sample"
+    temperature: float = Field(0.8, gt=0, le=100)
+    top_k: int | None = Field(50, ge=1)
+    top_p: float | None = Field(0.95, gt=0, le=1)
+    seed: int = Field(42, ge=0, lt=2**32)
+
+
+class Gate(Section):
+    min_improvement: float = Field(0.0, ge=0)
+    """Share by which held-out perplexity must fall below the champion's; 0: any improvement."""
+    max_perplexity: float | None = Field(None, gt=1)
+    """No champion above this held-out perplexity; null: no limit."""
+    max_verbatim_recall: float | None = Field(None, ge=0, le=1)
+    """No champion that recalls more of its training text; null: named, not refused."""
+    require_target: bool = False
+    """No champion that missed its target loss."""
+
+
+class Register(Section):
+    name: str = Field("gpt2", pattern=r"^[A-Za-z0-9._-]+$")
+    text_name: str = Field("gpt2-text", pattern=r"^[A-Za-z0-9._-]+$")
+    gate: Gate = Gate()
+
+
+class Params(Section):
+    run: Run = Run()
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    sample: Sample = Sample()
+    register_: Register = Field(Register(), alias="register")  # `register` is a method of pydantic's metaclass
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.model.init == "scratch":
+            block_size = GPTConfig.from_preset(self.model.preset, **self.model.overrides).block_size
+            check_sequence_length(self.train.sequence_length, block_size)
+        share = self.train.batch_size % self.run.nproc_per_node
+        if share:
+            raise ValueError(
+                f"train.batch_size ({self.train.batch_size}) must be a multiple of run.nproc_per_node "
+                f"({self.run.nproc_per_node}); try {self.train.batch_size - share or self.run.nproc_per_node}."
+            )
+        per_device = self.train.batch_size // self.run.nproc_per_node
+        micro = self.train.micro_batch_size
+        if micro is not None and per_device % micro:
+            raise ValueError(
+                f"train.micro_batch_size ({micro}) must divide the sequences a device and step ({per_device})."
+            )
+        return self
+
+
+def check_sequence_length(sequence_length: int, block_size: int) -> None:
+    """Raises UserError where a training sequence does not fit the model's positions."""
+    if sequence_length > block_size:
+        raise UserError(
+            f"train.sequence_length ({sequence_length}) must not exceed the model's block_size ({block_size}); "
+            f"set it to {block_size} or less."
+        )
+
+
+def load_params(path: Path = paths.PARAMS) -> Params:
+    """Read and check a params file. Raises UserError with a line for each problem."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run this from the project's folder.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not valid UTF-8.") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
+        raise UserError(f"{path}, {where}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+    return parse_params({} if values is None else values, source=str(path))
+
+
+def parse_params(values: Any, source: str = "params") -> Params:
+    """Check nested `values`. Raises UserError with a line for each problem, each naming its key."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{source}: {line}" for line in describe_problems(error))) from None
+
+
+def describe_problems(error: ValidationError) -> list[str]:
+    """A line for each problem: key, value, rule, and for an unknown key the nearest known one."""
+    lines = []
+    for problem in error.errors():
+        # pydantic puts the branch of a union at the end of the location; users know keys only.
+        location = [str(part) for part in problem["loc"] if part not in ("int", "float", "str") and "[" not in str(part)]
+        key = ".".join(location)
+        if problem["type"] == "extra_forbidden":
+            nearest = get_close_matches(location[-1], known_keys(location[:-1]), n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known_keys(location[:-1]))}."
+            line = f"unknown key {key}; {hint}"
+        elif problem["type"] == "value_error":
+            message = str(problem["ctx"]["error"])
+            line = f"{key}: {message}" if key and f"{key}." not in message else message
+        else:
+            line = f"{key} ({problem['input']!r}): {problem['msg'][0].lower()}{problem['msg'][1:]}."
+        if line not in lines:
+            lines.append(line)
+    return lines
+
+
+def known_keys(location: list[str]) -> list[str]:
+    """Keys of the section at `location`, as written in params.yaml."""
+    section: Any = Params
+    for part in location:
+        field = next((f for name, f in section.model_fields.items() if part in (name, f.alias)), None)
+        section = field.annotation if field else None
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return []
+    return [field.alias or name for name, field in section.model_fields.items()]

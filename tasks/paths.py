@@ -1,0 +1,22 @@
+"""Names of the pipeline's inputs and outputs, relative to the project; `dvc.yaml` lists the same (a test compares)."""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+DVC_LOCK = Path("dvc.lock")
+BUNDLED_CORPUS = Path("data/corpus/shakespeare-plays.txt")
+RAW = Path("data/raw")
+PROVENANCE = RAW / "provenance.json"
+TOKENS = Path("data/tokens")
+CHECKPOINTS = Path("models/checkpoints")
+BEST_MODEL = Path("models/best")
+RUN = Path("models/run.json")
+LOGS = Path("logs")
+HISTORY = Path("reports/training_history.json")
+TRAIN_METRICS = Path("reports/metrics/train.json")
+EVALUATE_METRICS = Path("reports/metrics/evaluate.json")
+SAMPLES = Path("reports/samples.json")
+SAMPLES_PAGE = Path("reports/samples.md")
+PLOTS = Path("reports/plots")
+REGISTERED = Path("reports/registered.json")
+MLRUNS = Path("mlruns")
