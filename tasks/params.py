@@ -58,7 +58,7 @@ class Data(Section):
     licence: str | None = None
     """Licence of the text, for the data sheet; null: unknown, but for the bundled and named sets."""
     split_by: Literal["auto", "documents", "tokens"] = "auto"
-    """documents: whole documents go to one split; tokens: three runs of consecutive tokens; auto: documents where there are enough."""
+    """documents: whole documents go to one split; tokens: three runs of tokens; auto: documents where there are enough."""
     split: Split = Split()
     max_tokens: int | None = Field(None, ge=1)
     """Keep only so many tokens from the start; null: all."""
@@ -177,7 +177,8 @@ class Train(Section):
     def _sizes_fit(self) -> Self:
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
-                f"min_learning_rate ({self.min_learning_rate:g}) must not exceed learning_rate ({self.learning_rate:g})."
+                f"min_learning_rate ({self.min_learning_rate:g}) must not exceed "
+                f"learning_rate ({self.learning_rate:g})."
             )
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             fitting = max(1, self.batch_size // self.micro_batch_size) * self.micro_batch_size
@@ -298,7 +299,9 @@ def describe_problems(error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors():
         # pydantic puts the branch of a union at the end of the location; users know keys only.
-        location = [str(part) for part in problem["loc"] if part not in ("int", "float", "str") and "[" not in str(part)]
+        location = [
+            str(part) for part in problem["loc"] if part not in ("int", "float", "str") and "[" not in str(part)
+        ]
         key = ".".join(location)
         if problem["type"] == "extra_forbidden":
             nearest = get_close_matches(location[-1], known_keys(location[:-1]), n=1, cutoff=0.5)

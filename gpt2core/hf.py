@@ -1,0 +1,202 @@
+"""To and from the Hugging Face layout: config.json, safetensors, and Conv1D's transposed matrices."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gpt2core.config import GPTConfig
+from gpt2core.errors import UserError
+from gpt2core.files import atomic_path, read_json, write_json
+from gpt2core.model import GPT
+
+RELEASED = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+# transformers keeps these as Conv1D, (in, out); nn.Linear is (out, in).
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# Settings of transformers' GPT2Config that would make it another architecture, with the value GPT-2 has.
+FIXED_SETTINGS = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+
+
+def load_pretrained(name_or_directory: str | Path) -> GPT:
+    """See `GPT.from_pretrained`."""
+    directory = find_weights(name_or_directory)
+    config = read_config(directory)
+    model = GPT(config)
+    load_state(model, read_tensors(directory), directory)
+    return model.eval()
+
+
+def find_weights(name_or_directory: str | Path) -> Path:
+    """The directory that holds the weights; a name is looked up in the hub's cache, then on the hub."""
+    directory = Path(name_or_directory)
+    if directory.is_dir():
+        return directory
+    name = str(name_or_directory)
+    if name not in RELEASED:
+        raise UserError(
+            f"no model at {name!r}: it is neither a directory nor one of {', '.join(RELEASED)}; check model.init."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    patterns = ["config.json", "model.safetensors"]
+    try:
+        return Path(snapshot_download(RELEASED[name], allow_patterns=patterns, local_files_only=True))
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        pass
+    try:
+        return Path(snapshot_download(RELEASED[name], allow_patterns=patterns))
+    except Exception as error:  # the hub client raises many kinds, for as many ways of being offline
+        raise UserError(
+            f"the weights of {name!r} are not in the Hugging Face cache and the hub cannot be reached "
+            f"({type(error).__name__}). On a machine with a network run `hf download {RELEASED[name]} config.json "
+            f"model.safetensors --local-dir {name}`, copy that folder here and set model.init to its path."
+        ) from None
+
+
+def read_config(directory: Path) -> GPTConfig:
+    """GPTConfig of a directory's config.json. Raises UserError for another architecture."""
+    path = directory / "config.json"
+    try:
+        values = read_json(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {directory} is not a model in the Hugging Face layout.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(values, dict) or values.get("model_type") != "gpt2":
+        kind = values.get("model_type") if isinstance(values, dict) else None
+        raise UserError(f"{path}: model_type is {kind!r}, not 'gpt2'; only GPT-2 models can be loaded.")
+    for key, allowed in FIXED_SETTINGS.items():
+        if values.get(key, allowed[0]) not in allowed:
+            raise UserError(f"{path}: {key} is {values[key]!r}; GPT-2 has {allowed[0]!r}, others are not supported.")
+    try:
+        return GPTConfig(
+            vocab_size=int(values["vocab_size"]),
+            block_size=int(values["n_positions"]),
+            n_layer=int(values["n_layer"]),
+            n_head=int(values["n_head"]),
+            n_embd=int(values["n_embd"]),
+            n_inner=values.get("n_inner"),
+            drop_rate=float(values.get("resid_pdrop", 0.1)),
+            qkv_bias=bool(values.get("qkv_bias", True)),
+            layer_norm_epsilon=float(values.get("layer_norm_epsilon", 1e-5)),
+        )
+    except KeyError as error:
+        raise UserError(f"{path}: the key {error.args[0]!r} is missing.") from None
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a directory's safetensors, one file or sharded. Raises UserError when damaged or absent."""
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        # Only the file's name counts: an index must not lead out of its directory.
+        files = sorted({directory / Path(name).name for name in read_json(index)["weight_map"].values()})
+    else:
+        files = [directory / "model.safetensors"]
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        if not path.exists():
+            hint = " pytorch_model.bin is a pickle and is not loaded; save it as safetensors." * any(
+                directory.glob("pytorch_model*.bin")
+            )
+            raise UserError(f"{path} is missing.{hint}")
+        try:
+            with safe_open(path, framework="pt") as handle:
+                tensors.update({key: handle.get_tensor(key) for key in handle.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged ({error}); fetch or save it again.") from None
+    return tensors
+
+
+def load_state(model: GPT, tensors: dict[str, Tensor], source: Path) -> None:
+    """Fill `model` from tensors named as transformers names them. Raises UserError naming what does not fit."""
+    state = from_hf_state(tensors)
+    if not model.config.qkv_bias:  # written as zeros for transformers, which always has one
+        state = {k: v for k, v in state.items() if not (k.endswith("attn.c_attn.bias") and not v.any())}
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    problems = [f"{name} is missing" for name in expected if name not in state]
+    problems += [f"{name} is unknown" for name in state if name not in expected]
+    problems += [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in state and state[name].shape != shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{source}: weights of another architecture: {'; '.join(problems[:3])}{more}.")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(state[name])
+
+
+def from_hf_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under this library's names, matrices as nn.Linear has them."""
+    state = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix("transformer.")
+        # Buffers of old releases: the causal mask and its fill value.
+        if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "lm_head.weight":
+            continue
+        state[name] = tensor.t() if name.endswith(TRANSPOSED) else tensor
+    head, wte = tensors.get("lm_head.weight"), state.get("wte.weight")
+    if head is not None and wte is not None and not torch.equal(head, wte):
+        raise UserError("lm_head.weight differs from wte.weight: an untied head is not GPT-2's and cannot be loaded.")
+    return state
+
+
+def to_hf_state(model: GPT) -> dict[str, Tensor]:
+    """Tensors as transformers' GPT2LMHeadModel names and shapes them; a missing qkv bias is written as zeros."""
+    state = {}
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach().to("cpu", torch.float32)
+        state[f"transformer.{name}"] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).contiguous()
+    if not model.config.qkv_bias:
+        for layer in range(model.config.n_layer):
+            state[f"transformer.h.{layer}.attn.c_attn.bias"] = torch.zeros(3 * model.config.n_embd)
+    return state
+
+
+def hf_config(config: GPTConfig) -> dict[str, Any]:
+    """The config.json of `config`."""
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": config.vocab_size,
+        "n_positions": config.block_size,
+        "n_ctx": config.block_size,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "n_inner": config.n_inner,
+        "activation_function": "gelu_new",
+        "resid_pdrop": config.drop_rate,
+        "embd_pdrop": config.drop_rate,
+        "attn_pdrop": config.drop_rate,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "initializer_range": 0.02,
+        "qkv_bias": config.qkv_bias,
+        "tie_word_embeddings": True,
+        "bos_token_id": min(50256, config.vocab_size - 1),
+        "eos_token_id": min(50256, config.vocab_size - 1),
+        "dtype": "float32",
+    }
+
+
+def save_pretrained(model: GPT, directory: Path) -> None:
+    """See `GPT.save_pretrained`; each file takes its name only when it is whole."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with atomic_path(directory / "model.safetensors") as partial:
+        save_file(to_hf_state(model), partial, metadata={"format": "pt"})
+    config = hf_config(model.config)
+    write_json(directory / "config.json", config)
+    eos = config["eos_token_id"]
+    write_json(directory / "generation_config.json", {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos})

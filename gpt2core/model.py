@@ -1,0 +1,178 @@
+"""GPT-2 decoder (Radford et al. 2019). Parameter names follow the released weights.
+
+Shapes: B batch, T tokens, S tokens in the cache and the input together, C n_embd, H n_head, D head_dim, V vocab_size.
+"""
+
+import math
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gpt2core.config import GPTConfig
+from gpt2core.errors import UserError
+
+
+class Cache(Protocol):
+    """Keys and values of the tokens already seen."""
+
+    @property
+    def length(self) -> int:
+        """Tokens already seen."""
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the new k, v (B, H, T, D) of a layer; returns those of all tokens, (B, H, S, D)."""
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.n_head, self.n_embd, self.head_dim = config.n_head, config.n_embd, config.head_dim
+        self.layer = layer
+        self.drop_rate = config.drop_rate
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.drop_rate)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).split(self.n_embd, dim=-1)  # each (B, T, C)
+        q = q.view(B, T, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
+        k = k.view(B, T, self.n_head, self.head_dim).transpose(1, 2)
+        v = v.view(B, T, self.n_head, self.head_dim).transpose(1, 2)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
+        dropout = self.drop_rate if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return self.resid_dropout(self.c_proj(y))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, config.feed_forward_width)
+        # GPT-2 was trained with the tanh approximation; exact GELU breaks parity.
+        self.act = nn.GELU(approximate="tanh")
+        self.c_proj = nn.Linear(config.feed_forward_width, config.n_embd)
+        self.dropout = nn.Dropout(config.drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.act(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = SelfAttention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask, cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """The language model. Its head is the token embedding itself (`lm_head.weight is wte.weight`)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.drop_rate)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.wte.weight
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer): openai/gpt-2 `src/model.py` and paper, 2.3."""
+        if isinstance(module, nn.Linear):
+            if module is not self.lm_head:
+                nn.init.normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        elif isinstance(module, Block):
+            for projection in (module.attn.c_proj, module.mlp.c_proj):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        targets: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V) for token_ids (B, T) int64; with targets (B, T) the mean loss in nats instead, a scalar.
+
+        `attention_mask` (B, S) is 0 at left padding. With a `cache`, token_ids are the tokens after those it holds.
+        Raises UserError when the tokens do not fit into block_size.
+        """
+        x = self.hidden_states(token_ids, attention_mask, cache)  # (B, T, C)
+        logits = self.lm_head(x)  # (B, T, V)
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    def hidden_states(
+        self, token_ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """Final hidden states (B, T, C), after ln_f."""
+        T = token_ids.shape[1]
+        seen = cache.length if cache is not None else 0
+        if seen + T > self.config.block_size:
+            raise UserError(
+                f"{seen + T} tokens do not fit into the model's block_size ({self.config.block_size}); "
+                "use a shorter prompt or generate fewer tokens."
+            )
+        positions = torch.arange(seen, seen + T, device=token_ids.device)  # (T,)
+        mask = None
+        if attention_mask is not None:
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -T:]  # (B, T)
+            mask = _causal_mask(T, seen + T, token_ids.device) & attention_mask[:, None, None, :].bool()
+            # A padding row sees itself, else its softmax has no term and is NaN.
+            mask = mask | torch.eye(T, seen + T, dtype=torch.bool, device=mask.device).roll(seen, dims=1)
+        elif seen:
+            mask = _causal_mask(T, seen + T, token_ids.device)
+        x = self.drop(self.wte(token_ids) + self.wpe(positions))
+        for block in self.h:
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, mask, use_reentrant=False)
+            else:
+                x = block(x, mask, cache)
+        return self.ln_f(x)
+
+    def num_parameters(self) -> int:
+        """Parameters, the tied head counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @classmethod
+    def from_pretrained(cls, name_or_directory: str | Path) -> "GPT":
+        """Weights of a released size by name, or of a directory in the Hugging Face layout, as fp32 in eval mode.
+
+        Raises UserError where they are not to be had, or are of another architecture.
+        """
+        from gpt2core.hf import load_pretrained
+
+        return load_pretrained(name_or_directory)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `config.json`, `generation_config.json` and `model.safetensors` as `transformers` reads them."""
+        from gpt2core.hf import save_pretrained
+
+        save_pretrained(self, Path(directory))
+
+
+def _causal_mask(T: int, S: int, device: torch.device) -> Tensor:
+    """(T, S), True where one of the last T of S tokens may look."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
