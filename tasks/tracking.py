@@ -1,0 +1,338 @@
+"""The MLflow run of a pipeline execution: `finetune` starts it, every later stage reopens it from models/run.json."""
+
+import getpass
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from gpt2core.errors import UserError
+from gpt2core.files import read_json, sha256_file
+from tasks import paths
+from tasks.params import Params, load_params
+from tasks.stage import say
+from tasks.tracking_buffer import MetricBuffer, Point, SystemMetrics
+from tasks.tracking_store import (
+    connect,
+    experiment_id,
+    flatten,
+    mlruns,
+    one_line,
+    redact,
+    remember_restored_run,
+    restored_runs,
+    tracking_uri,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+__all__ = ["TrackedRun", "link_cached_run", "report_metrics", "start_run", "tracked_run", "tracking_uri"]
+
+_PARAM_LIMIT = 6000  # characters that MLflow keeps of a parameter
+_TAG_LIMIT = 5000
+_UNKNOWN = "unknown"
+
+
+class TrackedRun:
+    """One MLflow run. Nothing here stops a stage: where the store fails, metrics wait in a spool and the rest warns."""
+
+    def __init__(self, client: "MlflowClient", run: "Run") -> None:
+        self.client = client
+        self.run_id = str(run.info.run_id)
+        self.run_name = str(run.info.run_name)
+        self.experiment_id = str(run.info.experiment_id)
+        self._params = dict(run.data.params)
+        last_steps = {metric.key: int(metric.step) for metric in run.data._metric_objs}
+        self._next_system_step = 1 + max(
+            (step for key, step in last_steps.items() if key.startswith("system/")), default=-1
+        )
+        self._buffer = MetricBuffer(self._write, mlruns() / "spool" / f"{self.run_id}.jsonl", last_steps)
+        self._system: SystemMetrics | None = None
+
+    def record(self, experiment: str) -> dict[str, str]:
+        """What models/run.json says of this run; no password and, for the local store, no place of this machine."""
+        uri = redact(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.MLRUNS.as_posix()}/mlflow.db")
+        return {"run_id": self.run_id, "experiment": experiment, "tracking_uri": uri, "run_name": self.run_name}
+
+    def log_params(self, params: Params) -> None:
+        """Every parameter, as `train.learning_rate`. MLflow never changes one: a later change goes to a tag."""
+        from mlflow.entities import Param
+
+        values = _param_values(params)
+        new = [Param(key, value) for key, value in values.items() if key not in self._params]
+        changed = {key: value for key, value in values.items() if self._params.get(key, value) != value}
+        if new:
+            self._attempt("parameters", lambda: self.client.log_batch(self.run_id, params=new))
+            self._params.update({param.key: param.value for param in new})
+        if changed:
+            self.set_tags({"params_changed_later": json.dumps(changed, sort_keys=True, ensure_ascii=False)})
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None, timestamp: int | None = None) -> None:
+        """Hand over metrics (microseconds; a thread sends them). `timestamp` in milliseconds since 1970."""
+        self._buffer.add(metrics, step, timestamp)
+
+    def log_text(self, text: str, artifact_file: str) -> None:
+        self._attempt(artifact_file, lambda: self.client.log_text(self.run_id, text, artifact_file))
+
+    def log_artifact(self, path: Path, artifact_path: str | None = None) -> None:
+        self._attempt(str(path), lambda: self.client.log_artifact(self.run_id, str(path), artifact_path))
+
+    def log_artifacts(self, directory: Path, artifact_path: str | None = None) -> None:
+        self._attempt(str(directory), lambda: self.client.log_artifacts(self.run_id, str(directory), artifact_path))
+
+    def log_dataset(self, manifest: Mapping[str, Any], split: str) -> None:
+        """The split as an MLflow dataset: name, digest, source, and its tokens and documents."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        facts = manifest["splits"][split]
+        source = redact(str(manifest.get("source") or _UNKNOWN))
+        dataset = Dataset(
+            name=f"{Path(source).name or source}-{split}"[:500],
+            digest=str(facts["sha256"])[:12],
+            source_type="local",
+            source=json.dumps({"uri": source}),
+            profile=json.dumps({key: facts[key] for key in ("tokens", "documents", "sha256")}),
+        )
+        context = {"train": "training", "val": "validation"}.get(split, split)
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
+        self._attempt(f"data set {split}", lambda: self.client.log_inputs(self.run_id, inputs))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(key, str(value)[:_TAG_LIMIT]) for key, value in tags.items()]
+        self._attempt("tags", lambda: self.client.log_batch(self.run_id, tags=entries))
+
+    def watch_system(self) -> None:
+        """Log the machine's load until `finish`."""
+        if self._system is None:
+            self._system = SystemMetrics(self._buffer, self._next_system_step)
+
+    def flush(self) -> bool:
+        """Send what waits; False where the store fails and it waits on in the spool."""
+        return self._buffer.flush()
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Flush, and set the status: FINISHED, FAILED, or KILLED for one that was interrupted."""
+        if self._system is not None:
+            self._system.stop()
+            self._system = None
+        self._buffer.close()
+        self._attempt("the status", lambda: self.client.set_terminated(self.run_id, status))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
+
+    def _write(self, points: list[Point]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(point.key, point.value, point.timestamp, point.step) for point in points]
+        self.client.log_batch(self.run_id, metrics=metrics)
+
+    def _attempt(self, what: str, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:  # requests, SQLAlchemy, boto and MLflow each raise their own
+            say(f"tracking: warning: {what} did not reach MLflow run {self.run_name}: {one_line(error)}")
+
+
+def start_run(params: Params, run_name: str | None = None, resume_run_id: str | None = None) -> TrackedRun:
+    """The run of a training: a new one, or `resume_run_id` again where the store has it.
+
+    It has every parameter, the tags that say where it came from, and the machine's load until `finish`.
+    Raises UserError where the store cannot be used.
+    """
+    client = connect()
+    run = _find_run(client, resume_run_id) if resume_run_id else None
+    if run is None:
+        run = client.create_run(experiment_id(client, params.run.experiment), run_name=run_name, tags=_origin_tags())
+    else:
+        client.update_run(run.info.run_id, status="RUNNING")
+    tracked = TrackedRun(client, run)
+    tracked.log_params(params)
+    tracked.watch_system()
+    return tracked
+
+
+@contextmanager
+def tracked_run() -> Iterator[TrackedRun]:
+    """The run that produced models/best, open again for a later stage.
+
+    A run that this store has not (its results came by `dvc pull`) is made anew from the files, tagged `cached_from`;
+    later stages share it. Raises UserError where models/run.json is missing or the store cannot be used.
+    """
+    record = _read_run_record()
+    client = connect()
+    run = _find_run(client, record["run_id"]) or _find_run(client, restored_runs().get(record["run_id"], ""))
+    if run is None:
+        tracked = _restore_run(client, record)
+    else:
+        client.update_run(run.info.run_id, status="RUNNING")
+        tracked = TrackedRun(client, run)
+        tracked.log_params(load_params())
+    with tracked:
+        yield tracked
+
+
+def link_cached_run(run_id: str, flow_run_id: str) -> str:
+    """A second run for a flow run whose inputs had not changed: parameters and final metrics of `run_id`, and a link.
+
+    Returns its id. Raises UserError where the store cannot be used.
+    """
+    from mlflow.entities import Metric, Param
+
+    client = connect()
+    origin = _find_run(client, run_id) or _find_run(client, restored_runs().get(run_id, ""))
+    tags = {**_origin_tags(), "cached_from": run_id, "prefect_flow_run_id": flow_run_id}
+    if origin is None:
+        params = load_params()
+        run = client.create_run(experiment_id(client, params.run.experiment), tags=tags)
+        with TrackedRun(client, run) as tracked:
+            tracked.log_params(params)
+            tracked.log_metrics(report_metrics())
+        return str(run.info.run_id)
+    run = client.create_run(
+        origin.info.experiment_id, run_name=f"{origin.info.run_name} (cached)", tags={**_own_tags(origin), **tags}
+    )
+    metrics = [
+        Metric(metric.key, metric.value, metric.timestamp, metric.step)
+        for metric in origin.data._metric_objs
+        if not metric.key.startswith("system/")
+    ]
+    client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in origin.data.params.items()])
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
+    client.set_terminated(run.info.run_id, "FINISHED")
+    return str(run.info.run_id)
+
+
+def report_metrics() -> dict[str, float]:
+    """Final metrics from the reports: train.json's names, and `evaluate/<split>_<name>` from evaluate.json."""
+    metrics: dict[str, Any] = {}
+    if paths.TRAIN_METRICS.exists():
+        metrics.update(read_json(paths.TRAIN_METRICS))
+    if paths.EVALUATE_METRICS.exists():
+        metrics.update(evaluation_metrics(read_json(paths.EVALUATE_METRICS)))
+    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+
+
+def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of evaluate.json, as MLflow metrics in one group."""
+    metrics: dict[str, float] = {}
+    for split in ("train", "val", "test"):
+        for name, value in (evaluation.get(split) or {}).items():
+            metrics[f"evaluate/{split}_{name}"] = value
+    for name in ("verbatim_recall", "generalisation_gap"):
+        if evaluation.get(name) is not None:
+            metrics[f"evaluate/{name}"] = evaluation[name]
+    return metrics
+
+
+def _read_run_record() -> dict[str, str]:
+    try:
+        record = read_json(paths.RUN)
+        return {"run_id": str(record["run_id"]), "run_name": str(record.get("run_name") or "")}
+    except FileNotFoundError:
+        raise UserError(f"{paths.RUN} is missing: run the stage finetune first (`dvc repro finetune`).") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{paths.RUN} is damaged (no run_id in it): run `dvc repro --force finetune`.") from None
+
+
+def _find_run(client: "MlflowClient", run_id: str) -> "Run | None":
+    from mlflow.exceptions import MlflowException
+
+    if not run_id:
+        return None
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise UserError(f"cannot read run {run_id} from {redact(tracking_uri())}: {one_line(error)}") from None
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def _restore_run(client: "MlflowClient", record: Mapping[str, str]) -> TrackedRun:
+    params = load_params()
+    tags = {**_origin_tags(), "cached_from": record["run_id"]}
+    name = record["run_name"] or None
+    run = client.create_run(experiment_id(client, params.run.experiment), run_name=name, tags=tags)
+    remember_restored_run(record["run_id"], str(run.info.run_id))
+    say(
+        f"tracking: run {record['run_id']} is not in this store; {run.info.run_name} ({run.info.run_id}) stands for it."
+    )
+    tracked = TrackedRun(client, run)
+    tracked.log_params(params)
+    for row in read_json(paths.HISTORY) if paths.HISTORY.exists() else []:
+        tracked.log_metrics({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+    tracked.log_metrics(report_metrics())
+    return tracked
+
+
+def _param_values(params: Params) -> dict[str, str]:
+    values = {}
+    for key, value in flatten(params.model_dump(mode="json", by_alias=True)).items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        text = redact(text)
+        values[key] = text if len(text) <= _PARAM_LIMIT else f"{text[: _PARAM_LIMIT - 1]}…"
+    return values
+
+
+def _own_tags(run: "Run") -> dict[str, str]:
+    """Tags of a run but for MLflow's bookkeeping, which belongs to that run alone."""
+    return {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
+
+
+def _origin_tags() -> dict[str, str]:
+    """Where a run came from: commit, pipeline state, data, flow run, user."""
+    tags = _git_tags()
+    if paths.DVC_LOCK.exists():
+        tags["dvc_lock_sha256"] = sha256_file(paths.DVC_LOCK)
+    manifest = paths.TOKENS / "manifest.json"
+    if manifest.exists():
+        tags["data_sha256"] = str(read_json(manifest).get("sha256", _UNKNOWN))
+    if flow_run_id := os.environ.get("GPT2_FLOW_RUN_ID"):
+        tags["prefect_flow_run_id"] = flow_run_id
+    tags["mlflow.source.name"] = Path(sys.argv[0]).name or "python"
+    tags["mlflow.source.type"] = "LOCAL"
+    try:
+        tags["mlflow.user"] = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        tags["mlflow.user"] = _UNKNOWN
+    return tags
+
+
+def _git_tags() -> dict[str, str]:
+    """Commit, and whether code or parameters differ from it. A download has none, even inside another repository."""
+    if _git("ls-files", "--error-unmatch", paths.PARAMS.as_posix()) is None:
+        return {"git_commit": _UNKNOWN, "git_dirty": _UNKNOWN}
+    # The pipeline's own outputs change with every run; they do not make the code dirty.
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports")
+    commit = _git("rev-parse", "HEAD") or _UNKNOWN
+    tags = {"git_commit": commit, "git_dirty": _UNKNOWN if changes is None else str(bool(changes)).lower()}
+    if commit != _UNKNOWN:
+        tags["mlflow.source.git.commit"] = commit
+    return tags
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

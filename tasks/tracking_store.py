@@ -1,0 +1,199 @@
+"""Where MLflow keeps what it is told: the store under `mlruns/`, or the one that MLFLOW_TRACKING_URI names."""
+
+import errno
+import json
+import logging
+import os
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2core.errors import UserError
+from tasks import paths
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# Read by MLflow at import or at each call. What the user has set stays.
+_MLFLOW_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # it prints a traceback for what is handled and said in a line here
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+# Columns in which MLflow keeps absolute places of artifacts.
+_PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+    ("model_versions", "source"),
+)
+
+
+def project_root() -> Path:
+    """The folder that holds `mlruns/`: GPT2_PROJECT_ROOT (a flow run's workspace has it set), else the working one."""
+    return Path(os.environ.get("GPT2_PROJECT_ROOT") or Path.cwd()).resolve()
+
+
+def mlruns() -> Path:
+    return project_root() / paths.MLRUNS
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, else the SQLite file in `mlruns/`. May hold a password: show `redact(...)` of it."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(mlruns() / 'mlflow.db').as_posix()}"
+
+
+def redact(text: str) -> str:
+    """`text` without the `user:password@` of any address in it."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error, safe to show."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return redact(lines[0])[:300]
+
+
+def prepare_mlflow() -> None:
+    """Quiet MLflow and bound its waits; before its first import."""
+    for name, value in _MLFLOW_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+
+
+def connect() -> "MlflowClient":
+    """A client of the store; the local one is created where it is missing. Raises UserError where it cannot be used."""
+    prepare_mlflow()
+    uri = tracking_uri()
+    local = not os.environ.get("MLFLOW_TRACKING_URI")
+    try:
+        if local:
+            _prepare_local_store(mlruns())
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # requests, SQLAlchemy, sqlite3 and MLflow each raise their own
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        remedy = (
+            "move that file away to start a new store."
+            if local
+            else "start its server, or unset MLFLOW_TRACKING_URI to use the local store in mlruns/."
+        )
+        raise UserError(f"cannot use the MLflow store {redact(uri)} ({one_line(error)}); {remedy}") from None
+    return client
+
+
+def experiment_id(client: "MlflowClient", name: str) -> str:
+    """Id of the experiment `name`, created where it is not there. Raises UserError where it was deleted."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        location = None if os.environ.get("MLFLOW_TRACKING_URI") else _artifact_location(mlruns())
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except Exception:
+            # Another process may have been faster.
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage == "deleted":
+        raise UserError(
+            f"run.experiment ({name!r}) was deleted in MLflow; choose another name, or restore it with "
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`."
+        )
+    return str(experiment.experiment_id)
+
+
+def _artifact_location(directory: Path) -> str:
+    return (directory / "artifacts").as_uri()
+
+
+def _prepare_local_store(directory: Path) -> None:
+    """Create `mlflow.db` once, whole, however many processes ask at once; mend its paths where the folder was moved."""
+    from filelock import FileLock
+
+    database = directory / "mlflow.db"
+    directory.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory / ".store.lock"):
+        if not database.exists():
+            _create_database(database)
+        _relocate(database, _artifact_location(directory))
+
+
+def _create_database(database: Path) -> None:
+    partial = database.with_name(".mlflow.db.partial")
+    partial.unlink(missing_ok=True)
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+    engine = create_sqlalchemy_engine(f"sqlite:///{partial.as_posix()}")
+    try:
+        _initialize_tables(engine)
+    finally:
+        engine.dispose()
+    with closing(sqlite3.connect(partial)) as connection:
+        # Readers (the UI) and writers (two runs) then do not wait for each other.
+        connection.execute("PRAGMA journal_mode=WAL")
+    partial.replace(database)
+
+
+def _relocate(database: Path, location: str) -> None:
+    """MLflow keeps artifact places absolute: after the project's folder moved or was copied, point them here."""
+    with closing(sqlite3.connect(database, timeout=20)) as connection, connection:
+        rows = connection.execute(
+            "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE 'file://%/mlruns/artifacts'"
+        ).fetchall()
+        for (old,) in rows:
+            if old == location:
+                continue
+            for table, column in _PLACES:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                    (location, len(old) + 1, old, len(old) + 1, f"{old}/"),
+                )
+
+
+def restored_runs() -> dict[str, str]:
+    """Runs made here for results that another store's run produced: its id -> ours."""
+    try:
+        return dict(json.loads(_restored_runs_file().read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+
+
+def remember_restored_run(old_run_id: str, run_id: str) -> None:
+    from filelock import FileLock
+
+    from gpt2core.files import write_json
+
+    file = _restored_runs_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(".store.lock")):
+        write_json(file, {**restored_runs(), old_run_id: run_id})
+
+
+def _restored_runs_file() -> Path:
+    return mlruns() / "restored_runs.json"
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"batch_size": 16}}` -> `{"train.batch_size": 16}`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
