@@ -1,0 +1,25 @@
+"""`python -m flows.cached_run FLOW_RUN_ID`, in a workspace at the end of a flow run: prints the id of its MLflow run.
+
+That is the run that trained the model, where this flow run trained it. Where DVC restored the model, it is a second
+run that says `cached_from`.
+"""
+
+import sys
+
+from gpt2core.files import read_json
+from tasks import paths, tracking
+from tasks.stage import run_stage
+from tasks.tracking_store import connect
+
+
+def flow_run_record(flow_run_id: str) -> str:
+    """The MLflow run of this flow run. Raises UserError where the store cannot be used."""
+    trained = str(read_json(paths.RUN)["run_id"])
+    client = connect()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    own = client.search_runs(experiments, f"tags.prefect_flow_run_id = '{flow_run_id}'", max_results=1)
+    return str(own[0].info.run_id) if own else tracking.link_cached_run(trained, flow_run_id)
+
+
+if __name__ == "__main__":
+    run_stage("cached_run", lambda: print(flow_run_record(sys.argv[1]), flush=True))

@@ -1,0 +1,219 @@
+"""Flow `fine-tune`: the stages of dvc.yaml one after the other, a Prefect task each, in a workspace of the run's own.
+
+`python -m flows.fine_tune [--set train.learning_rate=1e-4 ...]` runs it here and now; with `python -m flows.serve`,
+`prefect deployment run 'fine-tune/local' -p 'train={"learning_rate": 1e-4}'` hands it to the worker.
+"""
+
+import argparse
+import os
+import re
+import sys
+import time
+import urllib.request
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.states import Failed
+
+from flows import summary
+from flows.child import ChildError, run_child
+from flows.overrides import (
+    DataOverrides,
+    EvaluateOverrides,
+    ModelOverrides,
+    RegisterOverrides,
+    RunOverrides,
+    SampleOverrides,
+    TrainOverrides,
+    check_merged,
+    parse_overrides,
+)
+from flows.workspace import open_workspace, remove_workspace
+from gpt2core.errors import UserError
+from gpt2core.files import read_json
+from tasks import paths
+from tasks.params import load_params
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("download", "tokenize", "finetune", "evaluate", "sample", "plot", "register")
+
+# Share of a run's time, roughly, so that the progress bar does not stand at 2/7 for all of the training.
+_WEIGHTS = {"finetune": 14.0}
+_STEP = re.compile(r"\bstep (\d+)/(\d+)")
+_UPDATE_SECONDS = 5.0
+
+
+class Progress:
+    """A progress artifact of the flow run, moved on at most every few seconds."""
+
+    def __init__(self) -> None:
+        self._done = 0.0
+        self._total = sum(_WEIGHTS.get(stage, 1.0) for stage in STAGES)
+        self._updated_at = time.monotonic()
+        created = create_progress_artifact(0.0, key="fine-tune-progress", description="Stages of fine-tune")
+        self._artifact_id: UUID = created  # type: ignore[assignment]  # the annotation is of the async variant
+
+    def within(self, stage: str, line: str) -> None:
+        """Read `step 120/2000` from a line of the training."""
+        found = _STEP.search(line) if stage == "finetune" else None
+        if found and time.monotonic() - self._updated_at > _UPDATE_SECONDS:
+            self._show(self._done + _WEIGHTS["finetune"] * min(1.0, int(found[1]) / max(1, int(found[2]))))
+
+    def finished(self, stage: str) -> None:
+        self._done += _WEIGHTS.get(stage, 1.0)
+        self._show(self._done)
+
+    def _show(self, done: float) -> None:
+        self._updated_at = time.monotonic()
+        update_progress_artifact(self._artifact_id, progress=round(100 * done / self._total, 1))
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def run_stage(stage: str, workspace: Path, environment: Mapping[str, str], progress: Progress) -> Any:
+    """`dvc repro --single-item STAGE` in the workspace; a Failed state with the stage's own reason where it fails."""
+    logger = get_run_logger()
+
+    def on_line(line: str) -> None:
+        logger.info(line)
+        progress.within(stage, line)
+
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
+    try:
+        run_child(command, directory=workspace, environment=environment, on_line=on_line)
+    except ChildError as error:
+        return Failed(message=f"stage {stage} failed: {error}")
+    progress.finished(stage)
+    return None
+
+
+# The section is called what params.yaml calls it; pydantic's metaclass happens to have a method of that name.
+warnings.filterwarnings("ignore", message='Field name "register"', category=UserWarning)
+
+
+@flow(name="fine-tune", persist_result=False, description="A text file in, a registered GPT-2 out.")
+def fine_tune(
+    run: RunOverrides = RunOverrides(),  # noqa: B008  # frozen
+    data: DataOverrides = DataOverrides(),  # noqa: B008
+    model: ModelOverrides = ModelOverrides(),  # noqa: B008
+    train: TrainOverrides = TrainOverrides(),  # noqa: B008
+    evaluate: EvaluateOverrides = EvaluateOverrides(),  # noqa: B008
+    sample: SampleOverrides = SampleOverrides(),  # noqa: B008
+    register: RegisterOverrides = RegisterOverrides(),  # noqa: B008
+) -> Any:
+    """Fine-tune with params.yaml, and over it the keys given here. What is left empty stays as params.yaml has it."""
+    logger = get_run_logger()
+    sections = {
+        "run": run, "data": data, "model": model, "train": train, "evaluate": evaluate, "sample": sample,
+        "register": register,
+    }  # fmt: skip
+    overrides = {name: values for name, section in sections.items() if (values := section.values())}
+    flow_run_id = str(flow_run.id)
+    try:
+        check_merged(load_params(ROOT / paths.PARAMS), overrides)
+        workspace = open_workspace(ROOT, flow_run_id, overrides)
+    except UserError as error:
+        return Failed(message=str(error))
+    logger.info("workspace: %s", workspace)
+    finished = False
+    try:
+        state = _run_stages(workspace, flow_run_id, logger.info)
+        finished = state is None
+    finally:
+        if not finished:
+            logger.warning("the workspace is kept: %s; a retry of this flow run goes on in it.", workspace)
+    if finished:
+        remove_workspace(ROOT, workspace)
+    return state
+
+
+def _run_stages(workspace: Path, flow_run_id: str, say: Callable[..., None]) -> Any:
+    """All stages and the summary; the Failed state of the first stage that fails, else None."""
+    environment = child_environment(flow_run_id)
+    progress = Progress()
+    for stage in STAGES:
+        named = run_stage.with_options(name=stage, task_run_name=stage)
+        state = named(stage, workspace, environment, progress, return_state=True)
+        if not state.is_completed():
+            return Failed(message=state.message)
+    try:
+        run_id = _linked_run(workspace, environment, flow_run_id)
+    except ChildError as error:
+        return Failed(message=str(error))
+    reports = summary.collect(workspace)
+    trained_now = run_id == read_json(workspace / paths.RUN)["run_id"]
+    page = summary.markdown(reports, run_id=run_id, trained_now=trained_now, picture=summary.picture(workspace))
+    create_markdown_artifact(page, key="fine-tune-summary", description="Metrics, verdict and curves")
+    say("MLflow run %s, %s", run_id, "trained by this flow run" if trained_now else "restored from DVC's cache")
+    return None
+
+
+def child_environment(flow_run_id: str) -> dict[str, str]:
+    """Ours, with this Python as `python`, and what makes a stage write into the project's MLflow store."""
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",
+        "DVC_NO_ANALYTICS": "true",
+        "GPT2_FLOW_RUN_ID": flow_run_id,
+        "GPT2_PROJECT_ROOT": str(ROOT),
+    }
+
+
+def _linked_run(workspace: Path, environment: Mapping[str, str], flow_run_id: str) -> str:
+    lines: list[str] = []
+    command = [sys.executable, "-m", "flows.cached_run", flow_run_id]
+    run_child(command, directory=workspace, environment=environment, on_line=lines.append)
+    return lines[-1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the flow in this process: 0 for a finished run, 1 a failed one, 2 a wrong override, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.fine_tune", description="Run the flow fine-tune here and now."
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="assignments",
+        help="override a key of params.yaml, as in train.learning_rate=1e-4; may be repeated",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    try:
+        overrides = parse_overrides(options.assignments)
+        check_merged(load_params(ROOT / paths.PARAMS), overrides)
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"fine-tune: error: {line}", file=sys.stderr)
+        return 2
+    try:
+        with server_settings():
+            state: Any = fine_tune(**overrides, return_state=True)
+    except KeyboardInterrupt:
+        return 130
+    if state.is_completed():
+        return 0
+    print(f"fine-tune: error: {state.message}", file=sys.stderr)
+    return 1
+
+
+def server_settings() -> AbstractContextManager[Any]:
+    """The server that is configured, if it answers; else one that lives as long as this process."""
+    url = get_current_settings().api.url
+    if not url or "PREFECT_API_URL" in os.environ:
+        return nullcontext()
+    try:
+        urllib.request.urlopen(f"{url}/health", timeout=2).close()
+    except OSError:
+        return temporary_settings({PREFECT_API_URL: None})
+    return nullcontext()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The flow's parameters: each section of tasks/params.py again, with every key optional, so that there is one schema.
+
+Prefect draws their JSON schema as a form and holds each submission against it.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, create_model
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from gpt2core.errors import UserError
+from tasks import params
+from tasks.params import Params, describe_problems, parse_params
+
+
+class Overrides(BaseModel):
+    """Some keys of a section. `values()` are only those that were given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+    def values(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """A JSON schema's own complaint about an unknown key does not tell the known ones; `propertyNames` does."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        del schema["additionalProperties"]
+        schema["propertyNames"] = {"enum": list(schema.get("properties", {}))}
+        return schema
+
+
+def overrides_of(section: type[BaseModel]) -> type[Overrides]:
+    """`section` with its own bounds, no key required, and no default: what is not given stays as params.yaml has it."""
+    fields: Any = {name: (_annotation(field), _absent(field)) for name, field in section.model_fields.items()}
+    return create_model(f"{section.__name__}Overrides", __base__=Overrides, **fields)
+
+
+def _annotation(field: FieldInfo) -> Any:
+    kind = field.annotation
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return overrides_of(kind)
+    return Annotated[kind, *field.metadata] if field.metadata else kind
+
+
+def _absent(field: FieldInfo) -> Any:
+    # A factory, for a plain default would be written into the form and from there into the run.
+    return Field(default_factory=lambda: None, alias=field.alias, description=field.description)
+
+
+if TYPE_CHECKING:
+    RunOverrides = Overrides
+    DataOverrides = Overrides
+    ModelOverrides = Overrides
+    TrainOverrides = Overrides
+    EvaluateOverrides = Overrides
+    SampleOverrides = Overrides
+    RegisterOverrides = Overrides
+    ParamsOverrides = Overrides
+else:
+    RunOverrides = overrides_of(params.Run)
+    DataOverrides = overrides_of(params.Data)
+    ModelOverrides = overrides_of(params.Model)
+    TrainOverrides = overrides_of(params.Train)
+    EvaluateOverrides = overrides_of(params.Evaluate)
+    SampleOverrides = overrides_of(params.Sample)
+    RegisterOverrides = overrides_of(params.Register)
+    ParamsOverrides = overrides_of(Params)
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """`train.learning_rate=1e-4`, ... as nested values. Raises UserError with a line for each problem."""
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(
+                f"{assignment!r} is not an override; write section.key=value, as in train.learning_rate=1e-4."
+            )
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"{key}: {text!r} is not a value; quote text that has special signs.") from None
+        *sections, last = key.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{key}: {section} was given a value before; it is a section.")
+        place[last] = value
+    try:
+        return ParamsOverrides.model_validate(values).values()
+    except ValidationError as error:
+        raise UserError("\n".join(describe_problems(error))) from None
+
+
+def check_merged(base: Params, overrides: Mapping[str, Any]) -> Params:
+    """All parameters of a run. Raises UserError where they do not go together, which no single section can see."""
+    return parse_params(_merged(base.model_dump(mode="json", by_alias=True), overrides), source="parameters")
+
+
+def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `overrides` laid over, section by section; lists are replaced whole."""
+    result = dict(values)
+    for key, value in overrides.items():
+        below = result.get(key)
+        result[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result

@@ -1,0 +1,184 @@
+"""`python -m flows.serve`: Prefect's server, work pool and worker, and MLflow's page, on this machine only.
+
+Ctrl-C or SIGTERM stops all of it, the worker first, so that a running training saves its checkpoint.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from flows.pool import POOL, cancel_running, close_abandoned, create_pool, worker_is_online
+from flows.services import Service, Services
+from gpt2core.errors import UserError
+from tasks import paths
+from tasks.stage import say
+from tasks.tracking_store import connect, redact, tracking_uri
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = "127.0.0.1"
+DEFAULT_PREFECT_PORT = 4200
+DEFAULT_MLFLOW_PORT = 5000
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve(prefect_port: int, mlflow_port: int) -> None:
+    """Start everything, say how to use it, and stay until a signal. Raises UserError where something does not start."""
+    check_port(prefect_port, "--prefect-port")
+    check_port(mlflow_port, "--mlflow-port")
+    api = f"http://{HOST}:{prefect_port}/api"
+    store = open_store()
+    environment = {**os.environ, "PREFECT_API_URL": api, "PYTHONUNBUFFERED": "1"}
+    services = Services(ROOT, ROOT / paths.LOGS, environment)
+    with stop_signals():
+        try:
+            say("serve: starting Prefect's server and MLflow's")
+            server = services.start(
+                "prefect-server", "prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)
+            )
+            mlflow = None if is_remote(store) else start_mlflow(services, store, mlflow_port)
+            services.wait_until(server, lambda: answers(f"{api}/health"))
+            say("serve: setting up the work pool and the deployment")
+            create_pool(api)
+            if abandoned := close_abandoned(api):
+                say(f"serve: {abandoned} flow run(s) had lost their worker; retry them from Prefect's page")
+            deploy(environment)
+            worker = services.start(
+                "prefect-worker", "prefect", "worker", "start", "--pool", POOL, "--type", "process", own_log=False
+            )
+            services.wait_until(worker, lambda: worker_is_online(api))
+            if mlflow:
+                services.wait_until(mlflow, lambda: answers(f"http://{HOST}:{mlflow_port}/health"))
+            say(welcome(prefect_port, f"http://{HOST}:{mlflow_port}" if mlflow else redact(store)))
+            stay(services, api)
+        except KeyboardInterrupt:
+            ignore_signals()
+            say("serve: stopping the servers")
+        finally:
+            services.stop()
+    say("serve: stopped")
+
+
+def stay(services: Services, api: str) -> None:
+    """Until a signal (KeyboardInterrupt), or until a service ends by itself (UserError)."""
+    try:
+        while True:
+            services.check()
+            time.sleep(0.5)
+    except (KeyboardInterrupt, UserError):
+        ignore_signals()
+        say("serve: stopping; a running training saves its checkpoint first")
+        with suppress(OSError):  # Prefect's server may be what ended
+            cancel_running(api)
+        raise
+
+
+def check_port(port: int, option: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise UserError(
+                f"port {port} is in use (is another `python -m flows.serve` running?); "
+                f"stop that, or choose another port with {option}."
+            ) from None
+        except OverflowError:
+            raise UserError(f"{option} ({port}) must be between 1 and 65535.") from None
+
+
+def open_store() -> str:
+    """MLflow's store, created before two processes try to at once."""
+    os.environ["GPT2_PROJECT_ROOT"] = str(ROOT)
+    connect()
+    return tracking_uri()
+
+
+def is_remote(store: str) -> bool:
+    """A server of MLflow's that runs elsewhere has its own pages."""
+    return store.startswith(("http://", "https://", "databricks"))
+
+
+def start_mlflow(services: Services, store: str, port: int) -> Service:
+    artifacts = (ROOT / paths.MLRUNS / "artifacts").as_uri()
+    return services.start(
+        "mlflow-server", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1",
+        "--backend-store-uri", store, "--artifacts-destination", artifacts,
+    )  # fmt: skip
+
+
+def deploy(environment: Mapping[str, str]) -> None:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(command, cwd=ROOT, env=dict(environment), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"`prefect deploy --all` failed:\n{done.stdout}{done.stderr}")
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def welcome(prefect_port: int, mlflow: str) -> str:
+    here = f"cd {shlex.quote(str(ROOT))}"
+    if prefect_port != DEFAULT_PREFECT_PORT:  # the one in prefect.toml
+        here += f" && export PREFECT_API_URL=http://{HOST}:{prefect_port}/api"
+    return "\n".join(
+        [
+            "",
+            f"  Prefect  http://{HOST}:{prefect_port}",
+            f"  MLflow   {mlflow}",
+            "",
+            "  Start a run from another terminal, with this Python environment active:",
+            f"    {here}",
+            "    prefect deployment run 'fine-tune/local' -p 'train={\"learning_rate\": 1e-4}' --watch",
+            "",
+            "  Ctrl-C stops all of it.",
+            "",
+        ]
+    )
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """SIGTERM and SIGINT raise KeyboardInterrupt, also where a shell started us with SIGINT ignored (`... &`)."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_signals() -> None:
+    """A second Ctrl-C must not leave half of the services running."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows.serve", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--prefect-port", type=int, default=DEFAULT_PREFECT_PORT)
+    parser.add_argument("--mlflow-port", type=int, default=DEFAULT_MLFLOW_PORT)
+    options = parser.parse_args(arguments)
+    try:
+        serve(options.prefect_port, options.mlflow_port)
+    except UserError as error:
+        print(f"serve: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Processes that serve together: started with a log each, watched, and stopped in the reverse order."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from gpt2core.errors import UserError
+
+_START_SECONDS = 120.0
+_STOP_SECONDS = 40.0
+
+
+@dataclass
+class Service:
+    """A child process with a log file of its own, where it does not write to our output."""
+
+    name: str
+    process: "subprocess.Popen[bytes]"
+    log: Path | None
+
+    def tail(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if self.log else []
+        return f"{lines[-1]} (all of it: {self.log})" if lines else "its lines are above"
+
+
+class Services:
+    """What was started, in order; `stop` ends it in the reverse order."""
+
+    def __init__(self, directory: Path, logs: Path, environment: Mapping[str, str]) -> None:
+        self._directory = directory
+        self._logs = logs
+        self.environment = dict(environment)
+        self._running: list[Service] = []
+
+    def start(self, name: str, *command: str, own_log: bool = True) -> Service:
+        log = self._logs / f"{name}.log" if own_log else None
+        if log:
+            log.parent.mkdir(parents=True, exist_ok=True)
+        output = log.open("wb") if log else None
+        try:
+            # A session of its own: a Ctrl-C in the terminal then reaches us alone, and we stop the others in order.
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command], cwd=self._directory, env=self.environment, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=output and subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        finally:
+            if output:
+                output.close()
+        service = Service(name, process, log)
+        self._running.append(service)
+        return service
+
+    def wait_until(self, service: Service, ready: Callable[[], bool]) -> None:
+        """Raises UserError where any service ends first, or `service` is not ready in time."""
+        deadline = time.monotonic() + _START_SECONDS
+        while not ready():
+            self.check()
+            if time.monotonic() > deadline:
+                raise UserError(f"{service.name} did not answer in {_START_SECONDS:.0f} s: {service.tail()}")
+            time.sleep(0.3)
+
+    def check(self) -> None:
+        for service in self._running:
+            if service.process.poll() is not None:
+                raise UserError(f"{service.name} ended with exit code {service.process.returncode}: {service.tail()}")
+
+    def stop(self) -> None:
+        while self._running:
+            _stop(self._running.pop().process)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """SIGTERM to a process, time to leave for it and all it started, then SIGKILL to what is left."""
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
+    for left in alive:
+        left.kill()
+    process.wait()
