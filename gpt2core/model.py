@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, S tokens in the cache and the input together, C n_emb
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -151,6 +152,15 @@ class GPT(nn.Module):
             else:
                 x = block(x, mask, cache)
         return self.ln_f(x)
+
+    def set_drop_rate(self, drop_rate: float) -> None:
+        """Change the dropout of a loaded model, in all its places."""
+        self.config = replace(self.config, drop_rate=drop_rate)
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = drop_rate
+            elif isinstance(module, SelfAttention):
+                module.drop_rate = drop_rate
 
     def num_parameters(self) -> int:
         """Parameters, the tied head counted once."""

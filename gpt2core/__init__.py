@@ -1,0 +1,46 @@
+"""GPT-2 in PyTorch: `from gpt2core import GPT, GPTConfig, Tokenizer, generate`.
+
+Names load on first use, so that a stage pays only for what it imports.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpt2core.config import GPTConfig
+    from gpt2core.decoding import generate
+    from gpt2core.errors import UserError
+    from gpt2core.evaluate import evaluate, perplexity
+    from gpt2core.model import GPT
+    from gpt2core.tokenizer import Tokenizer
+    from gpt2core.trainer import Trainer, TrainerConfig
+
+_HOMES = {
+    "GPT": "model",
+    "GPTConfig": "config",
+    "Tokenizer": "tokenizer",
+    "Trainer": "trainer",
+    "TrainerConfig": "trainer",
+    "UserError": "errors",
+    "evaluate": "evaluate",
+    "generate": "decoding",
+    "perplexity": "evaluate",
+}
+
+__all__ = [
+    "GPT",
+    "GPTConfig",
+    "Tokenizer",
+    "Trainer",
+    "TrainerConfig",
+    "UserError",
+    "evaluate",
+    "generate",
+    "perplexity",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"gpt2core.{_HOMES[name]}"), name)
