@@ -1,0 +1,123 @@
+"""Atomic, checksummed checkpoint directories; the manifest, written last, makes one whole.
+
+A checkpoint is a directory in the Hugging Face layout, with the optimizer's tensors and the trainer's state beside.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gpt2core.errors import UserError
+from gpt2core.files import read_json, sha256_file, write_json
+from gpt2core.model import GPT
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "trainer.json"
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint whose files are not those its manifest lists."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    directory: Path
+    state: dict[str, Any]
+    optimizer: dict[str, Tensor]
+
+
+def save_checkpoint(directory: Path, model: GPT, optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Write the checkpoint beside, flush it, and give it its name; an older one of that name is replaced."""
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        model.save_pretrained(partial)
+        save_file(optimizer, partial / OPTIMIZER)
+        write_json(partial / STATE, state)
+        files = {
+            path.name: {"size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in sorted(partial.iterdir())
+        }
+        write_json(partial / MANIFEST, {"format_version": FORMAT_VERSION, "files": files})
+        for path in partial.iterdir():
+            _flush(path)
+        replace_directory(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_directory(source: Path, target: Path) -> None:
+    """Give `source` the name `target`; what had that name goes once the new one is there."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    if os.name == "posix":  # a rename lasts once its directory is flushed
+        _flush(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(directory: Path) -> Checkpoint:
+    """State and optimizer of a whole checkpoint. Raises DamagedCheckpointError naming the file that is not."""
+    verify_checkpoint(directory)
+    return Checkpoint(directory, read_json(directory / STATE), load_file(directory / OPTIMIZER))
+
+
+def verify_checkpoint(directory: Path) -> None:
+    """Raises DamagedCheckpointError unless every file has the size and hash of the manifest."""
+    try:
+        files = read_json(directory / MANIFEST)["files"]
+        for name, facts in files.items():
+            path = directory / Path(name).name
+            if not path.is_file() or path.stat().st_size != facts["size_bytes"]:
+                raise DamagedCheckpointError(f"{path} is missing or truncated")
+            if sha256_file(path) != facts["sha256"]:
+                raise DamagedCheckpointError(f"{path} was changed: its hash is not the manifest's")
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise DamagedCheckpointError(f"{directory / MANIFEST} cannot be read ({type(error).__name__})") from None
+
+
+def step_directories(root: Path) -> list[Path]:
+    """Checkpoints under `root`, oldest first."""
+    return sorted(path for path in root.glob("step-*") if path.is_dir())
+
+
+def newest_valid(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint under `root`, and a line for each damaged one, which is set aside."""
+    damaged: list[str] = []
+    for old in root.glob(".step-*.old"):  # a save was cut between its two renames
+        target = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+        if not target.exists():
+            old.rename(target)
+    for directory in reversed(step_directories(root)):
+        try:
+            return load_checkpoint(directory), damaged
+        except DamagedCheckpointError as error:
+            aside = directory.with_name(f"damaged-{directory.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            directory.rename(aside)
+            damaged.append(f"{error}; set aside as {aside.name}")
+    return None, damaged
+
+
+def remove_older(root: Path, keep_last: int) -> None:
+    for directory in step_directories(root)[:-keep_last]:
+        shutil.rmtree(directory)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,46 @@
+"""What the training loop tells its listeners, and how a run ends."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpt2core.trainer import Trainer
+
+Row = dict[str, float | int | None]
+
+
+class TrainerEvents:
+    """What a listener may hear; each method does nothing unless overridden."""
+
+    def on_start(self, trainer: "Trainer") -> None: ...
+
+    def on_step(self, trainer: "Trainer", train_loss: float) -> None: ...
+
+    def on_row(self, row: Row) -> None: ...
+
+    def on_evaluation(self, row: Row, sample_ids: list[int] | None) -> None: ...
+
+    def on_best(self, step: int, name: str, value: float, directory: Path) -> None: ...
+
+    def on_checkpoint(self, step: int, directory: Path) -> None: ...
+
+    def on_note(self, message: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended; losses in nats a token. `train_loss_full` is a full pass over train without dropout."""
+
+    steps: int
+    tokens_seen: int
+    epochs: float
+    train_loss: float | None
+    best_train_loss: float | None
+    train_loss_full: float | None
+    val_loss: float | None
+    best_val_loss: float | None
+    target_reached: bool | None
+    stop_reason: str
+    tokens_per_second: float
+    wall_seconds: float

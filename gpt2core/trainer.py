@@ -1,0 +1,496 @@
+"""The training loop: step, log, evaluate, stop rules, checkpoint; it reports outward through events only."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from gpt2core import checkpoint as ckpt
+from gpt2core import optim, runtime
+from gpt2core.batches import Batches
+from gpt2core.decoding import generate
+from gpt2core.errors import UserError
+from gpt2core.evaluate import Score, Tokens, evaluate
+from gpt2core.events import Row, TrainerEvents, TrainResult
+from gpt2core.model import GPT
+from gpt2core.runtime import Runtime
+from gpt2core.stopping import LossAverage, StopState, lower, note_skipped_step
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Settings of a run; names, meaning and bounds are those of section `train` in params.yaml."""
+
+    optimizer: str
+    learning_rate: float
+    min_learning_rate: float
+    muon_learning_rate: float
+    beta1: float
+    beta2: float
+    schedule: str
+    warmup_steps: int | None
+    decay_fraction: float
+    weight_decay: float
+    max_grad_norm: float | None
+    micro_batch_size: int | None
+    gradient_checkpointing: bool
+    compile: bool
+    log_interval: int
+    eval_interval: int | None  # None: once an epoch
+    eval_batches: int | None
+    checkpoint_interval: int
+    keep_last: int
+    target_loss: float | None
+    metric: str
+    patience: int | None
+    max_steps: int | None
+    max_epochs: float | None
+    best_by: str  # val_loss | train_loss
+    sample_prompt: tuple[int, ...]
+    sample_tokens: int
+    seed: int
+
+
+STOP_SETTINGS = ("target_loss", "metric", "patience", "max_steps", "max_epochs")
+
+
+class Trainer:
+    """Trains `model` on `train`, a pure function of its arguments: stopped and resumed it gives the same bits."""
+
+    def __init__(
+        self,
+        model: GPT,
+        train: Batches,
+        val: Tokens | None,
+        config: TrainerConfig,
+        *,
+        run: Runtime,
+        checkpoints: Path,
+        fingerprint: dict[str, Any],
+        listeners: Sequence[TrainerEvents] = (),
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`fingerprint` says what a checkpoint belongs to; `interrupted` is asked between micro-steps."""
+        self.model, self.train_batches, self.config, self.run = model, train, config, run
+        self.val = val if val is not None and len(val) > 1 else None
+        self.checkpoints, self.fingerprint = checkpoints, fingerprint
+        self.listeners = listeners if runtime.rank() == 0 else ()
+        self.interrupted = interrupted
+        self.extra: dict[str, Any] = {}  # what a caller wants back on resume, such as a run id
+        self.batch_size, self.sequence_length = train.batch_size, train.sequence_length
+        self.tokens_per_step = self.batch_size * self.sequence_length
+        self.total_steps = self._total_steps()
+        self.eval_interval = config.eval_interval or train.batches_per_epoch
+        self.step = 0
+        self.history: list[Row] = []
+        self._interval_losses: list[float] = []  # since the last row
+        self.stop = StopState()
+        self.average = LossAverage()
+        self.wall_seconds = 0.0
+        self.train_loss_full: float | None = None
+        self.last_val: Score | None = None
+        model.to(run.device)
+        model.gradient_checkpointing = config.gradient_checkpointing
+        self.optimizers = optim.build_optimizers(
+            model,
+            name=config.optimizer,
+            learning_rate=config.learning_rate,
+            muon_learning_rate=config.muon_learning_rate,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+        )
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.precision == "fp16")
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def fit(self) -> TrainResult:
+        """Train until a stop rule says so. Raises UserError when the loss stays not finite."""
+        forward = self._forward_module()
+        self._emit("on_start", self)
+        self._interval_started = self._segment_started = time.perf_counter()
+        self._segment_wall = self.wall_seconds
+        reason = None
+        while reason is None and self.step < self.total_steps:
+            train_loss, grad_norm = self._train_step(forward)
+            if train_loss is None:
+                reason = "interrupted"
+                break
+            self.step += 1
+            self.wall_seconds = self._segment_wall + time.perf_counter() - self._segment_started
+            self._emit("on_step", self, train_loss)
+            reason = self._after_step(train_loss, grad_norm)
+            if reason is None and self.step % self.config.checkpoint_interval == 0:
+                self._save()
+        return self._finish(reason or self._limit_reason())
+
+    def _train_step(self, forward: torch.nn.Module) -> tuple[float | None, float | None]:
+        """One optimizer update; returns the mean loss over all micro-batches and devices, and the gradient's norm."""
+        factor = optim.learning_rate_factor(
+            self.step,
+            schedule=self.config.schedule,
+            total_steps=self.total_steps,
+            warmup_steps=self.config.warmup_steps,
+            floor=min(1.0, self.config.min_learning_rate / self.config.learning_rate),
+            decay_fraction=self.config.decay_fraction,
+        )
+        optim.set_learning_rate(self.optimizers, factor)
+        # Dropout is a function of the step, so a resumed run draws what an uninterrupted one draws.
+        torch.manual_seed(hash((self.config.seed, self.step, runtime.rank())) & 0x7FFF_FFFF_FFFF)
+        token_ids, targets = self._share_of_batch()
+        micro = self.config.micro_batch_size or len(token_ids)
+        total = torch.zeros((), device=self.run.device)
+        for start in range(0, len(token_ids), micro):
+            if self._any_rank_interrupted():
+                self._zero_grad()
+                return None, None
+            last = start + micro >= len(token_ids)
+            sync = forward.no_sync() if isinstance(forward, DistributedDataParallel) and not last else nullcontext()
+            with sync, self.run.autocast():
+                loss = forward(token_ids[start : start + micro], targets[start : start + micro])
+            share = min(micro, len(token_ids) - start) / len(token_ids)
+            self.scaler.scale(loss * share).backward()
+            total += loss.detach() * share
+        if dist.is_initialized():
+            dist.all_reduce(total)
+            total /= runtime.world_size()
+        return self._update(total.item())
+
+    def _update(self, train_loss: float) -> tuple[float, float]:
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        limit = self.config.max_grad_norm if self.config.max_grad_norm is not None else math.inf
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        if math.isfinite(train_loss) and math.isfinite(grad_norm):
+            self.stop.skipped_in_a_row = 0
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+        else:
+            self._note(
+                f"step {self.step + 1}: the loss or its gradient is not finite; batch {self.step} is skipped, "
+                "the weights stay as they were"
+            )
+            # fp16 finds its scale by overflowing; only the other formats have a problem then.
+            if not self.scaler.is_enabled():
+                note_skipped_step(self.stop, self.step + 1, self.step)
+        self.scaler.update()
+        self._zero_grad()
+        return train_loss, grad_norm
+
+    def _after_step(self, train_loss: float, grad_norm: float | None) -> str | None:
+        """Log, evaluate and apply the stop rules; returns why to stop, or None."""
+        config, step = self.config, self.step
+        finite = math.isfinite(train_loss)
+        if finite:
+            self.average.add(train_loss)
+            self._interval_losses.append(train_loss)
+            if lower(train_loss, self.stop.best_train_loss):
+                self.stop.best_train_loss = train_loss
+        reason = self._batch_target(train_loss)
+        ending = reason is not None or step == self.total_steps
+        row: Row = {}
+        if step % config.log_interval == 0 or ending:
+            row = self._log_row(grad_norm)
+        if step % self.eval_interval == 0 or ending:
+            evaluated = self._evaluate()
+            reason = self._after_evaluation(evaluated) or reason
+            row = {**self._position(), **row, **evaluated}
+        if row:
+            self.history.append(row)
+            self._emit("on_row", row)
+        return reason
+
+    # -- logging and evaluating ----------------------------------------------------------------------------------
+
+    def _position(self) -> Row:
+        return {"step": self.step, "tokens_seen": self.tokens_seen, "epoch": round(self.epoch, 4)}
+
+    def _log_row(self, grad_norm: float | None) -> Row:
+        now = time.perf_counter()
+        losses, seconds = self._interval_losses, max(1e-9, now - self._interval_started)
+        row: Row = {
+            **self._position(),
+            "train_loss": sum(losses) / len(losses) if losses else None,
+            "learning_rate": self.learning_rate,
+            "grad_norm": grad_norm if grad_norm is not None and math.isfinite(grad_norm) else None,
+            "tokens_per_second": len(losses) * self.tokens_per_step / seconds,
+        }
+        self._interval_losses, self._interval_started = [], now
+        return row
+
+    def _evaluate(self) -> Row:
+        """Score some of train and val without dropout, and write a sample text."""
+        started_at = time.perf_counter()
+        self.model.eval()
+        tokens = self.config.eval_batches and self.config.eval_batches * self.tokens_per_step + 1
+        train = self._score(self.train_batches.split, tokens)
+        val = self._score(self.val, tokens) if self.val is not None else None
+        row: Row = {**self._position(), "train_eval_loss": train.loss if train else None}
+        if val is not None:
+            self.last_val = val
+            row |= {
+                "val_loss": val.loss,
+                "val_perplexity": val.perplexity,
+                "val_token_accuracy": val.token_accuracy,
+            }
+        # NaN and infinity are no numbers to log, and no weights to sample from.
+        row = {key: value if value is None or math.isfinite(value) else None for key, value in row.items()}
+        self._emit("on_evaluation", row, self._sample() if row["train_eval_loss"] is not None else None)
+        self.model.train()
+        self._interval_started += time.perf_counter() - started_at  # evaluation is not training speed
+        return row
+
+    def _score(self, split: Tokens, max_tokens: int | None) -> Score | None:
+        with self.run.autocast():
+            return evaluate(
+                self.model,
+                split,
+                block_size=self.sequence_length,
+                stride=self.sequence_length,
+                batch_size=self.config.micro_batch_size or self.batch_size,
+                max_tokens=max_tokens,
+                device=self.run.device,
+            )
+
+    def _sample(self) -> list[int] | None:
+        room = self.model.config.block_size - len(self.config.sample_prompt)
+        if min(self.config.sample_tokens, room) < 1 or runtime.rank() != 0:
+            return None
+        prompt = torch.tensor([self.config.sample_prompt], device=self.run.device)
+        output = generate(
+            self.model,
+            prompt,
+            seed=self.config.seed,
+            do_sample=True,
+            temperature=0.8,
+            top_k=50,
+            max_new_tokens=min(self.config.sample_tokens, room),
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        ids: list[int] = output[0].tolist()
+        return ids
+
+    def full_pass(self) -> float:
+        """Mean loss over the whole training split without dropout."""
+        self.model.eval()
+        score = self._score(self.train_batches.split, None)
+        self.model.train()
+        assert score is not None
+        self.train_loss_full = score.loss
+        return score.loss
+
+    # -- stop rules ----------------------------------------------------------------------------------------------
+
+    def _batch_target(self, train_loss: float) -> str | None:
+        """Hold a batch and the moving average against the target."""
+        target = self.config.target_loss
+        if target is None:
+            return None
+        if train_loss <= target and self.stop.batch_target_step is None:
+            self.stop.batch_target_step = self.step
+            self._note(
+                f"step {self.step}: batch loss {train_loss:.5f} is at or under the target {target:g}; "
+                f"a full pass over train gives {self.full_pass():.5f}"
+            )
+        if self.config.metric == "train_batch" and train_loss <= target:
+            return "target_loss"
+        if self.config.metric == "train_ema" and self.average.settled and self.average.value <= target:
+            return "target_loss"
+        return None
+
+    def _after_evaluation(self, row: Row) -> str | None:
+        """Keep the best, hold full pass and val against the target, count patience."""
+        target, metric = self.config.target_loss, self.config.metric
+        val_loss, train_eval_loss = row.get("val_loss"), row.get("train_eval_loss")
+        if val_loss is not None and lower(val_loss, self.stop.best_val_loss):
+            self.stop.best_val_loss = val_loss
+        score = val_loss if self.config.best_by == "val_loss" and val_loss is not None else train_eval_loss
+        if score is not None and math.isfinite(score) and lower(score, self.stop.best_score):
+            self.stop.best_score, self.stop.best_step = score, self.step
+            self.stop.evaluations_without_best = 0
+            self._save_best(score)
+        else:
+            self.stop.evaluations_without_best += 1
+        if target is not None and metric == "val" and val_loss is not None and val_loss <= target:
+            return "target_loss"
+        # A full pass is dear: only once the part of train just scored is near the target.
+        near = train_eval_loss is not None and target is not None and train_eval_loss <= 1.05 * target
+        if target is not None and metric == "train_full" and near and self.full_pass() <= target:
+            return "target_loss"
+        if self.config.patience is not None and self.stop.evaluations_without_best >= self.config.patience:
+            return "patience"
+        return None
+
+    def _limit_reason(self) -> str:
+        by_epochs = self.config.max_steps is None or self.total_steps < self.config.max_steps
+        return "max_epochs" if by_epochs else "max_steps"
+
+    def _finish(self, reason: str) -> TrainResult:
+        target = self.config.target_loss
+        if reason == "target_loss":
+            loss = self.full_pass()
+            self._note(f"full pass over train: {loss:.5f}, target {target:g} on {self.config.metric}")
+        self._save(finished=None if reason == "interrupted" else reason)
+        return TrainResult(
+            steps=self.step,
+            tokens_seen=self.tokens_seen,
+            epochs=self.epoch,
+            train_loss=self.average.value if self.average.weight else None,
+            best_train_loss=self.stop.best_train_loss,
+            train_loss_full=self.train_loss_full,
+            val_loss=self.last_val.loss if self.last_val else None,
+            best_val_loss=self.stop.best_val_loss,
+            target_reached=None if target is None else reason == "target_loss",
+            stop_reason=reason,
+            tokens_per_second=self.tokens_seen / self.wall_seconds if self.wall_seconds else 0.0,
+            wall_seconds=self.wall_seconds,
+        )
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    @property
+    def best_directory(self) -> Path:
+        return self.checkpoints / "best"
+
+    def resume(self) -> bool:
+        """Go on from the newest whole checkpoint of this very run; returns whether there was one.
+
+        A run that has ended is not gone on with, unless its stop settings have changed since.
+        Raises UserError for a checkpoint of another run.
+        """
+        if runtime.rank() != 0:
+            dist.barrier()  # the first rank sets damaged ones aside
+        found, damaged = ckpt.newest_valid(self.checkpoints)
+        if runtime.rank() == 0 and dist.is_initialized():
+            dist.barrier()
+        for line in damaged:
+            self._note(line)
+        if found is None:
+            return False
+        differing = [key for key, value in self.fingerprint.items() if found.state["fingerprint"].get(key) != value]
+        if differing:
+            raise UserError(f"{found.directory} is of another run: {', '.join(differing)} differ; move it away.")
+        ended = found.state["finished"] is not None
+        if ended and (found.state["stop_settings"] == self._stop_settings or found.state["step"] >= self.total_steps):
+            return False
+        self._restore(found)
+        return True
+
+    def start_over(self) -> None:
+        """Remove the checkpoints of an earlier run of the same settings."""
+        if runtime.rank() == 0:
+            for directory in ckpt.step_directories(self.checkpoints):
+                shutil.rmtree(directory)
+
+    def _restore(self, found: ckpt.Checkpoint) -> None:
+        saved = GPT.from_pretrained(found.directory)
+        self.model.load_state_dict(saved.state_dict())
+        optim.load_optimizer_tensors(self.optimizers, self.model, found.optimizer)
+        state = found.state
+        self.step, self.history, self.extra = state["step"], state["history"], state["extra"]
+        self.stop, self.average = StopState(**state["stop"]), LossAverage(**state["average"])
+        self.wall_seconds = state["wall_seconds"]
+        self._interval_losses = state["interval_losses"]
+        self.scaler.load_state_dict(state["scaler"])
+
+    def _save(self, finished: str | None = None) -> None:
+        if runtime.rank() != 0:
+            return
+        state = {
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "stop": self.stop.as_dict(),
+            "average": {"total": self.average.total, "weight": self.average.weight},
+            "interval_losses": self._interval_losses,
+            "wall_seconds": self.wall_seconds,
+            "scaler": self.scaler.state_dict(),
+            "finished": finished,
+            "stop_settings": self._stop_settings,
+            "extra": self.extra,
+            "history": self.history,
+        }
+        directory = self.checkpoints / f"step-{self.step:08d}"
+        try:
+            ckpt.save_checkpoint(directory, self.model, optim.optimizer_tensors(self.optimizers, self.model), state)
+        except OSError as error:
+            self._note(f"checkpoint at step {self.step} could not be saved ({error}); the earlier ones are intact")
+            return
+        ckpt.remove_older(self.checkpoints, self.config.keep_last)
+        self._emit("on_checkpoint", self.step, directory)
+
+    def _save_best(self, score: float) -> None:
+        if runtime.rank() != 0:
+            return
+        partial = self.checkpoints / ".best.partial"
+        self.model.save_pretrained(partial)
+        ckpt.replace_directory(partial, self.best_directory)
+        self._emit("on_best", self.step, self.config.best_by, score, self.best_directory)
+
+    @property
+    def _stop_settings(self) -> dict[str, Any]:
+        return {key: getattr(self.config, key) for key in STOP_SETTINGS}
+
+    # -- small things --------------------------------------------------------------------------------------------
+
+    @property
+    def tokens_seen(self) -> int:
+        return self.step * self.tokens_per_step
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self.train_batches.batches_per_epoch
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last update."""
+        return float(self.optimizers[0].param_groups[0]["lr"])
+
+    def _total_steps(self) -> int:
+        limits = []
+        if self.config.max_steps is not None:
+            limits.append(self.config.max_steps)
+        if self.config.max_epochs is not None:
+            limits.append(max(1, round(self.config.max_epochs * self.train_batches.batches_per_epoch)))
+        return min(limits)
+
+    def _forward_module(self) -> torch.nn.Module:
+        self.model.train()
+        module: torch.nn.Module = self.model
+        if self.config.compile:
+            module = torch.compile(module)  # type: ignore[assignment]
+        if dist.is_initialized():
+            module = DistributedDataParallel(module)
+        return module
+
+    def _share_of_batch(self) -> tuple[Tensor, Tensor]:
+        """This device's rows of the step's batch, (batch_size / world_size, T) each."""
+        token_ids, targets = self.train_batches.batch(self.step)
+        rows = slice(runtime.rank(), None, runtime.world_size())
+        return tuple(torch.from_numpy(a[rows]).to(self.run.device, non_blocking=True) for a in (token_ids, targets))  # type: ignore[return-value]
+
+    def _any_rank_interrupted(self) -> bool:
+        if not dist.is_initialized():
+            return self.interrupted()
+        flag = torch.tensor(float(self.interrupted()), device=self.run.device)
+        dist.all_reduce(flag)
+        return bool(flag.item())
+
+    def _zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _note(self, message: str) -> None:
+        self._emit("on_note", message)
+
+    def _emit(self, event: str, *arguments: Any) -> None:
+        for listener in self.listeners:
+            getattr(listener, event)(*arguments)

@@ -1,0 +1,264 @@
+"""The loop: resume, accumulation, stop rules, best and last checkpoints, data-parallel curves."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gpt2core.batches import Batches
+from gpt2core.checkpoint import step_directories
+from gpt2core.config import GPTConfig
+from gpt2core.errors import UserError
+from gpt2core.events import TrainerEvents
+from gpt2core.model import GPT
+from gpt2core.runtime import Runtime
+from gpt2core.trainer import Trainer, TrainerConfig, TrainResult
+
+CPU = torch.device("cpu")
+CONFIG = TrainerConfig(
+    optimizer="adamw",
+    learning_rate=3e-3,
+    min_learning_rate=1e-4,
+    muon_learning_rate=0.02,
+    beta1=0.9,
+    beta2=0.99,
+    schedule="cosine",
+    warmup_steps=2,
+    decay_fraction=0.2,
+    weight_decay=0.1,
+    max_grad_norm=1.0,
+    micro_batch_size=None,
+    gradient_checkpointing=False,
+    compile=False,
+    log_interval=3,
+    eval_interval=5,
+    eval_batches=2,
+    checkpoint_interval=4,
+    keep_last=2,
+    target_loss=None,
+    metric="train_ema",
+    patience=None,
+    max_steps=20,
+    max_epochs=None,
+    best_by="val_loss",
+    sample_prompt=(1,),
+    sample_tokens=3,
+    seed=1,
+)
+
+
+class ArrayTokens:
+    """Numbers that count up with noise: learnable, not trivial."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        noise = np.random.default_rng(seed).integers(0, 3, count)
+        self.values = ((np.arange(count) + noise) % 23).astype(np.uint16)
+        self.name = "train"
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.values[start:stop]
+
+
+class Heard(TrainerEvents):
+    def __init__(self) -> None:
+        self.rows, self.notes, self.best, self.samples, self.losses = [], [], [], [], []
+
+    def on_step(self, trainer, train_loss) -> None:
+        self.losses.append(train_loss)
+
+    def on_row(self, row) -> None:
+        self.rows.append(row)
+
+    def on_note(self, message) -> None:
+        self.notes.append(message)
+
+    def on_best(self, step, name, value, directory) -> None:
+        self.best.append((step, name, value))
+
+    def on_evaluation(self, row, sample_ids) -> None:
+        self.samples.append(sample_ids)
+
+
+def make_trainer(
+    directory: Path, config: TrainerConfig = CONFIG, *, drop_rate=0.1, precision="fp32", **changes
+) -> Trainer:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(23, 16, n_layer=2, n_head=2, n_embd=16, drop_rate=drop_rate))
+    config = replace(config, **changes)
+    batches = Batches(ArrayTokens(1000, 0), batch_size=4, sequence_length=8, sampler="shuffled", seed=1)
+    fingerprint = {"learning_rate": config.learning_rate}
+    run = Runtime(CPU, precision, "for the test")
+    return Trainer(model, batches, ArrayTokens(300, 1), config, run=run, checkpoints=directory, fingerprint=fingerprint)
+
+
+def fit(trainer: Trainer) -> tuple[TrainResult, Heard]:
+    heard = Heard()
+    trainer.listeners = (heard,)
+    return trainer.fit(), heard
+
+
+def without_speed(history: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in history]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("cut_after", "micro_batch_size", "optimizer"), [(1, None, "adamw"), (7, 2, "adamw"), (11, 1, "muon")]
+)
+def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(
+    tmp_path, precision, cut_after, micro_batch_size, optimizer
+) -> None:
+    changes = {"precision": precision, "micro_batch_size": micro_batch_size, "optimizer": optimizer}
+    whole = make_trainer(tmp_path / "whole", **changes)
+    expected, _ = fit(whole)
+    for cut in (cut_after, cut_after + 5):
+        interrupted = make_trainer(tmp_path / "cut", **changes)
+        interrupted.resume()
+        asked = iter(range(10_000))
+        micro_steps = 4 // (micro_batch_size or 4)
+        remaining = (cut - interrupted.step) * micro_steps + micro_steps // 2
+        interrupted.interrupted = lambda asked=asked, remaining=remaining: next(asked) >= remaining
+        result, _ = fit(interrupted)
+        assert (result.stop_reason, result.steps) == ("interrupted", cut)
+    resumed = make_trainer(tmp_path / "cut", **changes)
+    assert resumed.resume()
+    result, _ = fit(resumed)
+    for (name, parameter), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(parameter, other), name
+    assert without_speed(resumed.history) == without_speed(whole.history)
+    assert (result.steps, result.train_loss, result.best_val_loss) == (
+        expected.steps,
+        expected.train_loss,
+        expected.best_val_loss,
+    )
+
+
+def test_accumulated_micro_batches_give_the_update_of_the_whole_batch(tmp_path) -> None:
+    curves = []
+    for micro_batch_size in (None, 1):
+        trainer = make_trainer(tmp_path / str(micro_batch_size), drop_rate=0.0, micro_batch_size=micro_batch_size)
+        curves.append(fit(trainer)[1].losses)
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+def test_loss_falls_and_the_best_and_last_checkpoints_are_kept(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=60)
+    result, heard = fit(trainer)
+    assert heard.losses[-1] < heard.losses[0] - 0.5
+    assert result.best_val_loss == min(row["val_loss"] for row in heard.rows if "val_loss" in row)
+    assert heard.best[-1][1:] == ("val_loss", pytest.approx(result.best_val_loss))
+    assert [path.name for path in step_directories(tmp_path)] == ["step-00000056", "step-00000060"]
+    assert GPT.from_pretrained(tmp_path / "best").config == trainer.model.config
+    assert len(heard.samples) == 12
+    assert all(len(sample) == 4 for sample in heard.samples)
+
+
+@pytest.mark.parametrize("metric", ["train_batch", "train_ema", "train_full", "val"])
+def test_a_target_stops_the_run_and_the_full_pass_is_recorded(tmp_path, metric) -> None:
+    trainer = make_trainer(tmp_path, max_steps=400, learning_rate=1e-2, target_loss=2.3, metric=metric)
+    result, heard = fit(trainer)
+    assert (result.stop_reason, result.target_reached) == ("target_loss", True)
+    assert result.steps < 400
+    trainer.model.eval()
+    rows = [trainer.train_batches.split.read(i, i + 9).astype(np.int64) for i in range(0, 991, 8)]
+    ids = torch.tensor(np.stack(rows))
+    with torch.no_grad():
+        full = torch.nn.functional.cross_entropy(trainer.model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).item()
+    assert result.train_loss_full == pytest.approx(full, abs=2e-3)
+    if metric == "train_full":
+        assert result.train_loss_full <= 2.3
+    assert any("a full pass over train gives" in note for note in heard.notes) or metric == "val"
+
+
+def test_patience_counts_evaluations_without_a_new_best(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=400, learning_rate=1e-9, min_learning_rate=0.0, patience=3)
+    result, heard = fit(trainer)
+    assert result.stop_reason == "patience"
+    assert len([row for row in heard.rows if "val_loss" in row]) - (heard.best[-1][0] // 5) == 3
+
+
+def test_epochs_limit_a_run_and_evaluation_can_be_once_an_epoch(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=None, max_epochs=2, eval_interval=None)
+    result, heard = fit(trainer)
+    assert (result.stop_reason, result.steps) == ("max_epochs", 2 * trainer.train_batches.batches_per_epoch)
+    assert [row["step"] for row in heard.rows if "val_loss" in row] == [31, 62]
+
+
+def test_a_finished_run_starts_over_and_an_extended_one_goes_on(tmp_path) -> None:
+    fit(make_trainer(tmp_path))
+    assert not make_trainer(tmp_path).resume()
+    longer = make_trainer(tmp_path, max_steps=30)
+    assert longer.resume()
+    assert fit(longer)[0].steps == 30
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path) -> None:
+    fit(make_trainer(tmp_path))
+    with pytest.raises(UserError, match="learning_rate differ"):
+        make_trainer(tmp_path, learning_rate=1.0).resume()
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights_and_stops_after_some_steps(tmp_path) -> None:
+    trainer = make_trainer(tmp_path)
+    with torch.no_grad():
+        trainer.model.wpe.weight[0] = math.nan
+    before = trainer.model.wte.weight.clone()
+    heard = Heard()
+    trainer.listeners = (heard,)
+    with pytest.raises(UserError, match="not finite in 10 steps in a row"):
+        trainer.fit()
+    assert torch.equal(trainer.model.wte.weight, before)
+    assert "batch 0 is skipped" in heard.notes[0]
+    assert all(value is None or math.isfinite(value) for row in heard.rows for value in row.values())
+
+
+def test_a_full_disk_does_not_stop_the_run(tmp_path, monkeypatch) -> None:
+    import gpt2core.trainer as trainer_module
+
+    real = trainer_module.ckpt.save_checkpoint
+
+    def full_disk_once(directory, *rest) -> None:
+        if directory.name == "step-00000008":
+            raise OSError(28, "No space left on device")
+        real(directory, *rest)
+
+    monkeypatch.setattr(trainer_module.ckpt, "save_checkpoint", full_disk_once)
+    result, heard = fit(make_trainer(tmp_path))
+    assert result.steps == 20
+    assert any("checkpoint at step 8 could not be saved" in note for note in heard.notes)
+
+
+RANK_SCRIPT = """
+import json, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+import torch
+from gpt2core import runtime
+from test_trainer import CPU, fit, make_trainer
+torch.set_num_threads(1)
+runtime.join_process_group(CPU)
+_, heard = fit(make_trainer(Path(sys.argv[1]) / "ranks", drop_rate=0.0))
+if runtime.rank() == 0:
+    (Path(sys.argv[1]) / "losses.json").write_text(json.dumps(heard.losses))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_loss_curve_of_one(tmp_path) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(RANK_SCRIPT)
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    subprocess.run([*command, str(tmp_path), str(here.parent), str(here)], check=True, timeout=120)
+    _, alone = fit(make_trainer(tmp_path / "alone", drop_rate=0.0))
+    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(alone.losses, rel=1e-4)
+    assert GPT.from_pretrained(tmp_path / "ranks" / "best").config.n_embd == 16
