@@ -58,7 +58,7 @@ class Data(Section):
     licence: str | None = None
     """Licence of the text, for the data sheet; null: unknown, but for the bundled and named sets."""
     split_by: Literal["auto", "documents", "tokens"] = "auto"
-    """documents: whole documents go to one split; tokens: three runs of tokens; auto: documents where there are enough."""
+    """documents: a document goes whole to one split; tokens: three runs of tokens; auto: documents where enough."""
     split: Split = Split()
     max_tokens: int | None = Field(None, ge=1)
     """Keep only so many tokens from the start; null: all."""
@@ -128,8 +128,8 @@ class Train(Section):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     schedule: Literal["onecycle", "cosine", "linear", "wsd", "constant"] = "onecycle"
-    warmup_steps: int = Field(50, ge=0)
-    """Of all schedules but onecycle, which warms up over its own first 30 %, unless this says otherwise."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """null: 30 % of the run for onecycle, 2 % for the others."""
     decay_fraction: float = Field(0.2, gt=0, le=1)
     """Share of the run in which wsd decays."""
     weight_decay: float = Field(0.1, ge=0, le=10)
@@ -162,6 +162,8 @@ class Train(Section):
     checkpoint_interval: int = Field(200, ge=1)
     keep_last: int = Field(2, ge=1)
     """Checkpoints kept beside the best."""
+    best_by: Literal["auto", "val_loss", "train_loss"] = "auto"
+    """What models/best is chosen by; auto: val_loss, but train_loss where the target is one of train."""
     resume: bool = True
     """Go on from the newest checkpoint that fits this run."""
     stop: Stop = Stop()

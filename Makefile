@@ -1,0 +1,32 @@
+# `make run` and `make test` need only Python 3.11+, git and make; both do nothing twice.
+PYTHON ?= python3
+BIN := .venv/bin
+# DVC's stages say `python`: it must be the one of .venv.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := true
+
+.PHONY: run test setup lint serve
+
+run: setup
+	@touch .venv/run-started
+	@dvc repro
+	@test reports/registered.json -nt .venv/run-started || python -m tasks.summary
+
+test: setup
+	@python -m pytest
+
+lint: setup
+	@ruff check . && ruff format --check . && mypy
+
+serve: setup
+	@python -m flows.serve
+
+setup: .venv/ready
+
+.venv/ready: requirements.txt pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing requirements.txt into .venv (once; some minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true
+	@touch .venv/ready

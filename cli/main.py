@@ -1,0 +1,40 @@
+"""The `gpt2` command: parses arguments, and turns a user's mistake into one line."""
+
+import argparse
+import sys
+
+from gpt2core.errors import UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gpt2", description="GPT-2 on your own text.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    generate = commands.add_parser("generate", help="write text with a model")
+    generate.add_argument(
+        "--model",
+        default="models/best",
+        help="a directory, a released size (gpt2 ... gpt2-xl), or models:/NAME@ALIAS (default: %(default)s)",
+    )
+    generate.add_argument("--prompt", default="", help="start of the text (default: the start of a document)")
+    generate.add_argument("--decoding", choices=("greedy", "sample"), default="sample")
+    generate.add_argument("--max-new-tokens", type=int, default=100)
+    generate.add_argument("--num-sequences", type=int, default=1)
+    generate.add_argument("--temperature", type=float, default=0.8)
+    generate.add_argument("--top-k", type=int, default=50)
+    generate.add_argument("--top-p", type=float, default=0.95)
+    generate.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
+    return parser
+
+
+def main() -> None:
+    """Entry point; exits 1 with one line for a UserError, 130 for Ctrl-C."""
+    arguments = build_parser().parse_args()
+    try:
+        from cli.generate import print_texts
+
+        print_texts(arguments)
+    except UserError as error:
+        print(f"gpt2: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

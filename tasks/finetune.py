@@ -1,0 +1,223 @@
+"""Stage `finetune`: data/tokens -> models/best, models/run.json, the training history and its metrics."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+from typing import Any, NoReturn
+
+from gpt2core.errors import UserError
+from gpt2core.files import write_json
+from tasks import paths
+from tasks.initial_model import initial_model
+from tasks.params import Params, check_sequence_length, load_params
+from tasks.process import Interruption, keep_freed_memory, spawn_ranks
+from tasks.stage import run_stage
+
+# What makes a checkpoint another run's: all that decides the weights, but not when to stop or what to log.
+NEUTRAL_TRAIN_KEYS = {
+    "stop",
+    "log_interval",
+    "checkpoint_interval",
+    "keep_last",
+    "resume",
+    "sample_prompt",
+    "sample_tokens",
+}
+
+
+def main() -> None:
+    params = load_params()
+    keep_freed_memory()
+    if params.run.nproc_per_node > 1 and "RANK" not in os.environ:
+        spawn_ranks(params.run.nproc_per_node, "tasks.finetune")
+    with Interruption() as interruption:
+        result = train(params, interruption)
+    if result == "interrupted":
+        leave_interrupted(interruption)
+
+
+def train(params: Params, interruption: Interruption) -> str:
+    """Train, write the outputs where the run has ended by itself; returns the stop reason."""
+    from gpt2core import runtime
+    from gpt2core.tokens import open_tokens
+    from gpt2core.trainer import Trainer
+    from tasks.training_log import MLflowRows, Progress, TrainingLog
+
+    first = int(os.environ.get("RANK", "0")) == 0
+    threads = runtime.set_threads(params.run.threads)
+    run = runtime.pick_runtime(params.run.device, params.run.precision)
+    runtime.set_determinism(params.run.deterministic)
+    if "RANK" in os.environ:
+        runtime.join_process_group(run.device)
+    tokens = open_tokens(paths.TOKENS)
+    batches = open_batches(params, tokens.split("train"))
+    model = initial_model(params)
+    check_sequence_length(params.train.sequence_length, model.config.block_size)
+    fingerprint = fingerprint_of(params, model.config.as_dict(), tokens.manifest["sha256"], run.precision)
+    trainer = Trainer(
+        model,
+        batches,
+        tokens.split("val"),
+        trainer_config(params, run.device.type, len(tokens.split("val"))),
+        run=run,
+        checkpoints=checkpoints_of(fingerprint),
+        fingerprint=fingerprint,
+        interrupted=interruption.requested,
+    )
+    resumed = params.train.resume and trainer.resume()
+    if not resumed:
+        trainer.start_over()
+    if not first:
+        return trainer.fit().stop_reason
+
+    from tasks.tracking import start_run
+
+    log, progress = TrainingLog(), Progress()
+    log.say(f"device {run.device} ({threads} threads), precision {run.precision}: {run.reason}")
+    start = params.model.preset if params.model.init == "scratch" else params.model.init
+    log.say(f"model: {start}, {model.num_parameters():,} parameters")
+    log.say(f"tokens: {tokens.manifest['tokens']:,} loaded, of them {len(batches.split):,} to train on")
+    log.say(f"batches an epoch: {batches.batches_per_epoch:,}")
+    tracked = start_run(params, run_name(params), resume_run_id=trainer.extra.get("run_id"))
+    trainer.extra["run_id"] = tracked.run_id
+    tracked.log_dataset(tokens.manifest, split="train")
+    tracked.set_tags({"data_sha256": tokens.manifest["sha256"]})
+    log.attach(progress)
+    trainer.listeners = (log, progress, MLflowRows(tracked))
+    status = "FAILED"
+    try:
+        result = trainer.fit()
+        progress.close()
+        reason = describe_stop(result.stop_reason, params)
+        log.say(f"stopped: {reason} after {result.steps:,} steps, {result.wall_seconds:.0f} s")
+        status = "KILLED" if result.stop_reason == "interrupted" else "RUNNING"
+        if status == "RUNNING":
+            metrics = {
+                **vars(result),
+                "target_loss": params.train.stop.target_loss,
+                "device": str(run.device),
+                "precision": run.precision,
+                "n_params": model.num_parameters(),
+                "train_tokens": len(batches.split),
+                "batches_per_epoch": batches.batches_per_epoch,
+            }
+            write_outputs(trainer.best_directory, tracked.record(params.run.experiment), trainer.history, metrics)
+            tracked.log_metrics(numbers(metrics), step=result.steps)
+            status = "FINISHED"
+    except UserError as error:
+        log.say(f"stopped: {error}")
+        raise
+    finally:
+        progress.close()
+        log.close()
+        tracked.log_artifact(log.path, "logs")
+        tracked.finish(status)
+    return result.stop_reason
+
+
+def open_batches(params: Params, split: Any) -> Any:
+    from gpt2core.batches import Batches
+
+    return Batches(
+        split,
+        batch_size=params.train.batch_size,
+        sequence_length=params.train.sequence_length,
+        sampler=params.train.sampler,
+        stride=params.train.stride,
+        seed=params.run.seed,
+    )
+
+
+def trainer_config(params: Params, device: str, val_tokens: int) -> Any:
+    """The library's settings from `params.train`."""
+    from gpt2core.tokenizer import Tokenizer
+    from gpt2core.trainer import TrainerConfig
+
+    tokenizer = Tokenizer()
+    train = params.train.model_dump(
+        exclude={"stop", "batch_size", "sequence_length", "sampler", "stride", "resume", "compile"}
+    )
+    train["eval_interval"] = None if train["eval_interval"] == "epoch" else train["eval_interval"]
+    train["sample_prompt"] = tuple(tokenizer.encode(params.train.sample_prompt)) or (tokenizer.eot_id,)
+    train["best_by"] = params.train.best_by
+    if params.train.best_by == "auto":
+        held_out = val_tokens > 1 and not (params.train.stop.target_loss and params.train.stop.metric != "val")
+        train["best_by"] = "val_loss" if held_out else "train_loss"
+    # On a CPU the first compilation takes longer than most runs save; it also needs a C++ compiler.
+    train["compile"] = params.train.compile == "on" or (params.train.compile == "auto" and device == "cuda")
+    if (
+        train["compile"]
+        and device == "cpu"
+        and not (shutil.which("g++") or shutil.which("clang++") or shutil.which("cl"))
+    ):
+        raise UserError(
+            "train.compile is 'on', but no C++ compiler (g++, clang++ or cl) was found; install one or set it to off."
+        )
+    return TrainerConfig(**train, **params.train.stop.model_dump(), seed=params.run.seed)
+
+
+def fingerprint_of(params: Params, config: dict[str, Any], data_sha256: str, precision: str) -> dict[str, Any]:
+    train = params.train.model_dump()
+    return {
+        "data_sha256": data_sha256,
+        "seed": params.run.seed,
+        "precision": precision,
+        "model.init": params.model.init,
+        **{f"model.{key}": value for key, value in config.items()},
+        **{f"train.{key}": value for key, value in train.items() if key not in NEUTRAL_TRAIN_KEYS},
+    }
+
+
+def checkpoints_of(fingerprint: dict[str, Any]) -> Any:
+    """A folder of its own for each kind of run, so that going back to earlier params finds its checkpoints."""
+    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+    return paths.CHECKPOINTS / digest[:12]
+
+
+def run_name(params: Params) -> str:
+    if params.run.name is not None:
+        return params.run.name
+    start = params.model.preset if params.model.init == "scratch" else params.model.init
+    source = params.data.source.rstrip("/").rsplit("/", 1)[-1]
+    return f"{start.rstrip('/').rsplit('/', 1)[-1]}-{source}"
+
+
+def write_outputs(best: Any, record: dict[str, str], history: list[Any], metrics: dict[str, Any]) -> None:
+    from gpt2core.checkpoint import replace_directory
+    from gpt2core.tokenizer import Tokenizer
+
+    partial = paths.BEST_MODEL.with_name(".best.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(best, partial)
+    Tokenizer().save(partial)
+    replace_directory(partial, paths.BEST_MODEL)
+    write_json(paths.HISTORY, history)
+    write_json(paths.TRAIN_METRICS, metrics)
+    write_json(paths.RUN, record)
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in metrics.items() if isinstance(value, bool | int | float)}
+
+
+def describe_stop(reason: str, params: Params) -> str:
+    stop = params.train.stop
+    return {
+        "target_loss": f"target loss {stop.target_loss} reached on {stop.metric}",
+        "patience": f"no new best in {stop.patience} evaluations",
+        "max_steps": f"max_steps {stop.max_steps} reached",
+        "max_epochs": f"max_epochs {stop.max_epochs} reached",
+        "interrupted": "interrupted, the checkpoint is saved,",
+    }[reason]
+
+
+def leave_interrupted(interruption: Interruption) -> NoReturn:
+    print("interrupted; the checkpoint is saved, and the next `dvc repro` goes on from it", file=sys.stderr, flush=True)
+    sys.exit(128 + (interruption.signal or signal.SIGTERM))
+
+
+if __name__ == "__main__":
+    run_stage("finetune", main)

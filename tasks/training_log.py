@@ -1,0 +1,142 @@
+"""Listeners of the training loop: the console, the log file, MLflow."""
+
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gpt2core.events import Row, TrainerEvents
+from gpt2core.tokenizer import Tokenizer
+from gpt2core.trainer import Trainer
+from tasks import paths
+from tasks.tracking import TrackedRun
+
+# Where no terminal redraws a bar, a line as often as this.
+LINE_SECONDS = 10.0
+
+
+class TrainingLog(TrainerEvents):
+    """`logs/training_log_YYYYMMDD-HHMMSS.txt`, and the same lines on the console."""
+
+    def __init__(self) -> None:
+        paths.LOGS.mkdir(exist_ok=True)
+        self.path = paths.LOGS / f"training_log_{datetime.now():%Y%m%d-%H%M%S}.txt"
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)  # a line is on disk when it is written
+        self._tokenizer = Tokenizer()
+        self._bar: Progress | None = None
+
+    def attach(self, bar: "Progress") -> None:
+        self._bar = bar
+
+    def say(self, message: str) -> None:
+        """A line to the file and, around the bar, to the console."""
+        self._write(message)
+        if self._bar is not None:
+            self._bar.print(message)
+        else:
+            print(message, flush=True)
+
+    def _write(self, message: str) -> None:
+        stamp = datetime.now().isoformat(sep=" ", timespec="seconds")
+        self._file.write("".join(f"{stamp}  {line}\n" for line in message.splitlines()))
+
+    def on_start(self, trainer: Trainer) -> None:
+        start = f"resuming after step {trainer.step}" if trainer.step else "starting"
+        self.say(
+            f"{start}: {trainer.batch_size} x {trainer.sequence_length} = {trainer.tokens_per_step:,} tokens a step, "
+            f"{trainer.train_batches.batches_per_epoch:,} batches an epoch, at most {trainer.total_steps:,} steps"
+        )
+
+    def on_row(self, row: Row) -> None:
+        if row.get("train_loss") is not None:
+            self._write(
+                f"step {row['step']}  epoch {row['epoch']:.2f}  train_loss {row['train_loss']:.5f}  "
+                f"learning_rate {row['learning_rate']:.3e}  {row['tokens_per_second']:.0f} tokens/s"
+            )
+
+    def on_evaluation(self, row: Row, sample_ids: list[int] | None) -> None:
+        message = f"evaluation at step {row['step']}, {row['tokens_seen']:,} tokens seen: "
+        if row["train_eval_loss"] is None:
+            self.say(message + "the loss is not finite")
+            return
+        message += f"train_loss {row['train_eval_loss']:.4f}"
+        if row.get("val_loss") is not None:
+            message += (
+                f", val_loss {row['val_loss']:.4f}, val_perplexity {row['val_perplexity']:.1f}, "
+                f"val_token_accuracy {row['val_token_accuracy']:.1%}"
+            )
+        self.say(message)
+        if sample_ids:
+            text = " | ".join(line.strip() for line in self._tokenizer.decode(sample_ids).splitlines() if line.strip())
+            self.say(f"  sample: {text}")
+
+    def on_best(self, step: int, name: str, value: float, directory: Path) -> None:
+        self.say(f"  new best {name} {value:.4f} at step {step}, saved to {directory}")
+
+    def on_checkpoint(self, step: int, directory: Path) -> None:
+        self._write(f"checkpoint at step {step} saved to {directory}")
+
+    def on_note(self, message: str) -> None:
+        self.say(message)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Progress(TrainerEvents):
+    """A bar with loss, learning rate, tokens/s and time left; where there is no terminal, a line now and then."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+        self._said_at = self._started_at = time.monotonic()
+        self._first_step = 0
+
+    def print(self, message: str) -> None:
+        if self._bar is not None:
+            self._bar.write(message)
+        else:
+            print(message, flush=True)
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._started_at, self._first_step = time.monotonic(), trainer.step
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=trainer.total_steps,
+                initial=trainer.step,
+                desc="training",
+                unit="step",
+                bar_format="{desc} |{bar}| step {n_fmt}/{total_fmt}  {postfix}  at most {remaining} left",
+            )
+
+    def on_step(self, trainer: Trainer, train_loss: float) -> None:
+        elapsed = max(1e-9, time.monotonic() - self._started_at)
+        steps = trainer.step - self._first_step
+        speed = steps * trainer.tokens_per_step / elapsed
+        facts = f"loss {trainer.average.value:.3f}  lr {trainer.learning_rate:.1e}  {speed:,.0f} tok/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(facts, refresh=False)
+            self._bar.update()
+        elif time.monotonic() - self._said_at > LINE_SECONDS:
+            self._said_at = time.monotonic()
+            left = tqdm.format_interval(elapsed / steps * (trainer.total_steps - trainer.step))
+            print(f"step {trainer.step}/{trainer.total_steps}  {facts}  at most {left} left", flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class MLflowRows(TrainerEvents):
+    """Every row as metrics of the run; `best` says which step's model was kept."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        self.run = run
+
+    def on_row(self, row: Row) -> None:
+        self.run.log_metrics({key: value for key, value in row.items() if key != "step"}, step=int(row["step"] or 0))
+
+    def on_checkpoint(self, step: int, directory: Path) -> None:
+        self.run.flush()
