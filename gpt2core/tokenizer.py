@@ -122,7 +122,7 @@ def check_unicode(text: str) -> None:
 
 
 # tiktoken's regular expression gives up on about a million blanks that a word follows.
-LONG_BLANK = 100_000
+LONG_BLANK = 500_000
 # What the pattern takes for a blank: Python's own blanks but for four separators.
 _BLANKS = re.compile(r"[^\S\x1c-\x1f]{64,}+")
 

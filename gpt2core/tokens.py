@@ -1,0 +1,126 @@
+"""A tokenized corpus on disk: uint16 shards, the starts of the documents, and a manifest. `token_writer` writes it.
+
+The corpus is one stream of tokens: its documents in order with `<|endoftext|>` (50256) after each but the last.
+A split by documents takes documents with the `<|endoftext|>` after them; a split by tokens cuts the stream in three.
+
+    manifest.json             sizes, hashes, how it was split
+    train-00000.bin, …        token ids, little-endian uint16, no header
+    train-documents.bin       index of each document's first token in its split, little-endian int64
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2core.errors import UserError
+from gpt2core.files import read_json, sha256_file
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKEN_DTYPE = np.dtype("<u2")
+START_DTYPE = np.dtype("<i8")
+
+
+class TokenSplit:
+    """The tokens of one split, memory-mapped: opening costs the same for any size."""
+
+    def __init__(self, directory: Path, name: str, entry: Mapping[str, Any]) -> None:
+        self.name = name
+        self.sha256: str = entry["sha256"]
+        self.num_documents: int = entry["documents"]
+        self._directory = directory
+        self._index: Mapping[str, Any] = entry["document_index"]
+        self._shards: list[Mapping[str, Any]] = entry["shards"]
+        self._edges = np.cumsum([0, *(shard["tokens"] for shard in self._shards)])
+        self._maps: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return int(self._edges[-1])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens `start` to `stop` (exclusive) as uint16, a view where they lie in one shard."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"tokens {start} to {stop} of a {self.name} split of {len(self)} tokens")
+        parts = []
+        shard = int(np.searchsorted(self._edges, start, side="right")) - 1
+        while start < stop:
+            first, end = int(self._edges[shard]), int(self._edges[shard + 1])
+            parts.append(self._map(shard)[start - first : min(stop, end) - first])
+            start, shard = end, shard + 1
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, TOKEN_DTYPE), *parts])
+
+    @cached_property
+    def document_starts(self) -> np.ndarray:
+        """Index of each document's first token in this split, int64. One that began in another split starts at 0."""
+        path = self._directory / self._index["file"]
+        return np.memmap(path, START_DTYPE, mode="r") if self.num_documents else np.empty(0, START_DTYPE)
+
+    def check_sizes(self) -> None:
+        """Raises UserError for a file that is missing or has lost bytes; reads no content."""
+        sizes = {shard["file"]: shard["tokens"] * TOKEN_DTYPE.itemsize for shard in self._shards}
+        sizes[self._index["file"]] = self.num_documents * START_DTYPE.itemsize
+        for file, size in sizes.items():
+            path = self._directory / file
+            found = path.stat().st_size if path.is_file() else None
+            if found is None:
+                raise UserError(f"{path} is missing; tokenize the corpus again.")
+            if found != size:
+                raise UserError(f"{path} has {found} bytes, expected {size}; tokenize the corpus again.")
+
+    def verify(self) -> None:
+        """Raises UserError for a file whose content is not what was written; reads all of it."""
+        self.check_sizes()
+        for entry in (*self._shards, self._index):
+            if sha256_file(self._directory / entry["file"]) != entry["sha256"]:
+                raise UserError(f"{self._directory / entry['file']} is damaged (sha256); tokenize the corpus again.")
+
+    def _map(self, shard: int) -> np.ndarray:
+        if shard not in self._maps:
+            self._maps[shard] = np.memmap(self._directory / self._shards[shard]["file"], TOKEN_DTYPE, mode="r")
+        return self._maps[shard]
+
+
+class TokenSet:
+    """A tokenized corpus: its `manifest` and its splits."""
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
+        self.directory = directory
+        self.manifest = manifest
+
+    def split(self, name: str) -> TokenSplit:
+        """The split `name`, empty where it got no share. Raises UserError for a missing or cut file."""
+        if name not in self.manifest["splits"]:
+            raise UserError(f"unknown split {name!r}; known: {', '.join(self.manifest['splits'])}.")
+        split = TokenSplit(self.directory, name, self.manifest["splits"][name])
+        split.check_sizes()
+        return split
+
+    def verify(self) -> None:
+        """Raises UserError for a file whose content is not what was written; reads all of them."""
+        for name in self.manifest["splits"]:
+            self.split(name).verify()
+
+
+def open_tokens(directory: Path | str) -> TokenSet:
+    """The corpus in `directory`. Raises UserError where there is none that this version can read."""
+    directory = Path(directory)
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{path} is missing; tokenize a corpus first.")
+    try:
+        manifest = read_json(path)
+        version = manifest["format_version"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; tokenize the corpus again.") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path}: format_version is {version!r}, expected {FORMAT_VERSION}; tokenize the corpus again.")
+    return TokenSet(directory, manifest)
+
+
+def open_split(directory: Path | str, name: str) -> TokenSplit:
+    """The split `name` of the corpus in `directory`. Raises UserError as `open_tokens` and `TokenSet.split` do."""
+    return open_tokens(directory).split(name)
