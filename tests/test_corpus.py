@@ -91,7 +91,7 @@ def test_parquet_rows_are_documents(tmp_path: Path) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(text=awkward_text)
+@given(text=awkward_text | st.text(" \n\ta'.s1\u4e2d", min_size=40, max_size=120))
 def test_fragments_have_the_ids_of_the_whole_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = write(tmp_path_factory.mktemp("corpus") / "a.txt", text.encode())
     whole = "".join(read_corpus([path]))
