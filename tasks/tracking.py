@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from tasks.tracking_store import (
     connect,
     experiment_id,
     flatten,
+    is_local,
     mlruns,
     one_line,
     redact,
@@ -33,8 +35,19 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = ["TrackedRun", "link_cached_run", "report_metrics", "start_run", "tracked_run", "tracking_uri"]
+__all__ = [
+    "BEST_CHECKPOINT",
+    "TrackedRun",
+    "evaluation_metrics",
+    "link_cached_run",
+    "registered_model_directory",
+    "report_metrics",
+    "start_run",
+    "tracked_run",
+    "tracking_uri",
+]
 
+BEST_CHECKPOINT = "checkpoints/best"  # in a run's artifacts
 _PARAM_LIMIT = 6000  # characters that MLflow keeps of a parameter
 _TAG_LIMIT = 5000
 _UNKNOWN = "unknown"
@@ -58,7 +71,7 @@ class TrackedRun:
 
     def record(self, experiment: str) -> dict[str, str]:
         """What models/run.json says of this run; no password and, for the local store, no place of this machine."""
-        uri = redact(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.MLRUNS.as_posix()}/mlflow.db")
+        uri = f"sqlite:///{paths.MLRUNS.as_posix()}/mlflow.db" if is_local() else redact(tracking_uri())
         return {"run_id": self.run_id, "experiment": experiment, "tracking_uri": uri, "run_name": self.run_name}
 
     def log_params(self, params: Params) -> None:
@@ -86,6 +99,17 @@ class TrackedRun:
 
     def log_artifacts(self, directory: Path, artifact_path: str | None = None) -> None:
         self._attempt(str(directory), lambda: self.client.log_artifacts(self.run_id, str(directory), artifact_path))
+
+    def artifacts(self) -> set[str]:
+        """Names at the top of the run's artifacts."""
+        names: set[str] = set()
+        self._attempt(
+            "the list of artifacts", lambda: names.update(i.path for i in self.client.list_artifacts(self.run_id))
+        )
+        return names
+
+    def _artifact_names(self) -> list[str]:
+        return [item.path for item in self.client.list_artifacts(self.run_id)]
 
     def log_dataset(self, manifest: Mapping[str, Any], split: str) -> None:
         """The split as an MLflow dataset: name, digest, source, and its tokens and documents."""
@@ -194,9 +218,9 @@ def link_cached_run(run_id: str, flow_run_id: str) -> str:
 
     Returns its id. Raises UserError where the store cannot be used.
     """
+    client = connect()
     from mlflow.entities import Metric, Param
 
-    client = connect()
     origin = _find_run(client, run_id) or _find_run(client, restored_runs().get(run_id, ""))
     tags = {**_origin_tags(), "cached_from": run_id, "prefect_flow_run_id": flow_run_id}
     if origin is None:
@@ -219,6 +243,36 @@ def link_cached_run(run_id: str, flow_run_id: str) -> str:
         client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
     client.set_terminated(run.info.run_id, "FINISHED")
     return str(run.info.run_id)
+
+
+def registered_model_directory(uri: str) -> Path:
+    """The Hugging Face layout of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    It is the best checkpoint of the run that registered it. Raises UserError where the model or the checkpoint is not.
+    """
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if match is None:
+        raise UserError(f"model.init ({uri!r}) must be models:/NAME@ALIAS or models:/NAME/VERSION.")
+    name, alias, version = match.groups()
+    client = connect()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        entry = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+    except MlflowException as error:
+        raise UserError(f"model.init ({uri!r}) is not in {redact(tracking_uri())}: {one_line(error)}") from None
+    run_id = str(entry.run_id)
+    target = None
+    if not is_local():  # a local store gives the place itself
+        target = mlruns() / "downloads" / run_id
+        target.mkdir(parents=True, exist_ok=True)
+    try:
+        directory = Path(client.download_artifacts(run_id, BEST_CHECKPOINT, target and str(target)))
+    except Exception as error:  # each artifact store raises its own
+        raise UserError(f"model.init ({uri!r}): its run {run_id} has no checkpoint: {one_line(error)}") from None
+    if not (directory / "model.safetensors").exists():
+        raise UserError(f"model.init ({uri!r}): its run {run_id} has no {BEST_CHECKPOINT}/model.safetensors.")
+    return directory
 
 
 def report_metrics() -> dict[str, float]:

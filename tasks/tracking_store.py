@@ -6,7 +6,9 @@ import logging
 import os
 import re
 import sqlite3
-from contextlib import closing
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ _MLFLOW_SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # a pickle runs whatever its author liked
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -51,7 +54,16 @@ def mlruns() -> Path:
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else the SQLite file in `mlruns/`. May hold a password: show `redact(...)` of it."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(mlruns() / 'mlflow.db').as_posix()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _local_uri()
+
+
+def is_local() -> bool:
+    """Whether the store is the one in `mlruns/`, which this project creates and looks after."""
+    return tracking_uri() == _local_uri()
+
+
+def _local_uri() -> str:
+    return f"sqlite:///{(mlruns() / 'mlflow.db').as_posix()}"
 
 
 def redact(text: str) -> str:
@@ -76,9 +88,8 @@ def connect() -> "MlflowClient":
     """A client of the store; the local one is created where it is missing. Raises UserError where it cannot be used."""
     prepare_mlflow()
     uri = tracking_uri()
-    local = not os.environ.get("MLFLOW_TRACKING_URI")
     try:
-        if local:
+        if is_local():
             _prepare_local_store(mlruns())
         from mlflow import MlflowClient
 
@@ -89,18 +100,44 @@ def connect() -> "MlflowClient":
             raise
         remedy = (
             "move that file away to start a new store."
-            if local
+            if is_local()
             else "start its server, or unset MLFLOW_TRACKING_URI to use the local store in mlruns/."
         )
         raise UserError(f"cannot use the MLflow store {redact(uri)} ({one_line(error)}); {remedy}") from None
     return client
 
 
+@contextmanager
+def fluent_mlflow() -> Iterator[None]:
+    """Point MLflow's module-level functions at this store, without their notices.
+
+    MLflow's client needs it too: to make a version of a logged model it opens a second client of the default store.
+    MLflow writes the address into the environment, where it would pass for the user's choice: it is put back.
+    """
+    prepare_mlflow()
+    import mlflow
+
+    chosen = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(tracking_uri())
+    mlflow.set_registry_uri(tracking_uri())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+        if chosen is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = chosen
+
+
 def experiment_id(client: "MlflowClient", name: str) -> str:
     """Id of the experiment `name`, created where it is not there. Raises UserError where it was deleted."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        location = None if os.environ.get("MLFLOW_TRACKING_URI") else _artifact_location(mlruns())
+        location = _artifact_location(mlruns()) if is_local() else None
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except Exception:

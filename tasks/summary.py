@@ -1,0 +1,105 @@
+"""What a finished pipeline says: where the results are and what to do with them. Run as `python -m tasks.summary`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt2core.errors import UserError
+from gpt2core.files import read_json
+from tasks import paths
+from tasks.stage import run_stage, say
+from tasks.tracking_store import is_local, mlruns, redact, tracking_uri
+
+VERDICTS = {
+    "generalising": "it has learned the manner, not the words: held-out text is about as likely as the training text",
+    "memorising": "it has memorised its training text; use more text, or stop earlier",
+    "underfitting": "it has hardly learned yet; train longer, or with a higher learning rate",
+    "unknown": "no text was held out, so whether it memorises cannot be said",
+}
+STOPS = {True: "reached", False: "missed"}
+
+
+def print_summary() -> None:
+    """Print the summary of the reports in the working directory. Raises UserError where there is none."""
+    say("\n".join(summary_lines()))
+
+
+def summary_lines() -> list[str]:
+    train, evaluation, registered = (
+        _report(path) for path in (paths.TRAIN_METRICS, paths.EVALUATE_METRICS, paths.REGISTERED)
+    )
+    if not train:
+        raise UserError(f"{paths.TRAIN_METRICS} is missing: there is no finished run yet; start one with `dvc repro`.")
+    rows = [("training", _training(train))]
+    if evaluation:
+        rows += _evaluation(evaluation)
+    if registered:
+        rows.append(("model", _model(registered)))
+        rows.append(("gate", " ".join(registered["gate"]["reasons"])))
+    rows.append(("report", f"{paths.SAMPLES_PAGE} (samples), {paths.PLOTS}/ (curves), {paths.LOGS}/ (log)"))
+    rows.append(("generate", f'gpt2 generate --model {paths.BEST_MODEL} --prompt "ROMEO."'))
+    rows.append(("MLflow UI", ui_command()))
+    width = max(len(title) for title, _ in rows)
+    rule = "─" * 78
+    return [rule, *(f"  {title:<{width}}  {text}" for title, text in rows), rule]
+
+
+def ui_command() -> str:
+    """The line that opens this project's MLflow store."""
+    uri = tracking_uri()
+    if uri.startswith("http"):
+        return f"open {redact(uri)}"
+    if is_local():
+        here = mlruns().parent == Path.cwd().resolve()
+        uri = f"sqlite:///{((paths.MLRUNS if here else mlruns()) / 'mlflow.db').as_posix()}"
+    return f"mlflow ui --backend-store-uri {redact(uri)}   then http://127.0.0.1:5000"
+
+
+def _training(train: Mapping[str, Any]) -> str:
+    parts = [f"{train['steps']:,} steps, {train['tokens_seen']:,} tokens in {_duration(train.get('wall_seconds'))}"]
+    if (loss := train.get("train_loss_full") or train.get("train_loss")) is not None:
+        parts.append(f"train loss {loss:.3f}")
+    if (target := train.get("target_loss")) is not None:
+        parts.append(f"target {target:g} {STOPS[bool(train.get('target_reached'))]}")
+    return "; ".join(parts)
+
+
+def _evaluation(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    scores = [
+        f"{split} {evaluation[split]['perplexity']:.1f}"
+        for split in ("train", "val", "test")
+        if (evaluation.get(split) or {}).get("perplexity") is not None
+    ]
+    recall = evaluation.get("verbatim_recall")
+    known = f"; {recall:.0%} of training passages recalled word for word" if recall is not None else ""
+    verdict = str(evaluation.get("verdict", "unknown"))
+    return [
+        ("perplexity", ", ".join(scores) + known),
+        ("verdict", f"{verdict}: {VERDICTS.get(verdict, VERDICTS['unknown'])}"),
+    ]
+
+
+def _model(registered: Mapping[str, Any]) -> str:
+    name, version, alias = registered["name"], registered["version"], registered["alias"]
+    text = f"{registered['text_name']} version {registered['text_version']}"
+    return f"{name} version {version} ({alias}), {text}; models:/{name}@{alias}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown time"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _report(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(read_json(path))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged: run the pipeline again with `dvc repro`.") from None
+
+
+if __name__ == "__main__":
+    run_stage("summary", print_summary)
