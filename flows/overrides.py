@@ -7,7 +7,16 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    create_model,
+    model_serializer,
+)
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -23,7 +32,13 @@ class Overrides(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
     def values(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        return self.model_dump(mode="json", by_alias=True)
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Prefect serializes the empty default into the form; a null there would come back as an override."""
+        given = {self.__class__.model_fields[name].alias or name for name in self.model_fields_set}
+        return {key: value for key, value in serialize(self).items() if key in given | self.model_fields_set}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -36,20 +51,19 @@ class Overrides(BaseModel):
 
 def overrides_of(section: type[BaseModel]) -> type[Overrides]:
     """`section` with its own bounds, no key required, and no default: what is not given stays as params.yaml has it."""
-    fields: Any = {name: (_annotation(field), _absent(field)) for name, field in section.model_fields.items()}
+    fields: Any = {name: _optional(field) for name, field in section.model_fields.items()}
     return create_model(f"{section.__name__}Overrides", __base__=Overrides, **fields)
 
 
-def _annotation(field: FieldInfo) -> Any:
-    kind = field.annotation
+def _optional(field: FieldInfo) -> tuple[Any, Any]:
+    """Annotation and default: a factory, for a plain default would go into the form, and from there into the run."""
+    kind: Any = field.annotation
+    default: Any = lambda: None  # noqa: E731
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return overrides_of(kind)
-    return Annotated[kind, *field.metadata] if field.metadata else kind
-
-
-def _absent(field: FieldInfo) -> Any:
-    # A factory, for a plain default would be written into the form and from there into the run.
-    return Field(default_factory=lambda: None, alias=field.alias, description=field.description)
+        kind = default = overrides_of(kind)
+    elif field.metadata:
+        kind = Annotated[kind, *field.metadata]
+    return kind, Field(default_factory=default, alias=field.alias, description=field.description)
 
 
 if TYPE_CHECKING:

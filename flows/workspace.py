@@ -25,6 +25,8 @@ _LEFT_OUT = frozenset(
 )
 _LEFT_OUT_ANYWHERE = frozenset({"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis"})
 
+_FLOAT, _NULL = "tag:yaml.org,2002:float", "tag:yaml.org,2002:null"
+
 # Keys that may name a local file or folder, which a workspace need not have.
 _LOCAL_NAMES = (("data", "source"), ("data", "watch"), ("model", "init"))
 
@@ -44,7 +46,7 @@ def open_workspace(root: Path, name: str, overrides: Mapping[str, Any]) -> Path:
     if is_git_root(root):
         _add_worktree(root, workspace)
     else:
-        _copy_project(root, workspace)
+        copy_project(root, workspace)
     write_overrides(root, workspace, overrides)
     # Last, for its presence says that the workspace is whole.
     _write_dvc_config(ready, cache=shared_cache(root))
@@ -86,7 +88,8 @@ def write_overrides(root: Path, workspace: Path, overrides: Mapping[str, Any]) -
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
-    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(float, _represent_float)
+    yaml.representer.add_representer(type(None), lambda representer, _: representer.represent_scalar(_NULL, "null"))
     file = workspace / paths.PARAMS
     values = yaml.load(file.read_text(encoding="utf-8")) or {}
     _merge(values, overrides)
@@ -96,6 +99,14 @@ def write_overrides(root: Path, workspace: Path, overrides: Mapping[str, Any]) -
     _merge(values, absolute)
     with atomic_path(file) as partial, partial.open("w", encoding="utf-8", newline="\n") as handle:
         yaml.dump(values, handle)
+
+
+def _represent_float(representer: Any, value: float) -> Any:
+    """PyYAML reads 1e-05 as a string and 1.0e-05 as a number."""
+    text = repr(value)
+    if "e" in text and "." not in text:
+        text = text.replace("e", ".0e")
+    return representer.represent_scalar(_FLOAT, text)
 
 
 def _merge(values: Any, overrides: Mapping[str, Any]) -> None:
@@ -134,7 +145,9 @@ def _add_worktree(root: Path, workspace: Path) -> None:
             shutil.copy2(source, target, follow_symlinks=False)
 
 
-def _copy_project(root: Path, workspace: Path) -> None:
+def copy_project(root: Path, workspace: Path) -> None:
+    """All but results, caches and virtual environments."""
+
     def left_out(folder: str, names: list[str]) -> list[str]:
         here = Path(folder)
         return [
