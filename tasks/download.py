@@ -1,0 +1,22 @@
+"""Stage `download`: data.* -> data/raw/ text files + provenance.json."""
+
+from gpt2core.directories import replaced_directory
+from gpt2core.files import write_json
+from tasks import paths
+from tasks.params import load_params
+from tasks.sources import collect
+from tasks.stage import run_stage, say
+
+
+def main() -> None:
+    data = load_params().data
+    with replaced_directory(paths.RAW) as raw:
+        provenance = collect(data, raw)
+        write_json(raw / paths.PROVENANCE.name, provenance)
+    num_files = len(provenance["files"])
+    files = f"{num_files} files" if num_files > 1 else provenance["files"][0]["file"]
+    say(f"{data.source}: {files}, {provenance['size_bytes']:,} bytes, licence: {provenance['licence'] or 'unknown'}")
+
+
+if __name__ == "__main__":
+    run_stage("download", main)

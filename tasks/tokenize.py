@@ -1,0 +1,53 @@
+"""Stage `tokenize`: data/raw -> data/tokens."""
+
+from typing import Any
+
+from gpt2core.corpus import read_corpus
+from gpt2core.errors import UserError
+from gpt2core.files import read_json
+from gpt2core.token_writer import write_tokens
+from tasks import paths
+from tasks.params import load_params
+from tasks.progress import progress_bar
+from tasks.stage import run_stage, say
+
+
+def main() -> None:
+    data = load_params().data
+    provenance = read_provenance()
+    files = [paths.RAW / entry["file"] for entry in provenance["files"]]
+    with progress_bar("tokenize", total=provenance["size_bytes"], unit="B") as bar:
+        manifest = write_tokens(
+            paths.TOKENS,
+            read_corpus(files, text_field=data.text_field, on_bytes=bar.update),
+            source=provenance["source"],
+            shares=data.split.model_dump(),
+            split_by=data.split_by,
+            max_tokens=data.max_tokens,
+            workers=data.workers,
+        )
+    say(summary(manifest))
+    if not manifest["splits"]["val"]["tokens"]:
+        say("no val split (data.split.val is 0): nothing held out will be measured while training.")
+
+
+def read_provenance() -> dict[str, Any]:
+    """What the download stage wrote. Raises UserError where it has not run."""
+    if not paths.PROVENANCE.is_file():
+        raise UserError(f"{paths.PROVENANCE} is missing; run the download stage first (dvc repro).")
+    provenance: dict[str, Any] = read_json(paths.PROVENANCE)
+    return provenance
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    splits = ", ".join(
+        f"{name} {entry['tokens']:,} ({entry['documents']:,})" for name, entry in manifest["splits"].items()
+    )
+    return (
+        f"{manifest['tokens']:,} tokens loaded, {manifest['documents']:,} documents; tokens (documents): {splits}; "
+        f"split by {manifest['split_by']}: {manifest['split_reason']}"
+    )
+
+
+if __name__ == "__main__":
+    run_stage("tokenize", main)
