@@ -57,6 +57,7 @@ class TrainerConfig:
     best_by: str  # val_loss | train_loss
     sample_prompt: tuple[int, ...]
     sample_tokens: int
+    sample_interval: str  # evaluation | epoch
     seed: int
 
 
@@ -203,6 +204,8 @@ class Trainer:
             evaluated = self._evaluate()
             reason = self._after_evaluation(evaluated) or reason
             row = {**self._position(), **row, **evaluated}
+        if self.config.sample_interval == "epoch" and step % self.train_batches.batches_per_epoch == 0:
+            self._sample(row)
         if row:
             self.history.append(row)
             self._emit("on_row", row)
@@ -243,7 +246,9 @@ class Trainer:
             }
         # NaN and infinity are no numbers to log, and no weights to sample from.
         row = {key: value if value is None or math.isfinite(value) else None for key, value in row.items()}
-        self._emit("on_evaluation", row, self._sample() if row["train_eval_loss"] is not None else None)
+        self._emit("on_evaluation", row)
+        if self.config.sample_interval == "evaluation":
+            self._sample(row)
         self.model.train()
         self._interval_started += time.perf_counter() - started_at  # evaluation is not training speed
         return row
@@ -260,10 +265,13 @@ class Trainer:
                 device=self.run.device,
             )
 
-    def _sample(self) -> list[int] | None:
+    def _sample(self, row: Row) -> None:
+        """Tell the listeners a sample text, unless the row says that the weights are past sampling."""
         room = self.model.config.block_size - len(self.config.sample_prompt)
-        if min(self.config.sample_tokens, room) < 1 or runtime.rank() != 0:
-            return None
+        spoilt = "train_eval_loss" in row and row["train_eval_loss"] is None
+        if min(self.config.sample_tokens, room) < 1 or spoilt or runtime.rank() != 0:
+            return
+        self.model.eval()
         prompt = torch.tensor([self.config.sample_prompt], device=self.run.device)
         output = generate(
             self.model,
@@ -276,8 +284,8 @@ class Trainer:
             eos_token_id=None,
             pad_token_id=0,
         )
-        ids: list[int] = output[0].tolist()
-        return ids
+        self.model.train()
+        self._emit("on_sample", self.step, output[0].tolist())
 
     def full_pass(self) -> float:
         """Mean loss over the whole training split without dropout."""

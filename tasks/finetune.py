@@ -25,6 +25,7 @@ NEUTRAL_TRAIN_KEYS = {
     "resume",
     "sample_prompt",
     "sample_tokens",
+    "sample_interval",
 }
 
 

@@ -159,6 +159,8 @@ class Train(Section):
     """Start of the sample text shown at each evaluation; empty: <|endoftext|>."""
     sample_tokens: int = Field(40, ge=0, le=100_000)
     """Length of that sample; 0: none."""
+    sample_interval: Literal["evaluation", "epoch"] = "evaluation"
+    """A sample at each evaluation, or after each epoch."""
     checkpoint_interval: int = Field(200, ge=1)
     keep_last: int = Field(2, ge=1)
     """Checkpoints kept beside the best."""

@@ -56,7 +56,7 @@ class TrainingLog(TrainerEvents):
                 f"learning_rate {row['learning_rate']:.3e}  {row['tokens_per_second']:.0f} tokens/s"
             )
 
-    def on_evaluation(self, row: Row, sample_ids: list[int] | None) -> None:
+    def on_evaluation(self, row: Row) -> None:
         message = f"evaluation at step {row['step']}, {row['tokens_seen']:,} tokens seen: "
         if row["train_eval_loss"] is None:
             self.say(message + "the loss is not finite")
@@ -68,9 +68,10 @@ class TrainingLog(TrainerEvents):
                 f"val_token_accuracy {row['val_token_accuracy']:.1%}"
             )
         self.say(message)
-        if sample_ids:
-            text = " | ".join(line.strip() for line in self._tokenizer.decode(sample_ids).splitlines() if line.strip())
-            self.say(f"  sample: {text}")
+
+    def on_sample(self, step: int, token_ids: list[int]) -> None:
+        lines = self._tokenizer.decode(token_ids).splitlines()
+        self.say("  sample: " + " | ".join(line.strip() for line in lines if line.strip()))
 
     def on_best(self, step: int, name: str, value: float, directory: Path) -> None:
         self.say(f"  new best {name} {value:.4f} at step {step}, saved to {directory}")

@@ -49,6 +49,7 @@ CONFIG = TrainerConfig(
     best_by="val_loss",
     sample_prompt=(1,),
     sample_tokens=3,
+    sample_interval="evaluation",
     seed=1,
 )
 
@@ -84,8 +85,8 @@ class Heard(TrainerEvents):
     def on_best(self, step, name, value, directory) -> None:
         self.best.append((step, name, value))
 
-    def on_evaluation(self, row, sample_ids) -> None:
-        self.samples.append(sample_ids)
+    def on_sample(self, step, token_ids) -> None:
+        self.samples.append((step, token_ids))
 
 
 def make_trainer(
@@ -159,7 +160,7 @@ def test_loss_falls_and_the_best_and_last_checkpoints_are_kept(tmp_path) -> None
     assert [path.name for path in step_directories(tmp_path)] == ["step-00000056", "step-00000060"]
     assert GPT.from_pretrained(tmp_path / "best").config == trainer.model.config
     assert len(heard.samples) == 12
-    assert all(len(sample) == 4 for sample in heard.samples)
+    assert all(len(token_ids) == 4 for _, token_ids in heard.samples)
 
 
 @pytest.mark.parametrize("metric", ["train_batch", "train_ema", "train_full", "val"])
@@ -191,6 +192,12 @@ def test_epochs_limit_a_run_and_evaluation_can_be_once_an_epoch(tmp_path) -> Non
     result, heard = fit(trainer)
     assert (result.stop_reason, result.steps) == ("max_epochs", 2 * trainer.train_batches.batches_per_epoch)
     assert [row["step"] for row in heard.rows if "val_loss" in row] == [31, 62]
+
+
+def test_samples_can_come_once_an_epoch_beside_frequent_evaluations(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=70, sample_interval="epoch")
+    _, heard = fit(trainer)
+    assert [step for step, _ in heard.samples] == [31, 62]
 
 
 def test_a_finished_run_starts_over_and_an_extended_one_goes_on(tmp_path) -> None:
