@@ -43,7 +43,7 @@ def choose_split(lengths: np.ndarray, shares: Mapping[str, float], split_by: str
                 f"data.split_by (documents): {', '.join(wanted)} need {len(wanted)} documents and the corpus has "
                 f"{len(lengths)}; set it to tokens or auto."
             )
-        return _by_tokens(lengths, shares, f"{documents} cannot fill {len(wanted)} splits")
+        return _by_tokens(lengths, shares, f"{documents} cannot fill {', '.join(wanted)}")
     owners = split_documents(lengths, shares)
     if split_by == "documents":
         _check_sizes(_sums(lengths, owners), shares)
@@ -51,7 +51,7 @@ def choose_split(lengths: np.ndarray, shares: Mapping[str, float], split_by: str
     error = share_error(lengths, owners, shares)
     if error > TOLERATED_SHARE_ERROR:
         return _by_tokens(lengths, shares, f"whole documents ({documents}) would miss a share by {error:.0%}")
-    return _by_documents(lengths, owners, f"{documents} can fill {len(wanted)} splits")
+    return _by_documents(lengths, owners, f"{documents} can fill {', '.join(wanted)}")
 
 
 def _by_documents(lengths: np.ndarray, owners: np.ndarray, reason: str) -> Split:

@@ -210,7 +210,7 @@ def _named_set(data: Data, named: NamedSet, folder: Path) -> Found:
         try:
             _fetch(item, data, folder / name)
         except UserError as error:
-            hint = f"; or place the file at {local}" if item.sha256 else ""
+            hint = f" Or place the file at {local}." if item.sha256 else ""
             raise UserError(f"{error}{hint}") from None
     return Found(named.licence, tuple(item.url for item in named.downloads), tuple(names))
 

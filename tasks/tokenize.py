@@ -44,7 +44,7 @@ def summary(manifest: dict[str, Any]) -> str:
         f"{name} {entry['tokens']:,} ({entry['documents']:,})" for name, entry in manifest["splits"].items()
     )
     return (
-        f"{manifest['tokens']:,} tokens loaded, {manifest['documents']:,} documents; tokens (documents): {splits}; "
+        f"{manifest['tokens']:,} tokens loaded in {manifest['documents']:,} document(s); tokens (documents): {splits}; "
         f"split by {manifest['split_by']}: {manifest['split_reason']}"
     )
 

@@ -189,7 +189,7 @@ def test_a_local_copy_of_tinyshakespeare_with_the_right_hash_needs_no_network(mo
     assert (paths.RAW / "tinyshakespeare.txt").read_text() == "First Citizen:\n"
     local.write_text("Second Citizen:\n")
     monkeypatch.setattr("tasks.http_download.time.sleep", lambda _: None)
-    with pytest.raises(UserError, match=r"connection refused.*place the file at data/corpus/tinyshakespeare\.txt"):
+    with pytest.raises(UserError, match=r"connection refused.*Or place the file at data/corpus/tinyshakespeare\.txt"):
         run_download(source="tinyshakespeare")
 
 
@@ -257,7 +257,7 @@ def test_the_two_stages_turn_the_plays_into_splits(capsys: pytest.CaptureFixture
     tokenize.main()
     manifest = open_tokens(paths.TOKENS).manifest
     assert (manifest["source"], manifest["tokens"], manifest["documents"]) == ("bundled", 323_289, 8)
-    assert "323,289 tokens loaded, 8 documents" in capsys.readouterr().out
+    assert "323,289 tokens loaded in 8 document(s)" in capsys.readouterr().out
 
 
 def test_tokenize_says_that_there_is_no_val_split(capsys: pytest.CaptureFixture[str]) -> None:

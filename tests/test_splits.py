@@ -57,7 +57,7 @@ def test_the_token_split_of_any_total_adds_up(total: int) -> None:
 
 def test_auto_says_why_it_chose_tokens() -> None:
     one = choose_split(np.array([1000]), EIGHTY, "auto")
-    assert (one.by, one.reason) == ("tokens", "1 document cannot fill 3 splits")
+    assert (one.by, one.reason) == ("tokens", "1 document cannot fill train, val, test")
     uneven = choose_split(np.array([1000, 10, 10]), EIGHTY, "auto")
     assert (uneven.by, uneven.reason) == ("tokens", "whole documents (3 documents) would miss a share by 18%")
 
