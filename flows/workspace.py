@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from yaml import ScalarNode
+from yaml.resolver import Resolver
+
 from gpt2core.errors import UserError
 from gpt2core.files import atomic_path
 from tasks import paths
@@ -25,7 +28,7 @@ _LEFT_OUT = frozenset(
 )
 _LEFT_OUT_ANYWHERE = frozenset({"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis"})
 
-_FLOAT, _NULL = "tag:yaml.org,2002:float", "tag:yaml.org,2002:null"
+_TAG = "tag:yaml.org,2002:"
 
 # Keys that may name a local file or folder, which a workspace need not have.
 _LOCAL_NAMES = (("data", "source"), ("data", "watch"), ("model", "init"))
@@ -88,8 +91,8 @@ def write_overrides(root: Path, workspace: Path, overrides: Mapping[str, Any]) -
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
-    yaml.representer.add_representer(float, _represent_float)
-    yaml.representer.add_representer(type(None), lambda representer, _: representer.represent_scalar(_NULL, "null"))
+    for kind in (float, str, type(None)):
+        yaml.representer.add_representer(kind, _represent)
     file = workspace / paths.PARAMS
     values = yaml.load(file.read_text(encoding="utf-8")) or {}
     _merge(values, overrides)
@@ -101,12 +104,17 @@ def write_overrides(root: Path, workspace: Path, overrides: Mapping[str, Any]) -
         yaml.dump(values, handle)
 
 
-def _represent_float(representer: Any, value: float) -> Any:
-    """PyYAML reads 1e-05 as a string and 1.0e-05 as a number."""
+def _represent(representer: Any, value: float | str | None) -> Any:
+    """As both readers of params.yaml take it: PyYAML, unlike DVC's ruamel, reads 1e-05 as text and off as false."""
+    if value is None:
+        return representer.represent_scalar(_TAG + "null", "null")
+    if isinstance(value, str):
+        plain = Resolver().resolve(ScalarNode, value, (True, False)) == _TAG + "str"
+        return representer.represent_scalar(_TAG + "str", value, style=None if plain else '"')
     text = repr(value)
     if "e" in text and "." not in text:
         text = text.replace("e", ".0e")
-    return representer.represent_scalar(_FLOAT, text)
+    return representer.represent_scalar(_TAG + "float", text)
 
 
 def _merge(values: Any, overrides: Mapping[str, Any]) -> None:

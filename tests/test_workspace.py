@@ -174,3 +174,16 @@ def test_params_without_overrides_stay_byte_for_byte(folder: Path, tmp_path: Pat
     (tmp_path / "params.yaml").write_text(PARAMS + "odd:   [1,2 ]\n")
     write_overrides(folder, tmp_path, {})
     assert (tmp_path / "params.yaml").read_text() == PARAMS + "odd:   [1,2 ]\n"
+
+
+@pytest.mark.parametrize(
+    "value", ["off", "1e-4", "null", "", "a: b # c", "two\nlines", 1e-5, 3.0e-4, None, True, ["", "no"]]
+)
+def test_both_readers_of_params_get_the_value_that_was_given(folder: Path, tmp_path: Path, value: object) -> None:
+    from ruamel.yaml import YAML
+
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    write_overrides(folder, tmp_path, {"train": {"key": value}})
+    text = (tmp_path / "params.yaml").read_text()
+    assert yaml.safe_load(text)["train"]["key"] == value  # the stages
+    assert YAML(typ="safe").load(text)["train"]["key"] == value  # DVC
