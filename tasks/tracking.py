@@ -1,11 +1,7 @@
 """The MLflow run of a pipeline execution: `finetune` starts it, every later stage reopens it from models/run.json."""
 
-import getpass
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +9,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from gpt2core.errors import UserError
-from gpt2core.files import read_json, sha256_file
+from gpt2core.files import read_json
 from tasks import paths
 from tasks.params import Params, load_params
 from tasks.stage import say
 from tasks.tracking_buffer import MetricBuffer, Point, SystemMetrics
+from tasks.tracking_origin import UNKNOWN, origin_tags
 from tasks.tracking_store import (
     connect,
     experiment_id,
@@ -50,7 +47,6 @@ __all__ = [
 BEST_CHECKPOINT = "checkpoints/best"  # in a run's artifacts
 _PARAM_LIMIT = 6000  # characters that MLflow keeps of a parameter
 _TAG_LIMIT = 5000
-_UNKNOWN = "unknown"
 
 
 class TrackedRun:
@@ -116,7 +112,7 @@ class TrackedRun:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         facts = manifest["splits"][split]
-        source = redact(str(manifest.get("source") or _UNKNOWN))
+        source = redact(str(manifest.get("source") or UNKNOWN))
         dataset = Dataset(
             name=f"{Path(source).name or source}-{split}"[:500],
             digest=str(facts["sha256"])[:12],
@@ -184,7 +180,7 @@ def start_run(params: Params, run_name: str | None = None, resume_run_id: str | 
     client = connect()
     run = _find_run(client, resume_run_id) if resume_run_id else None
     if run is None:
-        run = client.create_run(experiment_id(client, params.run.experiment), run_name=run_name, tags=_origin_tags())
+        run = client.create_run(experiment_id(client, params.run.experiment), run_name=run_name, tags=origin_tags())
     else:
         client.update_run(run.info.run_id, status="RUNNING")
     tracked = TrackedRun(client, run)
@@ -222,7 +218,7 @@ def link_cached_run(run_id: str, flow_run_id: str) -> str:
     from mlflow.entities import Metric, Param
 
     origin = _find_run(client, run_id) or _find_run(client, restored_runs().get(run_id, ""))
-    tags = {**_origin_tags(), "cached_from": run_id, "prefect_flow_run_id": flow_run_id}
+    tags = {**origin_tags(), "cached_from": run_id, "prefect_flow_run_id": flow_run_id}
     if origin is None:
         params = load_params()
         run = client.create_run(experiment_id(client, params.run.experiment), tags=tags)
@@ -267,7 +263,7 @@ def registered_model_directory(uri: str) -> Path:
         target = mlruns() / "downloads" / run_id
         target.mkdir(parents=True, exist_ok=True)
     try:
-        directory = Path(client.download_artifacts(run_id, BEST_CHECKPOINT, target and str(target)))
+        directory = Path(client.download_artifacts(run_id, BEST_CHECKPOINT, str(target) if target else None))
     except Exception as error:  # each artifact store raises its own
         raise UserError(f"model.init ({uri!r}): its run {run_id} has no checkpoint: {one_line(error)}") from None
     if not (directory / "model.safetensors").exists():
@@ -323,7 +319,7 @@ def _find_run(client: "MlflowClient", run_id: str) -> "Run | None":
 
 def _restore_run(client: "MlflowClient", record: Mapping[str, str]) -> TrackedRun:
     params = load_params()
-    tags = {**_origin_tags(), "cached_from": record["run_id"]}
+    tags = {**origin_tags(), "cached_from": record["run_id"]}
     name = record["run_name"] or None
     run = client.create_run(experiment_id(client, params.run.experiment), run_name=name, tags=tags)
     remember_restored_run(record["run_id"], str(run.info.run_id))
@@ -350,43 +346,3 @@ def _param_values(params: Params) -> dict[str, str]:
 def _own_tags(run: "Run") -> dict[str, str]:
     """Tags of a run but for MLflow's bookkeeping, which belongs to that run alone."""
     return {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
-
-
-def _origin_tags() -> dict[str, str]:
-    """Where a run came from: commit, pipeline state, data, flow run, user."""
-    tags = _git_tags()
-    if paths.DVC_LOCK.exists():
-        tags["dvc_lock_sha256"] = sha256_file(paths.DVC_LOCK)
-    manifest = paths.TOKENS / "manifest.json"
-    if manifest.exists():
-        tags["data_sha256"] = str(read_json(manifest).get("sha256", _UNKNOWN))
-    if flow_run_id := os.environ.get("GPT2_FLOW_RUN_ID"):
-        tags["prefect_flow_run_id"] = flow_run_id
-    tags["mlflow.source.name"] = Path(sys.argv[0]).name or "python"
-    tags["mlflow.source.type"] = "LOCAL"
-    try:
-        tags["mlflow.user"] = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        tags["mlflow.user"] = _UNKNOWN
-    return tags
-
-
-def _git_tags() -> dict[str, str]:
-    """Commit, and whether code or parameters differ from it. A download has none, even inside another repository."""
-    if _git("ls-files", "--error-unmatch", paths.PARAMS.as_posix()) is None:
-        return {"git_commit": _UNKNOWN, "git_dirty": _UNKNOWN}
-    # The pipeline's own outputs change with every run; they do not make the code dirty.
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports")
-    commit = _git("rev-parse", "HEAD") or _UNKNOWN
-    tags = {"git_commit": commit, "git_dirty": _UNKNOWN if changes is None else str(bool(changes)).lower()}
-    if commit != _UNKNOWN:
-        tags["mlflow.source.git.commit"] = commit
-    return tags
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

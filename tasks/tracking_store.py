@@ -74,7 +74,8 @@ def redact(text: str) -> str:
 def one_line(error: BaseException) -> str:
     """The first line of an error, safe to show."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return redact(lines[0])[:300]
+    # requests wraps a refused connection in four names of its own.
+    return "no answer" if "Max retries exceeded" in lines[0] else redact(lines[0])[:300]
 
 
 def prepare_mlflow() -> None:
