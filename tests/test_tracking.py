@@ -233,7 +233,9 @@ def test_the_data_set_is_an_input_of_the_run_and_shows_no_password(project):
 def test_passwords_are_not_shown(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UserError, match=r"^cannot use the MLflow store http://127\.0\.0\.1:9 \(no answer\); start") as caught:
+    with pytest.raises(
+        UserError, match=r"^cannot use the MLflow store http://127\.0\.0\.1:9 \(no answer\); start"
+    ) as caught:
         start_run(params_with())
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -324,10 +326,10 @@ def test_handing_over_a_row_is_cheap_and_none_of_many_is_lost(tmp_path):
     store = Store()
     buffer = buffer_to(store, tmp_path)
     row = {f"metric_{i}": float(i) for i in range(8)}
-    started = time.perf_counter()
+    started = time.thread_time()  # of this thread alone: a busy machine must not fail the test
     for step in range(1000):
         buffer.add(row, step=step)
-    cost = (time.perf_counter() - started) / 1000
+    cost = (time.thread_time() - started) / 1000
     buffer.close()
     assert cost < 50e-6
     assert len(store.points) == 8000
