@@ -268,9 +268,10 @@ def _close_documents(blocks: Iterable[str]) -> Iterator[str]:
                 yield text + END_OF_TEXT
             own_line = document.endswith("\n") or (at_start and not document)
             begun = at_start = False
-        # The last characters may be the start of a separator.
-        cut = find_cut(rest, len(rest) - len(END_OF_TEXT)) if len(rest) > FRAGMENT_CHARACTERS else 0
-        if cut:
+        # The last characters may be the start of a separator: a cut neither falls there nor takes it for a word.
+        cut = find_cut(rest, len(rest) - len(END_OF_TEXT) - 1) if len(rest) > FRAGMENT_CHARACTERS else 0
+        # Blanks alone may still turn out to be a whole document, which is dropped.
+        if cut and (begun or cut >= UNBROKEN_CHARACTERS or not rest[:cut].isspace()):
             yield rest[:cut] if begun else _without_line_end(rest[:cut], own_line)
             rest, begun, at_start = rest[cut:], True, False
     text = rest if begun else _without_line_end(rest, own_line)

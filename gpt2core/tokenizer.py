@@ -131,8 +131,12 @@ def _cut_long_blanks(text: str) -> list[str]:
     """`text` cut before the last of very many blanks, where the pattern always starts a new piece."""
     if len(text) < LONG_BLANK:
         return [text]
-    runs = [run for run in _BLANKS.finditer(text) if run.end() - run.start() >= LONG_BLANK and run.end() < len(text)]
-    cuts = [0, *(run.end() - 1 for run in runs), len(text)]
+    cuts = [0]
+    for run in _BLANKS.finditer(text):
+        followed_by_word = run.end() < len(text) and not text.startswith(END_OF_TEXT, run.end())
+        if run.end() - run.start() >= LONG_BLANK and followed_by_word:
+            cuts.append(run.end() - 1)
+    cuts.append(len(text))
     return [text[start:stop] for start, stop in itertools.pairwise(cuts)]
 
 

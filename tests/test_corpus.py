@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpt2core import corpus
@@ -18,7 +18,7 @@ awkward_text = st.lists(
         [" ", "  ", "\n", "\n\n", "\r\n", "\t", "\x1c", "\x85", "\u00a0", "'s", "'ll", "'", "a", "THE", "."]
     )
     | st.sampled_from(["42", "²", ",", "!?", "é", "e\u0301", "中文。", "🙂", "<|endof", "text|>", "<|endoftext|>"])
-    | st.text(st.characters(exclude_categories=["Cs"]), max_size=3),
+    | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=3),
     max_size=60,
 ).map("".join)
 
@@ -47,6 +47,11 @@ def test_a_separator_within_a_line_leaves_the_text_around_it_alone(tmp_path: Pat
 def test_blank_documents_are_dropped(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", b"<|endoftext|>\n\n<|endoftext|>\none\n<|endoftext|>\n<|endoftext|>\n \n")
     assert documents(path) == ["one\n"]
+
+
+def test_a_blank_document_longer_than_a_fragment_is_dropped(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"one<|endoftext|>" + b" \n" * 300_000 + b"<|endoftext|>two" + b"\n" * 300_000)
+    assert documents(path) == ["one", "two" + "\n" * 300_000]
 
 
 def test_files_are_documents_in_the_order_given(tmp_path: Path) -> None:
@@ -90,8 +95,9 @@ def test_parquet_rows_are_documents(tmp_path: Path) -> None:
     assert documents(tmp_path / "a.parquet") == texts
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(text=awkward_text | st.text(" \n\ta'.s1\u4e2d", min_size=40, max_size=120))
+@example("       \u4e2d\u6587\u3002\n\n<|endoftext|>")
 def test_fragments_have_the_ids_of_the_whole_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = write(tmp_path_factory.mktemp("corpus") / "a.txt", text.encode())
     whole = "".join(read_corpus([path]))

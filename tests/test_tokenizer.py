@@ -100,7 +100,7 @@ def test_a_million_blanks_before_a_word_encode_and_decode() -> None:
     assert Tokenizer().decode(ids) == text
 
 
-@pytest.mark.parametrize("tail", ["x", " x", "\x1cx", "\n", "."])
+@pytest.mark.parametrize("tail", ["x", " x", "\x1cx", "\n", ".", "<|endoftext|>"])
 def test_cutting_long_blanks_changes_no_ids(monkeypatch: pytest.MonkeyPatch, tail: str) -> None:
     text = "a" + " " * 70 + tail + "\n" * 200 + "b" + " \n" * 100 + tail
     expected = Tokenizer().encode(text)
