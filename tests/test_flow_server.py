@@ -1,0 +1,186 @@
+"""The flow through a real server, pool and worker, as `python -m flows.serve` starts them, in a copy of the project."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.workspace import copy_project
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY: dict[str, Any] = {
+    "data": {"max_tokens": 20_000},
+    "model": {"block_size": 32, "n_layer": 1, "n_head": 2, "n_embd": 16},
+    "train": {
+        "batch_size": 4, "sequence_length": 16, "log_interval": 1, "eval_interval": 2, "eval_batches": 1,
+        "sample_tokens": 2, "checkpoint_interval": 100_000, "compile": "off",
+        "stop": {"max_steps": 4, "target_loss": 20.0},
+    },
+    "evaluate": {"batch_size": 4, "max_tokens": 200, "recall_passages": 0},
+    "sample": {"prompts": ["A"], "num_sequences": 1, "max_new_tokens": 2},
+}  # fmt: skip
+# No evaluation, so that the only checkpoint there can be is the one that a cancel asks for.
+ENDLESS = {
+    **TINY,
+    "train": {**TINY["train"], "eval_interval": 1_000_000, "stop": {"max_steps": 1_000_000, "target_loss": None}},
+}
+
+pytestmark = pytest.mark.slow
+
+
+class Server:
+    """What a user's other terminal sees: the project's folder and the address that `flows.serve` printed."""
+
+    def __init__(self, root: Path, port: int, environment: dict[str, str]) -> None:
+        self.root = root
+        self.api = f"http://127.0.0.1:{port}/api"
+        self.environment = {**environment, "PREFECT_API_URL": self.api}
+
+    def deployment_run(self, **parameters: Any) -> "subprocess.CompletedProcess[str]":
+        pairs = [part for name, value in parameters.items() for part in ("-p", f"{name}={json.dumps(value)}")]
+        return subprocess.run(
+            [sys.executable, "-m", "prefect", "deployment", "run", "fine-tune/local", *pairs],
+            cwd=self.root, env=self.environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    def post(self, path: str, body: Any) -> Any:
+        request = urllib.request.Request(
+            f"{self.api}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)
+
+    def submit(self, parameters: dict[str, Any]) -> str:
+        with urllib.request.urlopen(f"{self.api}/deployments/name/fine-tune/local", timeout=30) as response:
+            deployment = json.load(response)["id"]
+        return str(self.post(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"])
+
+    def state(self, flow_run: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.post("flow_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}})[0]["state"]
+        return found
+
+    def log(self, flow_run: str) -> str:
+        rows = self.post("logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run]}}, "sort": "TIMESTAMP_ASC"})
+        return "\n".join(row["message"] for row in rows)
+
+    def wait_for(self, flow_run: str, kind: str, seconds: float = 300) -> None:
+        try:
+            wait_until(lambda: self.state(flow_run)["type"] == kind, seconds)
+        except TimeoutError:
+            pytest.fail(f"not {kind} but {self.state(flow_run)}\n{self.log(flow_run)}")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.3)
+
+
+def free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], other.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("flow-server")
+    root = folder / "project"
+    copy_project(ROOT, root)
+    subprocess.run([sys.executable, "-m", "dvc", "config", "core.no_scm", "true"], cwd=root, check=True)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "GPT2_"))}
+    environment = {**kept, "PREFECT_HOME": str(folder / "prefect")}
+    prefect_port, mlflow_port = free_ports()
+    ports = ["--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port)]
+    output = folder / "serve.log"
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.serve", *ports], cwd=root, env=environment, stdout=log, stderr=log
+        )
+    try:
+        wait_until(lambda: process.poll() is not None or b"Ctrl-C stops" in output.read_bytes(), 120)
+        assert process.poll() is None, output.read_text()
+        assert f"export PREFECT_API_URL=http://127.0.0.1:{prefect_port}/api" in output.read_text()
+        yield Server(root, prefect_port, environment)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(timeout=90)
+        shutil.rmtree(root / "workspaces", ignore_errors=True)
+    assert code == 0, output.read_text()
+    for port in (prefect_port, mlflow_port):
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} still answers"
+
+
+def mlflow_runs(root: Path, flow_run: str) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{(root / 'mlruns/mlflow.db').as_posix()}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(experiments, f"tags.prefect_flow_run_id = '{flow_run}'"))
+
+
+def test_runs_complete_queue_and_are_cancelled_with_a_checkpoint(server: Server) -> None:
+    refused = server.deployment_run(train={"learning_rat": 1e-4})
+    assert refused.returncode == 1
+    assert "'learning_rat' is not one of" in " ".join(refused.stdout.split())
+
+    triggered = server.deployment_run(**TINY)
+    assert triggered.returncode == 0, triggered.stdout + triggered.stderr
+    first = triggered.stdout.split("UUID: ")[1].split()[0]
+    endless = server.submit(ENDLESS)
+    again = server.submit(TINY)
+    server.wait_for(first, "COMPLETED")
+    (run,) = mlflow_runs(server.root, first)
+    assert "cached_from" not in run.data.tags
+    assert not (server.root / "workspaces" / first).exists()
+
+    # One place in the pool: the last one waits while the endless one trains.
+    wait_until(lambda: re.search(r"step \d+/1000000", server.log(endless)) is not None, 120)
+    assert server.state(again)["type"] == "SCHEDULED"
+    checkpoints = server.root / "workspaces" / endless / "models/checkpoints"
+    assert not list(checkpoints.rglob("*.safetensors"))
+    server.post(f"flow_runs/{endless}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    server.wait_for(endless, "CANCELLED")
+    assert list(checkpoints.rglob("*.safetensors"))
+
+    # The same inputs as the first: DVC restores the model, and the run says from which one.
+    server.wait_for(again, "COMPLETED")
+    assert "Running stage 'finetune'" not in server.log(again)
+    (linked,) = mlflow_runs(server.root, again)
+    assert linked.data.tags["cached_from"] == run.info.run_id
+
+    summaries = server.post("artifacts/filter", {"artifacts": {"key": {"any_": ["fine-tune-summary"]}}})
+    pages = {summary["flow_run_id"]: summary["data"] for summary in summaries}
+    assert set(pages) == {first, again}
+    assert "data:image/png;base64," in pages[first]
+    assert "| registered model | gpt2 version 1, champion |" in pages[first]
+
+
+def test_the_shared_checkout_is_not_touched(server: Server) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        assert (server.root / name).read_bytes() == (ROOT / name).read_bytes()
+    assert not (server.root / "models").exists()
+
+
+def test_a_failing_stage_turns_the_run_red_and_says_why(server: Server) -> None:
+    flow_run = server.submit({**TINY, "data": {"source": "no/such/file.txt"}})
+    server.wait_for(flow_run, "FAILED")
+    message = server.state(flow_run)["message"]
+    assert message.startswith("stage download failed: download: error: ")
+    assert "no/such/file.txt" in message
+    assert (server.root / "workspaces" / flow_run / "params.yaml").exists()
