@@ -64,5 +64,5 @@ PRESETS: dict[str, GPTConfig] = {
     "gpt2-xl": GPTConfig(GPT2_VOCAB_SIZE, 1024, n_layer=48, n_head=25, n_embd=1600),
     "tinystories": GPTConfig(GPT2_VOCAB_SIZE, 256, n_layer=6, n_head=8, n_embd=512, n_inner=2048),
     # Learns the bundled plays in minutes on two cores.
-    "small": GPTConfig(GPT2_VOCAB_SIZE, 128, n_layer=4, n_head=4, n_embd=256, drop_rate=0.0),
+    "small": GPTConfig(GPT2_VOCAB_SIZE, 128, n_layer=4, n_head=4, n_embd=128, drop_rate=0.0),
 }

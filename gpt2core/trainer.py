@@ -127,7 +127,6 @@ class Trainer:
                 break
             self.step += 1
             self.wall_seconds = self._segment_wall + time.perf_counter() - self._segment_started
-            self._emit("on_step", self, train_loss)
             reason = self._after_step(train_loss, grad_norm)
             if reason is None and self.step % self.config.checkpoint_interval == 0:
                 self._save()
@@ -195,6 +194,7 @@ class Trainer:
             self._interval_losses.append(train_loss)
             if lower(train_loss, self.stop.best_train_loss):
                 self.stop.best_train_loss = train_loss
+        self._emit("on_step", self, train_loss)
         reason = self._batch_target(train_loss)
         ending = reason is not None or step == self.total_steps
         row: Row = {}

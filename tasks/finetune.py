@@ -85,7 +85,6 @@ def train(params: Params, interruption: Interruption) -> str:
     tracked = start_run(params, run_name(params), resume_run_id=trainer.extra.get("run_id"))
     trainer.extra["run_id"] = tracked.run_id
     tracked.log_dataset(tokens.manifest, split="train")
-    tracked.set_tags({"data_sha256": tokens.manifest["sha256"]})
     log.attach(progress)
     trainer.listeners = (log, progress, MLflowRows(tracked))
     status = "FAILED"
@@ -106,7 +105,7 @@ def train(params: Params, interruption: Interruption) -> str:
                 "batches_per_epoch": batches.batches_per_epoch,
             }
             write_outputs(trainer.best_directory, tracked.record(params.run.experiment), trainer.history, metrics)
-            tracked.log_metrics(numbers(metrics), step=result.steps)
+            tracked.log_metrics(numbers(metrics))
             status = "FINISHED"
     except UserError as error:
         log.say(f"stopped: {error}")

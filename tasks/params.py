@@ -100,13 +100,13 @@ class Model(Section):
 
 
 class Stop(Section):
-    target_loss: float | None = Field(4.0, gt=0, le=100)
+    target_loss: float | None = Field(4.7, gt=0, le=100)
     """Nats per token; null: no target."""
     metric: Literal["train_batch", "train_ema", "train_full", "val"] = "train_ema"
     """What is held against the target: one batch, their moving average, a full pass over train, or the val split."""
     patience: int | None = Field(None, ge=1)
     """Evaluations without a new best val_loss (train_loss where there is no val split) before stopping."""
-    max_steps: int | None = Field(2000, ge=1)
+    max_steps: int | None = Field(1000, ge=1)
     max_epochs: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
@@ -119,9 +119,9 @@ class Stop(Section):
 class Train(Section):
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: Muon on the matrices, AdamW on the rest; for scratch runs."""
-    learning_rate: float = Field(1.0e-3, gt=0, le=10)
+    learning_rate: float = Field(5.0e-3, gt=0, le=10)
     """Peak of the schedule."""
-    min_learning_rate: float = Field(1.0e-4, ge=0, le=10)
+    min_learning_rate: float = Field(2.5e-4, ge=0, le=10)
     """Floor of the schedule."""
     muon_learning_rate: float = Field(2.0e-2, gt=0, le=10)
     """Peak for the matrices under muon."""
@@ -136,7 +136,7 @@ class Train(Section):
     """On matrices only."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Clip the gradient to this norm; null: no clipping."""
-    batch_size: int = Field(16, ge=1, le=1_000_000)
+    batch_size: int = Field(4, ge=1, le=1_000_000)
     """Sequences a step, over all devices."""
     micro_batch_size: int | None = Field(None, ge=1, le=1_000_000)
     """Sequences a forward pass on one device; null: the step's share."""
@@ -161,7 +161,7 @@ class Train(Section):
     """Length of that sample; 0: none."""
     sample_interval: Literal["evaluation", "epoch"] = "evaluation"
     """A sample at each evaluation, or after each epoch."""
-    checkpoint_interval: int = Field(200, ge=1)
+    checkpoint_interval: int = Field(250, ge=1)
     keep_last: int = Field(2, ge=1)
     """Checkpoints kept beside the best."""
     best_by: Literal["auto", "val_loss", "train_loss"] = "auto"
