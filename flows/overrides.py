@@ -45,7 +45,13 @@ class Overrides(BaseModel):
         """A JSON schema's own complaint about an unknown key does not tell the known ones; `propertyNames` does."""
         schema = handler.resolve_ref_schema(handler(core_schema))
         del schema["additionalProperties"]
-        schema["propertyNames"] = {"enum": list(schema.get("properties", {}))}
+        properties = schema.get("properties", {})
+        schema["propertyNames"] = {"enum": list(properties)}
+        for branch in (one for field in properties.values() for one in field.get("anyOf", [field])):
+            if branch.get("type") == "boolean":
+                # The form draws a boolean as a switch, and sends `false` for one that nobody has touched.
+                del branch["type"]
+                branch["enum"] = [True, False]
         return schema
 
 

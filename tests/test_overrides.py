@@ -1,6 +1,7 @@
 """The flow's parameters are the schema of params.yaml, every key optional."""
 
 import inspect
+import json
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ def test_only_what_was_given_is_overridden() -> None:
         {"train": {"eval_interval": "epoch", "stop": {"target_loss": None}}},
         {"data": {"split": {"train": 0.7, "val": 0.2, "test": 0.1}}, "register": {"gate": {"max_perplexity": 40}}},
         {"sample": {"prompts": ["A", ""]}},
+        {"train": {"resume": False}, "model": {"qkv_bias": None}},
     ],
 )
 def test_partial_overrides_are_admitted_at_submission(parameters: dict[str, Any]) -> None:
@@ -50,6 +52,7 @@ def test_partial_overrides_are_admitted_at_submission(parameters: dict[str, Any]
         ({"train": {"batch_size": "many"}}, r"'train.batch_size'.*many"),
         ({"train": {"optimizer": "sgd"}}, r"'train.optimizer'.*'sgd' is not one of"),
         ({"data": {"split": {"train": 2}}}, r"'data.split.train'"),
+        ({"train": {"resume": "maybe"}}, r"'train.resume'.*'maybe' is not one of \[True, False\]"),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_at_submission_by_name(parameters: dict[str, Any], named: str) -> None:
@@ -66,7 +69,9 @@ def test_nothing_is_filled_in_from_the_form() -> None:
             return own + [found for value in node.values() for found in defaults(value)]
         return [found for value in node for found in defaults(value)] if isinstance(node, list) else []
 
-    assert defaults(fine_tune.parameters.model_dump()) == []
+    schema = fine_tune.parameters.model_dump()
+    assert defaults(schema) == []
+    assert '"type": "boolean"' not in json.dumps(schema)  # its switch is sent as `false` when nobody has touched it
 
 
 def test_assignments_become_nested_values() -> None:
