@@ -44,6 +44,7 @@ class Server:
 
     def __init__(self, root: Path, port: int, environment: dict[str, str]) -> None:
         self.root = root
+        self.given = {name: (root / name).read_bytes() for name in ("params.yaml", "dvc.yaml")}
         self.api = f"http://127.0.0.1:{port}/api"
         self.environment = {**environment, "PREFECT_API_URL": self.api}
 
@@ -134,6 +135,15 @@ def mlflow_runs(root: Path, flow_run: str) -> list[Any]:
     return list(client.search_runs(experiments, f"tags.prefect_flow_run_id = '{flow_run}'"))
 
 
+def test_a_failing_stage_turns_the_run_red_and_says_why(server: Server) -> None:
+    flow_run = server.submit({**TINY, "data": {"source": "no/such/file.txt"}})
+    server.wait_for(flow_run, "FAILED")
+    message = server.state(flow_run)["message"]
+    assert message.startswith("stage download failed: download: error: ")
+    assert "no/such/file.txt" in message
+    assert (server.root / "workspaces" / flow_run / "params.yaml").exists()
+
+
 def test_runs_complete_queue_and_are_cancelled_with_a_checkpoint(server: Server) -> None:
     refused = server.deployment_run(train={"learning_rat": 1e-4})
     assert refused.returncode == 1
@@ -172,15 +182,6 @@ def test_runs_complete_queue_and_are_cancelled_with_a_checkpoint(server: Server)
 
 
 def test_the_shared_checkout_is_not_touched(server: Server) -> None:
-    for name in ("params.yaml", "dvc.yaml"):
-        assert (server.root / name).read_bytes() == (ROOT / name).read_bytes()
+    for name, content in server.given.items():
+        assert (server.root / name).read_bytes() == content
     assert not (server.root / "models").exists()
-
-
-def test_a_failing_stage_turns_the_run_red_and_says_why(server: Server) -> None:
-    flow_run = server.submit({**TINY, "data": {"source": "no/such/file.txt"}})
-    server.wait_for(flow_run, "FAILED")
-    message = server.state(flow_run)["message"]
-    assert message.startswith("stage download failed: download: error: ")
-    assert "no/such/file.txt" in message
-    assert (server.root / "workspaces" / flow_run / "params.yaml").exists()
