@@ -12,6 +12,7 @@ POOL = "local"
 _UNFINISHED = ("PENDING", "RUNNING", "CANCELLING")
 # Prefect gives a cancelled run 30 s, and the worker then reports what became of it.
 _CANCEL_SECONDS = 40.0
+_ATTEMPTS = 5
 
 
 def create_pool(api: str) -> None:
@@ -25,14 +26,14 @@ def create_pool(api: str) -> None:
         "base_job_template": ProcessWorker.get_default_base_job_template(),
     }
     try:
-        _request("POST", f"{api}/work_pools/", pool)
+        request("POST", f"{api}/work_pools/", pool)
     except urllib.error.HTTPError as error:
         if error.code != 409:  # it exists
             raise UserError(f"Prefect's server refuses the work pool {POOL}: {error}") from None
 
 
 def worker_is_online(api: str) -> bool:
-    workers = _request("POST", f"{api}/work_pools/{POOL}/workers/filter", {})
+    workers = request("POST", f"{api}/work_pools/{POOL}/workers/filter", {})
     return any(worker["status"] == "ONLINE" for worker in workers)
 
 
@@ -49,8 +50,8 @@ def cancel_running(api: str) -> None:
 
     A worker that is stopped kills its flow run at once; a cancelled one saves a checkpoint first.
     """
-    paused = _request("GET", f"{api}/work_pools/{POOL}")["is_paused"]
-    _request("PATCH", f"{api}/work_pools/{POOL}", {"is_paused": True})
+    paused = request("GET", f"{api}/work_pools/{POOL}")["is_paused"]
+    request("PATCH", f"{api}/work_pools/{POOL}", {"is_paused": True})
     try:
         for flow_run in _unfinished(api):
             _set_state(api, flow_run, "CANCELLING", "Serving was stopped.")
@@ -58,7 +59,7 @@ def cancel_running(api: str) -> None:
         while _unfinished(api) and time.monotonic() < deadline:
             time.sleep(0.3)
     finally:
-        _request("PATCH", f"{api}/work_pools/{POOL}", {"is_paused": paused})
+        request("PATCH", f"{api}/work_pools/{POOL}", {"is_paused": paused})
 
 
 def _unfinished(api: str) -> list[dict[str, Any]]:
@@ -66,18 +67,26 @@ def _unfinished(api: str) -> list[dict[str, Any]]:
         "work_pools": {"name": {"any_": [POOL]}},
         "flow_runs": {"state": {"type": {"any_": list(_UNFINISHED)}}},
     }
-    found: list[dict[str, Any]] = _request("POST", f"{api}/flow_runs/filter", query)
+    found: list[dict[str, Any]] = request("POST", f"{api}/flow_runs/filter", query)
     return found
 
 
 def _set_state(api: str, flow_run: dict[str, Any], kind: str, message: str) -> None:
     state = {"type": kind, "name": kind.capitalize(), "message": message}
-    _request("POST", f"{api}/flow_runs/{flow_run['id']}/set_state", {"state": state, "force": True})
+    request("POST", f"{api}/flow_runs/{flow_run['id']}/set_state", {"state": state, "force": True})
 
 
-def _request(method: str, url: str, body: Any = None) -> Any:
+def request(method: str, url: str, body: Any = None) -> Any:
+    """The answer of Prefect's server. It says 503 where its SQLite file was locked too long: try again then."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
-    with urllib.request.urlopen(request, timeout=30) as response:
-        answer = response.read()
-    return json.loads(answer) if answer else None
+    message = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    for attempt in range(_ATTEMPTS):
+        try:
+            with urllib.request.urlopen(message, timeout=30) as response:
+                answer = response.read()
+            return json.loads(answer) if answer else None
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(1.0)
+    return None

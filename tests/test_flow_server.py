@@ -9,13 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows.pool import request
 from flows.workspace import copy_project
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,15 +56,10 @@ class Server:
         )  # fmt: skip
 
     def post(self, path: str, body: Any) -> Any:
-        request = urllib.request.Request(
-            f"{self.api}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return json.load(response)
+        return request("POST", f"{self.api}/{path}", body)
 
     def submit(self, parameters: dict[str, Any]) -> str:
-        with urllib.request.urlopen(f"{self.api}/deployments/name/fine-tune/local", timeout=30) as response:
-            deployment = json.load(response)["id"]
+        deployment = request("GET", f"{self.api}/deployments/name/fine-tune/local")["id"]
         return str(self.post(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"])
 
     def state(self, flow_run: str) -> dict[str, Any]:
