@@ -61,6 +61,7 @@ class TrainerConfig:
     seed: int
 
 
+EVALUATION_TOKENS = 2048
 STOP_SETTINGS = ("target_loss", "metric", "patience", "max_steps", "max_epochs")
 
 
@@ -260,7 +261,10 @@ class Trainer:
                 split,
                 block_size=self.sequence_length,
                 stride=self.sequence_length,
-                batch_size=self.config.micro_batch_size or self.batch_size,
+                # Without gradients more tokens fit than in training, and many at once are faster than few.
+                batch_size=max(
+                    self.config.micro_batch_size or self.batch_size, EVALUATION_TOKENS // self.sequence_length
+                ),
                 max_tokens=max_tokens,
                 device=self.run.device,
             )

@@ -100,13 +100,13 @@ class Model(Section):
 
 
 class Stop(Section):
-    target_loss: float | None = Field(4.7, gt=0, le=100)
+    target_loss: float | None = Field(4.5, gt=0, le=100)
     """Nats per token; null: no target."""
     metric: Literal["train_batch", "train_ema", "train_full", "val"] = "train_ema"
     """What is held against the target: one batch, their moving average, a full pass over train, or the val split."""
     patience: int | None = Field(None, ge=1)
     """Evaluations without a new best val_loss (train_loss where there is no val split) before stopping."""
-    max_steps: int | None = Field(1000, ge=1)
+    max_steps: int | None = Field(1200, ge=1)
     max_epochs: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
@@ -127,8 +127,8 @@ class Train(Section):
     """Peak for the matrices under muon."""
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
-    schedule: Literal["onecycle", "cosine", "linear", "wsd", "constant"] = "onecycle"
-    warmup_steps: int | None = Field(None, ge=0)
+    schedule: Literal["onecycle", "cosine", "linear", "wsd", "constant"] = "cosine"
+    warmup_steps: int | None = Field(100, ge=0)
     """null: 30 % of the run for onecycle, 2 % for the others."""
     decay_fraction: float = Field(0.2, gt=0, le=1)
     """Share of the run in which wsd decays."""
@@ -151,7 +151,7 @@ class Train(Section):
     """torch.compile; auto: where it pays for the length of this run."""
     log_interval: int = Field(10, ge=1)
     """Steps between rows of the history, the log file and MLflow."""
-    eval_interval: int | Literal["epoch"] = 100
+    eval_interval: int | Literal["epoch"] = 200
     """Steps between evaluations, or once an epoch."""
     eval_batches: int | None = Field(20, ge=1)
     """Batches of each split at an evaluation; null: the whole split."""
@@ -169,6 +169,12 @@ class Train(Section):
     resume: bool = True
     """Go on from the newest checkpoint that fits this run."""
     stop: Stop = Stop()
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _yaml_switch(cls, value: object) -> object:
+        # YAML 1.1 reads a bare on or off as true or false.
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
     @field_validator("eval_interval")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Any
 from gpt2core.files import atomic_path, read_json
 from tasks import paths
 from tasks.params import load_params
-from tasks.stage import run_stage
+from tasks.stage import run_stage, say
 from tasks.tracking import tracked_run
 
 # Okabe and Ito's colours, told apart by colour-blind readers as well.
@@ -25,6 +25,7 @@ def main() -> None:
     history = read_json(paths.HISTORY)
     metrics = read_json(paths.TRAIN_METRICS)
     with tracked_run() as tracked:
+        say("drawing the curves ...")
         draw_all(history, metrics, paths.PLOTS)
         tracked.log_artifacts(paths.PLOTS, "plots")
 

@@ -11,7 +11,7 @@ from tasks.stage import run_stage, say
 from tasks.tracking_store import is_local, mlruns, redact, tracking_uri
 
 VERDICTS = {
-    "generalising": "it has learned the manner, not the words: held-out text is about as likely as the training text",
+    "generalising": "it has not learned its text by heart",
     "memorising": "it has memorised its training text; use more text, or stop earlier",
     "underfitting": "it has hardly learned yet; train longer, or with a higher learning rate",
     "unknown": "no text was held out, so whether it memorises cannot be said",

@@ -1,0 +1,76 @@
+"""params.yaml: wrong keys and values are named, each with what to do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2core.errors import UserError
+from tasks.params import Params, load_params, parse_params
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train": {"learning_rat": 1}}, "unknown key train.learning_rat; did you mean learning_rate?"),
+        ({"trian": {}}, "unknown key trian; did you mean train?"),
+        ({"train": {"stop": {"target": 1}}}, "unknown key train.stop.target; did you mean target_loss?"),
+        ({"train": {"batch_size": -4}}, "train.batch_size (-4)"),
+        ({"train": {"learning_rate": "fast"}}, "train.learning_rate ('fast')"),
+        ({"train": {"learning_rate": 1e9}}, "train.learning_rate (1000000000.0)"),
+        ({"train": {"learning_rate": float("nan")}}, "train.learning_rate (nan)"),
+        ({"train": {"batch_size": 64, "micro_batch_size": 5}}, "batch_size (64) must be a multiple"),
+        ({"train": {"eval_interval": 0}}, "train.eval_interval"),
+        ({"train": {"eval_interval": "daily"}}, "train.eval_interval ('daily')"),
+        ({"train": {"stop": {"max_steps": None}}}, "max_steps and max_epochs are both null"),
+        ({"train": {"sequence_length": 4096}}, "train.sequence_length (4096) must not exceed the model's block_size"),
+        ({"model": {"preset": "gpt3"}}, "unknown preset 'gpt3'; did you mean gpt2?"),
+        ({"model": {"n_embd": 130}}, "model.n_embd (130) must be a multiple of model.n_head (4); try 128."),
+        ({"model": {"init": "gpt2", "n_layer": 3}}, "n_layer cannot be changed when model.init is 'gpt2'"),
+        ({"data": {"split": {"train": 0.5}}}, "train + val + test (0.7) must be 1"),
+        ({"data": {"sha256": "abc"}}, "data.sha256 ('abc')"),
+        ({"run": {"nproc_per_node": 3}}, "must be a multiple of run.nproc_per_node"),
+        ({"sample": {"temperature": 0}}, "sample.temperature (0)"),
+        ([1, 2], "input should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_its_key(values: Any, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_params(values, source="params.yaml")
+    assert message in str(error.value)
+    assert all(line.startswith("params.yaml: ") for line in str(error.value).splitlines())
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        parse_params({"train": {"batch_size": 0, "keep_last": 0}, "run": {"sed": 1}})
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_numbers_that_yaml_reads_as_text_and_bare_switches_are_understood(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("train:\n  learning_rate: 6e-4\n  compile: off\n")
+    train = load_params(path).train
+    assert (train.learning_rate, train.compile) == (6e-4, "off")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"train: [1, 2\n", "line 2, column 1: not valid YAML"),
+        (b"run: {name: caf\xe9}\n", "byte 15 is not valid UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_place(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_params(path)
+    with pytest.raises(UserError, match="is missing"):
+        load_params(tmp_path / "other.yaml")
+
+
+def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("")
+    assert load_params(path) == Params()

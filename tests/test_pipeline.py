@@ -1,0 +1,260 @@
+"""A whole small pipeline through the real DVC and MLflow, in a copy of the project."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gpt2core.files import read_json
+from tasks.params import Params
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY: dict[str, Any] = {
+    "data": {"source": "data/corpus/tiny.txt", "split_by": "tokens"},
+    "model": {"block_size": 32, "n_layer": 1, "n_head": 2, "n_embd": 16},
+    "train": {
+        "batch_size": 4, "sequence_length": 16, "log_interval": 1, "eval_interval": 4, "eval_batches": 1,
+        "sample_tokens": 2, "checkpoint_interval": 5, "compile": "off", "learning_rate": 1e-2,
+        "stop": {"max_steps": 60, "target_loss": 10.6, "metric": "train_ema"},
+    },
+    "evaluate": {"batch_size": 4, "max_tokens": 200, "recall_passages": 2},
+    "sample": {"prompts": ["A"], "num_sequences": 1, "max_new_tokens": 2},
+}  # fmt: skip
+
+pytestmark = pytest.mark.slow
+
+
+class Project:
+    def __init__(self, root: Path, overrides: dict[str, Any]) -> None:
+        self.root = root
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "GPT2_", "DVC_"))},
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+        }
+        self.set_params(overrides)
+
+    def set_params(self, overrides: dict[str, Any]) -> None:
+        values = Params().model_dump(by_alias=True)
+        merge(values, overrides)
+        (self.root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+
+    def run(self, *command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        result = subprocess.run(
+            command, cwd=self.root, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert not check or result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    def dvc(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        return self.run(sys.executable, "-m", "dvc", *arguments, check=check)
+
+    def git(self, *arguments: str) -> None:
+        self.run("git", "-c", "user.name=test", "-c", "user.email=test@example.org", *arguments)
+
+    def report(self, name: str) -> Any:
+        return read_json(self.root / "reports" / name)
+
+
+def merge(values: dict[str, Any], overrides: dict[str, Any]) -> None:
+    for key, value in overrides.items():
+        if isinstance(value, dict):
+            merge(values[key], value)
+        else:
+            values[key] = value
+
+
+def copy_sources(root: Path) -> None:
+    for name in ("gpt2core", "tasks", "flows", "cli", ".dvc", "dvc.yaml", ".dvcignore", ".gitignore", "recipes"):
+        source, ignore = ROOT / name, shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
+        if source.is_dir():
+            shutil.copytree(source, root / name, ignore=ignore)
+        else:
+            shutil.copy(source, root / name)
+    (root / "data/corpus").mkdir(parents=True)
+    text = (ROOT / "data/corpus/shakespeare-plays.txt").read_text()[:20_000]
+    (root / "data/corpus/tiny.txt").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A clone in which `dvc repro` has run once and was committed."""
+    root = tmp_path_factory.mktemp("clone") / "project"
+    root.mkdir()
+    copy_sources(root)
+    project = Project(root, TINY)
+    project.git("init", "-q")
+    project.dvc("repro")
+    project.git("add", "-A")
+    project.git("commit", "-qm", "first run")
+    return project
+
+
+def test_every_stage_leaves_its_outputs_and_dvc_is_content(project: Project) -> None:
+    assert "up to date" in project.dvc("status").stdout
+    train, evaluation, registered = (
+        project.report(name) for name in ("metrics/train.json", "metrics/evaluate.json", "registered.json")
+    )
+    assert set(train) >= set(
+        "steps tokens_seen epochs train_loss best_train_loss train_loss_full val_loss best_val_loss target_loss "
+        "target_reached stop_reason tokens_per_second wall_seconds device precision n_params train_tokens "
+        "batches_per_epoch".split()
+    )
+    assert (train["stop_reason"], train["target_reached"]) == ("target_loss", True)
+    assert evaluation["test"]["perplexity"] < evaluation["before"]["test"]["perplexity"]
+    assert registered["champion"]
+    assert {path.name for path in (project.root / "reports/plots").iterdir()} >= {"loss.png", "learning_rate.png"}
+    log = next((project.root / "logs").glob("training_log_*.txt")).read_text()
+    for words in (
+        "device cpu",
+        "parameters",
+        "tokens: ",
+        "batches an epoch",
+        "new best",
+        "saved to",
+        "stopped: target",
+    ):
+        assert words in log
+
+
+def test_an_unchanged_pipeline_runs_nothing(project: Project) -> None:
+    output = project.dvc("repro").stdout
+    assert "Running stage" not in output
+    assert "up to date" in output
+
+
+def test_transformers_loads_the_best_model_and_its_tokenizer_offline(project: Project, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from gpt2core import GPT, Tokenizer
+
+    directory = project.root / "models/best"
+    text = "O Romeo, Romeo! wherefore art thou?"
+    ids = AutoTokenizer.from_pretrained(directory)(text, return_tensors="pt").input_ids
+    assert ids[0].tolist() == Tokenizer().encode(text)
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(directory).eval()(ids).logits
+        torch.testing.assert_close(GPT.from_pretrained(directory)(ids), theirs, atol=1e-4, rtol=0)
+
+
+def test_one_mlflow_run_has_everything_of_the_execution(project: Project, monkeypatch) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project.root}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("gpt2")
+    (run,) = client.search_runs([experiment.experiment_id])
+    record = read_json(project.root / "models/run.json")
+    assert (run.info.run_id, run.info.status) == (record["run_id"], "FINISHED")
+    assert run.data.params["train.batch_size"] == "4"
+    assert len(run.data.params) > 60
+    history = project.report("training_history.json")
+    points = client.get_metric_history(run.info.run_id, "val_loss")
+    logged = {point.step: point.value for point in points if point.step}
+    assert logged == {row["step"]: row["val_loss"] for row in history if "val_loss" in row}
+    assert {"data_sha256", "git_commit", "dvc_lock_sha256"} <= set(run.data.tags)
+    assert run.inputs.dataset_inputs
+    artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"params.yaml", "dvc.lock", "plots", "samples", "logs"} <= artifacts
+
+
+def test_dvc_compares_metrics_params_and_experiments(project: Project) -> None:
+    assert "train_loss" in project.dvc("metrics", "show").stdout
+    project.dvc("exp", "run", "-S", "train.learning_rate=0.02", "-n", "faster")
+    assert "0.02" in project.dvc("params", "diff", "HEAD").stdout
+    assert json.loads(project.dvc("metrics", "diff", "HEAD", "--json").stdout)
+    assert "faster" in project.dvc("exp", "show", "--csv").stdout
+    assert project.dvc("plots", "show").returncode == 0
+    project.git("checkout", "-q", ".")
+    assert "Running stage" not in project.dvc("repro").stdout.replace("Running stage 'register'", "")
+
+
+def test_a_second_clone_pulls_everything_without_computing(project: Project, tmp_path: Path) -> None:
+    project.dvc("remote", "add", "--local", "-d", "store", str(tmp_path / "remote"))
+    project.dvc("push")
+    project.run("git", "clone", "-q", str(project.root), str(tmp_path / "second"))
+    second = Project.__new__(Project)
+    second.root, second.environment = tmp_path / "second", project.environment
+    second.dvc("remote", "add", "--local", "-d", "store", str(tmp_path / "remote"))
+    second.dvc("pull")
+    assert "Running stage" not in second.dvc("repro").stdout
+    best = "models/best/model.safetensors"
+    assert (second.root / best).read_bytes() == (project.root / best).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data": {"source": "data/corpus/missing.txt"}}, "missing.txt"),
+        ({"train": {"sequence_length": 64}}, r"train.sequence_length (64) must not exceed the model's block_size (32)"),
+        ({"train": {"batch_size": 100_000}}, "train.batch_size"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_earlier_results(project: Project, overrides, message) -> None:
+    before = (project.root / "reports/registered.json").read_bytes()
+    project.set_params({**TINY, **{key: {**TINY[key], **value} for key, value in overrides.items()}})
+    try:
+        result = project.dvc("repro", check=False)
+    finally:
+        project.git("checkout", "-q", "params.yaml")
+    assert result.returncode != 0
+    output = result.stdout + result.stderr
+    assert message in output
+    assert "Traceback" not in output
+    project.dvc("checkout", "--force")
+    assert (project.root / "reports/registered.json").read_bytes() == before
+    assert "up to date" in project.dvc("status").stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
+def test_a_killed_training_resumes_to_the_same_weights_in_the_same_mlflow_run(project: Project, tmp_path: Path) -> None:
+    root = tmp_path / "unzipped"  # no git here: an unzipped download
+    root.mkdir()
+    copy_sources(root)
+    slow = {
+        **TINY,
+        "train": {**TINY["train"], "checkpoint_interval": 20, "stop": {"max_steps": 300, "target_loss": None}},
+    }
+    unzipped = Project(root, slow)
+    unzipped.dvc("config", "--local", "core.no_scm", "true")
+    unzipped.dvc("repro", "tokenize")
+    command = [sys.executable, "-m", "tasks.finetune"]
+    process = subprocess.Popen(command, cwd=root, env=unzipped.environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list((root / "models").glob("checkpoints/*/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "checkpoint is saved" in errors
+    assert not (root / "models/best").exists()
+    output = unzipped.dvc("repro").stdout
+    assert "resuming after step" in output
+    resumed = (root / "models/best/model.safetensors").read_bytes()
+    history = unzipped.report("training_history.json")
+    assert [row["step"] for row in history] == list(range(1, 301))
+
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    copy_sources(whole)
+    uninterrupted = Project(whole, slow)
+    uninterrupted.dvc("config", "--local", "core.no_scm", "true")
+    uninterrupted.dvc("repro", "finetune")
+    assert (whole / "models/best/model.safetensors").read_bytes() == resumed
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root}/mlruns/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("gpt2").experiment_id])
+    assert run.info.status == "FINISHED"
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "learning_rate")]
+    assert sorted(steps) == list(range(1, 301))
