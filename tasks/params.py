@@ -100,7 +100,7 @@ class Model(Section):
 
 
 class Stop(Section):
-    target_loss: float | None = Field(4.5, gt=0, le=100)
+    target_loss: float | None = Field(4.4, gt=0, le=100)
     """Nats per token; null: no target."""
     metric: Literal["train_batch", "train_ema", "train_full", "val"] = "train_ema"
     """What is held against the target: one batch, their moving average, a full pass over train, or the val split."""
@@ -117,11 +117,11 @@ class Stop(Section):
 
 
 class Train(Section):
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "muon"
     """muon: Muon on the matrices, AdamW on the rest; for scratch runs."""
-    learning_rate: float = Field(5.0e-3, gt=0, le=10)
+    learning_rate: float = Field(3.0e-3, gt=0, le=10)
     """Peak of the schedule."""
-    min_learning_rate: float = Field(2.5e-4, ge=0, le=10)
+    min_learning_rate: float = Field(1.5e-4, ge=0, le=10)
     """Floor of the schedule."""
     muon_learning_rate: float = Field(2.0e-2, gt=0, le=10)
     """Peak for the matrices under muon."""
@@ -203,7 +203,7 @@ class Evaluate(Section):
     stride: int | None = Field(None, ge=1)
     """New tokens a window of the sliding-window perplexity; null: half of block_size."""
     batch_size: int = Field(16, ge=1)
-    max_tokens: int | None = Field(100_000, ge=2)
+    max_tokens: int | None = Field(25_000, ge=2)
     """Tokens scored of each split, from its start; null: all."""
     recall_passages: int = Field(50, ge=0)
     """Training passages tried for verbatim recall; 0: none."""
