@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 from gpt2core.errors import UserError
+from tasks.outputs import restore_outputs
 
 
 def say(message: str) -> None:
@@ -11,9 +12,14 @@ def say(message: str) -> None:
 
 
 def run_stage(name: str, main: Callable[[], None]) -> None:
-    """Run a stage's `main`; exit 1 with one line for a UserError or a full disk, 130 for Ctrl-C."""
+    """Run a stage's `main`; exit 1 with one line for a UserError or a full disk, 130 for Ctrl-C.
+
+    However it fails, the outputs of its last good run are there again afterwards.
+    """
+    finished = False
     try:
         main()
+        finished = True
     except UserError as error:
         for line in str(error).splitlines():
             print(f"{name}: error: {line}", file=sys.stderr, flush=True)
@@ -27,3 +33,6 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+    finally:
+        if not finished and (restored := restore_outputs(name)):
+            print(f"{name}: the earlier {', '.join(map(str, restored))} are back in place", file=sys.stderr, flush=True)

@@ -103,11 +103,26 @@ def test_every_stage_leaves_its_outputs_and_dvc_is_content(project: Project) -> 
     train, evaluation, registered = (
         project.report(name) for name in ("metrics/train.json", "metrics/evaluate.json", "registered.json")
     )
-    assert set(train) >= set(
-        "steps tokens_seen epochs train_loss best_train_loss train_loss_full val_loss best_val_loss target_loss "
-        "target_reached stop_reason tokens_per_second wall_seconds device precision n_params train_tokens "
-        "batches_per_epoch".split()
-    )
+    assert set(train) >= {
+        "steps",
+        "tokens_seen",
+        "epochs",
+        "train_loss",
+        "best_train_loss",
+        "train_loss_full",
+        "val_loss",
+        "best_val_loss",
+        "target_loss",
+        "target_reached",
+        "stop_reason",
+        "tokens_per_second",
+        "wall_seconds",
+        "device",
+        "precision",
+        "n_params",
+        "train_tokens",
+        "batches_per_epoch",
+    }
     assert (train["stop_reason"], train["target_reached"]) == ("target_loss", True)
     assert evaluation["test"]["perplexity"] < evaluation["before"]["test"]["perplexity"]
     assert registered["champion"]
@@ -145,6 +160,16 @@ def test_transformers_loads_the_best_model_and_its_tokenizer_offline(project: Pr
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(directory).eval()(ids).logits
         torch.testing.assert_close(GPT.from_pretrained(directory)(ids), theirs, atol=1e-4, rtol=0)
+
+
+def test_every_recipe_makes_a_pipeline_that_dvc_accepts(project: Project) -> None:
+    try:
+        for recipe in (project.root / "recipes").glob("*.yaml"):
+            shutil.copy(recipe, project.root / "params.yaml")
+            assert "register" in project.dvc("stage", "list").stdout
+            assert "train.learning_rate" in project.dvc("params", "diff", "HEAD").stdout
+    finally:
+        project.git("checkout", "-q", "params.yaml")
 
 
 def test_one_mlflow_run_has_everything_of_the_execution(project: Project, monkeypatch) -> None:
@@ -210,7 +235,6 @@ def test_bad_input_is_one_line_and_leaves_earlier_results(project: Project, over
     output = result.stdout + result.stderr
     assert message in output
     assert "Traceback" not in output
-    project.dvc("checkout", "--force")
     assert (project.root / "reports/registered.json").read_bytes() == before
     assert "up to date" in project.dvc("status").stdout
 

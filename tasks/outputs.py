@@ -1,0 +1,58 @@
+"""A stage's earlier outputs, brought back from DVC's cache after it failed: DVC removes them before it starts one."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks import paths
+
+
+def restore_outputs(stage: str) -> list[Path]:
+    """Copy what dvc.lock lists of `stage`, and is not there, out of the cache; returns what came back.
+
+    An output that the cache does not hold as a whole stays away.
+    """
+    try:
+        lock = yaml.safe_load(paths.DVC_LOCK.read_text(encoding="utf-8"))
+        outputs = lock["stages"][stage]["outs"]
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        return []
+    missing = [output for output in outputs if not Path(output["path"]).exists()]
+    cache = cache_directory() if missing else None
+    return [Path(output["path"]) for output in missing if cache is not None and restore(output, cache)]
+
+
+def restore(output: dict[str, Any], cache: Path) -> bool:
+    target = Path(output["path"])
+    try:
+        pairs = list(cached_files(output["md5"], target, cache))
+    except (OSError, ValueError, KeyError):
+        return False
+    if not all(source.is_file() for source, _ in pairs):
+        return False
+    for source, path in pairs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, path)
+    return True
+
+
+def cached_files(md5: str, target: Path, cache: Path) -> Iterator[tuple[Path, Path]]:
+    """Pairs of a file in the cache and the path it belongs to; a folder is a JSON list of its files."""
+    listing = cache / "files" / "md5" / md5[:2] / md5[2:]
+    if not md5.endswith(".dir"):
+        yield listing, target
+        return
+    for entry in json.loads(listing.read_text(encoding="utf-8")):
+        yield cache / "files" / "md5" / entry["md5"][:2] / entry["md5"][2:], target / entry["relpath"]
+
+
+def cache_directory() -> Path | None:
+    command = [sys.executable, "-m", "dvc", "cache", "dir"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return Path(found.stdout.strip()) if found.returncode == 0 else None
