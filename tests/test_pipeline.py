@@ -29,6 +29,27 @@ TINY: dict[str, Any] = {
     "sample": {"prompts": ["A"], "num_sequences": 1, "max_new_tokens": 2},
 }  # fmt: skip
 
+TRAIN_KEYS = {
+    "steps",
+    "tokens_seen",
+    "epochs",
+    "train_loss",
+    "best_train_loss",
+    "train_loss_full",
+    "val_loss",
+    "best_val_loss",
+    "target_loss",
+    "target_reached",
+    "stop_reason",
+    "tokens_per_second",
+    "wall_seconds",
+    "device",
+    "precision",
+    "n_params",
+    "train_tokens",
+    "batches_per_epoch",
+}
+
 pytestmark = pytest.mark.slow
 
 
@@ -103,26 +124,7 @@ def test_every_stage_leaves_its_outputs_and_dvc_is_content(project: Project) -> 
     train, evaluation, registered = (
         project.report(name) for name in ("metrics/train.json", "metrics/evaluate.json", "registered.json")
     )
-    assert set(train) >= {
-        "steps",
-        "tokens_seen",
-        "epochs",
-        "train_loss",
-        "best_train_loss",
-        "train_loss_full",
-        "val_loss",
-        "best_val_loss",
-        "target_loss",
-        "target_reached",
-        "stop_reason",
-        "tokens_per_second",
-        "wall_seconds",
-        "device",
-        "precision",
-        "n_params",
-        "train_tokens",
-        "batches_per_epoch",
-    }
+    assert set(train) >= TRAIN_KEYS
     assert (train["stop_reason"], train["target_reached"]) == ("target_loss", True)
     assert evaluation["test"]["perplexity"] < evaluation["before"]["test"]["perplexity"]
     assert registered["champion"]
