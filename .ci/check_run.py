@@ -21,7 +21,8 @@ def main() -> None:
     train = json.loads(Path("reports/metrics/train.json").read_text())
     evaluation = json.loads(Path("reports/metrics/evaluate.json").read_text())
     registered = json.loads(Path("reports/registered.json").read_text())
-    assert train["target_reached"] and train["stop_reason"] == "target_loss", train
+    assert train["target_reached"], train
+    assert train["stop_reason"] == "target_loss", train
     assert evaluation["test"]["perplexity"] < evaluation["before"]["test"]["perplexity"] / 20, evaluation
     assert registered["champion"], registered
     assert any(Path("logs").glob("training_log_*.txt"))
