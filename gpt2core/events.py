@@ -8,6 +8,20 @@ if TYPE_CHECKING:
     from gpt2core.trainer import Trainer
 
 Row = dict[str, float | int | None]
+# Every row of the history has every key, None where it was not measured: DVC plots only rows of one shape.
+ROW_KEYS = (
+    "step",
+    "tokens_seen",
+    "epoch",
+    "train_loss",
+    "train_eval_loss",
+    "val_loss",
+    "val_perplexity",
+    "val_token_accuracy",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+)
 
 
 class TrainerEvents:

@@ -20,7 +20,7 @@ from gpt2core.batches import Batches
 from gpt2core.decoding import generate
 from gpt2core.errors import UserError
 from gpt2core.evaluate import Score, Tokens, evaluate
-from gpt2core.events import Row, TrainerEvents, TrainResult
+from gpt2core.events import ROW_KEYS, Row, TrainerEvents, TrainResult
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
 from gpt2core.stopping import LossAverage, StopState, lower, note_skipped_step
@@ -208,6 +208,7 @@ class Trainer:
         if self.config.sample_interval == "epoch" and step % self.train_batches.batches_per_epoch == 0:
             self._sample(row)
         if row:
+            row = dict.fromkeys(ROW_KEYS) | row
             self.history.append(row)
             self._emit("on_row", row)
         return reason

@@ -20,6 +20,7 @@ from flows.workspace import copy_project
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY: dict[str, Any] = {
+    "run": {"threads": 1},
     "data": {"max_tokens": 20_000},
     "model": {"block_size": 32, "n_layer": 1, "n_head": 2, "n_embd": 16},
     "train": {

@@ -18,6 +18,7 @@ from tasks.params import Params
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY: dict[str, Any] = {
+    "run": {"threads": 1},
     "data": {"source": "data/corpus/tiny.txt", "split_by": "tokens"},
     "model": {"block_size": 32, "n_layer": 1, "n_head": 2, "n_embd": 16},
     "train": {
@@ -187,7 +188,7 @@ def test_one_mlflow_run_has_everything_of_the_execution(project: Project, monkey
     history = project.report("training_history.json")
     points = client.get_metric_history(run.info.run_id, "val_loss")
     logged = {point.step: point.value for point in points if point.step}
-    assert logged == {row["step"]: row["val_loss"] for row in history if "val_loss" in row}
+    assert logged == {row["step"]: row["val_loss"] for row in history if row["val_loss"] is not None}
     assert {"data_sha256", "git_commit", "dvc_lock_sha256"} <= set(run.data.tags)
     assert run.inputs.dataset_inputs
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
@@ -200,7 +201,10 @@ def test_dvc_compares_metrics_params_and_experiments(project: Project) -> None:
     assert "0.02" in project.dvc("params", "diff", "HEAD").stdout
     assert json.loads(project.dvc("metrics", "diff", "HEAD", "--json").stdout)
     assert "faster" in project.dvc("exp", "show", "--csv").stdout
-    assert project.dvc("plots", "show").returncode == 0
+    plots = json.loads(project.dvc("plots", "show", "--json").stdout)
+    assert not plots.get("errors")
+    points = [point for plot in plots["data"]["loss"] for point in json.loads(plot["content"])["data"]["values"]]
+    assert {point["field"] for point in points} == {"train_loss", "val_loss"}
     project.git("checkout", "-q", ".")
     assert "Running stage" not in project.dvc("repro").stdout.replace("Running stage 'register'", "")
 
