@@ -203,7 +203,7 @@ def test_dvc_compares_metrics_params_and_experiments(project: Project) -> None:
     assert "faster" in project.dvc("exp", "show", "--csv").stdout
     plots = json.loads(project.dvc("plots", "show", "--json").stdout)
     assert not plots.get("errors")
-    points = [point for plot in plots["data"]["loss"] for point in json.loads(plot["content"])["data"]["values"]]
+    points = [point for plot in plots["data"]["loss"] for point in plot["content"]["data"]["values"]]
     assert {point["field"] for point in points} == {"train_loss", "val_loss"}
     project.git("checkout", "-q", ".")
     assert "Running stage" not in project.dvc("repro").stdout.replace("Running stage 'register'", "")
