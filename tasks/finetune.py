@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import sys
+from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 from gpt2core.errors import UserError
@@ -181,8 +183,8 @@ def run_name(params: Params) -> str:
     if params.run.name is not None:
         return params.run.name
     start = params.model.preset if params.model.init == "scratch" else params.model.init
-    source = params.data.source.rstrip("/").rsplit("/", 1)[-1]
-    return f"{start.rstrip('/').rsplit('/', 1)[-1]}-{source}"
+    # The time tells runs of the same kind apart where they are compared.
+    return f"{Path(start).name}-{Path(params.data.source).stem}-{datetime.now():%Y%m%d-%H%M}"
 
 
 def write_outputs(best: Any, record: dict[str, str], history: list[Any], metrics: dict[str, Any]) -> None:
