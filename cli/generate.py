@@ -5,16 +5,15 @@ import argparse
 import torch
 
 from gpt2core.decoding import generate
-from gpt2core.model import GPT
 from gpt2core.runtime import pick_device
 from gpt2core.tokenizer import Tokenizer
-from tasks.initial_model import resolve_model
+from tasks.initial_model import load_model
 
 
 def print_texts(arguments: argparse.Namespace) -> None:
     """Write the texts to standard output. Raises UserError for a model or option that does not work."""
     device = pick_device("auto")
-    model = GPT.from_pretrained(resolve_model(arguments.model)).to(device)
+    model = load_model(arguments.model, "--model").to(device)
     tokenizer = Tokenizer()
     ids = tokenizer.encode(arguments.prompt) or [tokenizer.eot_id]
     options = {}

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from gpt2core.errors import UserError
+from tasks.failures import failure_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,14 +27,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Entry point; exits 1 with one line for a UserError, 130 for Ctrl-C."""
+    """Entry point; exits 1 with one line for what a user can mend, 130 for Ctrl-C."""
     arguments = build_parser().parse_args()
     try:
         from cli.generate import print_texts
 
         print_texts(arguments)
-    except UserError as error:
-        print(f"gpt2: error: {error}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        line = failure_line("gpt2", error)
+        if line is None:
+            raise
+        print(f"gpt2: error: {line}", file=sys.stderr)
+        sys.exit(1)

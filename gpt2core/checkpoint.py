@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gpt2core.errors import UserError
 from gpt2core.files import read_json, sha256_file, write_json
+from gpt2core.hf import save_tensors
 from gpt2core.model import GPT
 
 FORMAT_VERSION = 1
@@ -41,7 +42,7 @@ def save_checkpoint(directory: Path, model: GPT, optimizer: dict[str, Tensor], s
     partial.mkdir(parents=True)
     try:
         model.save_pretrained(partial)
-        save_file(optimizer, partial / OPTIMIZER)
+        save_tensors(optimizer, partial / OPTIMIZER)
         write_json(partial / STATE, state)
         files = {
             path.name: {"size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
@@ -76,7 +77,12 @@ def load_checkpoint(directory: Path) -> Checkpoint:
 def verify_checkpoint(directory: Path) -> None:
     """Raises DamagedCheckpointError unless every file has the size and hash of the manifest."""
     try:
-        files = read_json(directory / MANIFEST)["files"]
+        manifest = read_json(directory / MANIFEST)
+        files = manifest["files"]
+        if manifest["format_version"] != FORMAT_VERSION:
+            raise DamagedCheckpointError(
+                f"{directory} has format_version {manifest['format_version']!r}, expected {FORMAT_VERSION}"
+            )
         for name, facts in files.items():
             path = directory / Path(name).name
             if not path.is_file() or path.stat().st_size != facts["size_bytes"]:

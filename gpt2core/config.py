@@ -41,6 +41,14 @@ class GPTConfig:
     def feed_forward_width(self) -> int:
         return self.n_inner if self.n_inner is not None else 4 * self.n_embd
 
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model, the tied head counted once; known before there is one."""
+        width, inner = self.n_embd, self.feed_forward_width
+        attention = 4 * width * width + width + (3 * width if self.qkv_bias else 0)
+        block = attention + 2 * width * inner + inner + width + 4 * width
+        return (self.vocab_size + self.block_size) * width + self.n_layer * block + 2 * width
+
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "GPTConfig":
         """The preset `name` with `overrides` applied. Raises UserError for an unknown name."""

@@ -1,6 +1,8 @@
 """To and from the Hugging Face layout: config.json, safetensors, and Conv1D's transposed matrices."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +44,7 @@ def find_weights(name_or_directory: str | Path) -> Path:
         return directory
     name = str(name_or_directory)
     if name not in RELEASED:
-        raise UserError(
-            f"no model at {name!r}: it is neither a directory nor one of {', '.join(RELEASED)}; check model.init."
-        )
+        raise UserError(f"no model at {name!r}: it is neither a directory nor one of {', '.join(RELEASED)}.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -85,13 +85,17 @@ def read_config(directory: Path) -> GPTConfig:
             n_layer=int(values["n_layer"]),
             n_head=int(values["n_head"]),
             n_embd=int(values["n_embd"]),
-            n_inner=values.get("n_inner"),
+            n_inner=int(values["n_inner"]) if values.get("n_inner") is not None else None,
             drop_rate=float(values.get("resid_pdrop", 0.1)),
             qkv_bias=bool(values.get("qkv_bias", True)),
             layer_norm_epsilon=float(values.get("layer_norm_epsilon", 1e-5)),
         )
     except KeyError as error:
         raise UserError(f"{path}: the key {error.args[0]!r} is missing.") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: a size is no number ({error}).") from None
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
@@ -99,7 +103,10 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     index = directory / "model.safetensors.index.json"
     if index.exists():
         # Only the file's name counts: an index must not lead out of its directory.
-        files = sorted({directory / Path(name).name for name in read_json(index)["weight_map"].values()})
+        try:
+            files = sorted({directory / Path(name).name for name in read_json(index)["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{index} is damaged; fetch or save it again.") from None
     else:
         files = [directory / "model.safetensors"]
     tensors: dict[str, Tensor] = {}
@@ -191,11 +198,22 @@ def hf_config(config: GPTConfig) -> dict[str, Any]:
     }
 
 
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. Raises OSError where the disk does not take it."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
 def save_pretrained(model: GPT, directory: Path) -> None:
     """See `GPT.save_pretrained`; each file takes its name only when it is whole."""
     directory.mkdir(parents=True, exist_ok=True)
     with atomic_path(directory / "model.safetensors") as partial:
-        save_file(to_hf_state(model), partial, metadata={"format": "pt"})
+        save_tensors(to_hf_state(model), partial, metadata={"format": "pt"})
     config = hf_config(model.config)
     write_json(directory / "config.json", config)
     eos = config["eos_token_id"]

@@ -87,6 +87,7 @@ class Trainer:
         self.checkpoints, self.fingerprint = checkpoints, fingerprint
         self.listeners = listeners if runtime.rank() == 0 else ()
         self.interrupted = interrupted
+        self._early_notes: list[str] = []  # of before `fit`, when nobody listens yet
         self.extra: dict[str, Any] = {}  # what a caller wants back on resume, such as a run id
         self.batch_size, self.sequence_length = train.batch_size, train.sequence_length
         self.tokens_per_step = self.batch_size * self.sequence_length
@@ -115,9 +116,11 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def fit(self) -> TrainResult:
-        """Train until a stop rule says so. Raises UserError when the loss stays not finite."""
+        """Train until a stop rule says so. Raises UserError when the loss stays not finite, or never was."""
         forward = self._forward_module()
         self._emit("on_start", self)
+        for line in self._early_notes:
+            self._note(line)
         self._interval_started = self._segment_started = time.perf_counter()
         self._segment_wall = self.wall_seconds
         reason = None
@@ -349,6 +352,11 @@ class Trainer:
 
     def _finish(self, reason: str) -> TrainResult:
         target = self.config.target_loss
+        if reason != "interrupted" and self.stop.best_step is None:
+            raise UserError(
+                "no evaluation gave a finite loss, so there is no model to keep; lower train.learning_rate, set "
+                "run.precision to fp32, or check the weights that model.init names."
+            )
         if reason == "target_loss":
             loss = self.full_pass()
             self._note(f"full pass over train: {loss:.5f}, target {target:g} on {self.config.metric}")
@@ -385,8 +393,7 @@ class Trainer:
         found, damaged = ckpt.newest_valid(self.checkpoints)
         if runtime.rank() == 0 and dist.is_initialized():
             dist.barrier()
-        for line in damaged:
-            self._note(line)
+        self._early_notes += damaged
         if found is None:
             return False
         differing = [key for key, value in self.fingerprint.items() if found.state["fingerprint"].get(key) != value]
@@ -411,6 +418,8 @@ class Trainer:
         state = found.state
         self.step, self.history, self.extra = state["step"], state["history"], state["extra"]
         self.stop, self.average = StopState(**state["stop"]), LossAverage(**state["average"])
+        if not self.best_directory.is_dir():  # somebody removed it: the next evaluation is the best there is
+            self.stop.best_score = self.stop.best_step = None
         self.wall_seconds = state["wall_seconds"]
         self._interval_losses = state["interval_losses"]
         self.scaler.load_state_dict(state["scaler"])

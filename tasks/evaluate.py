@@ -12,7 +12,7 @@ from gpt2core.runtime import Runtime, pick_runtime, set_threads
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokens import TokenSet, TokenSplit, open_tokens
 from tasks import paths
-from tasks.initial_model import initial_model
+from tasks.initial_model import best_model, initial_model
 from tasks.params import Params, load_params
 from tasks.process import keep_freed_memory
 from tasks.stage import run_stage, say
@@ -40,7 +40,7 @@ def main() -> None:
 
 def evaluate_model(params: Params, tokens: TokenSet, run: Runtime) -> dict[str, Any]:
     """Scores of each split, of the held-out one before training as well, recall and what they mean together."""
-    model = GPT.from_pretrained(paths.BEST_MODEL).to(run.device)
+    model = best_model().to(run.device)
     say(f"scoring train, val and test with sliding windows on {run.device}, {run.precision} ...")
     scores = {name: score(model, tokens.split(name), params, run) for name in SPLITS}
     held_out = next((name for name in ("test", "val") if scores[name] is not None), None)

@@ -10,10 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.files import write_json
 from tasks import paths
+from tasks.failures import failure_line
 from tasks.initial_model import initial_model
+from tasks.memory import check_memory
 from tasks.params import Params, check_sequence_length, load_params
 from tasks.process import Interruption, keep_freed_memory, spawn_ranks
 from tasks.stage import run_stage
@@ -56,7 +59,10 @@ def train(params: Params, interruption: Interruption) -> str:
     if "RANK" in os.environ:
         runtime.join_process_group(run.device)
     tokens = open_tokens(paths.TOKENS)
+    if first:
+        tokens.verify()
     batches = open_batches(params, tokens.split("train"))
+    check_start_fits(params, run.device.type)
     model = initial_model(params)
     check_sequence_length(params.train.sequence_length, model.config.block_size)
     fingerprint = fingerprint_of(params, model.config.as_dict(), tokens.manifest["sha256"], run.precision)
@@ -71,8 +77,6 @@ def train(params: Params, interruption: Interruption) -> str:
         interrupted=interruption.requested,
     )
     resumed = params.train.resume and trainer.resume()
-    if not resumed:
-        trainer.start_over()
     if not first:
         return trainer.fit().stop_reason
 
@@ -85,6 +89,8 @@ def train(params: Params, interruption: Interruption) -> str:
     log.say(f"tokens: {tokens.manifest['tokens']:,} loaded, of them {len(batches.split):,} to train on")
     log.say(f"batches an epoch: {batches.batches_per_epoch:,}")
     tracked = start_run(params, run_name(params), resume_run_id=trainer.extra.get("run_id"))
+    if not resumed:
+        trainer.start_over()
     trainer.extra["run_id"] = tracked.run_id
     tracked.log_dataset(tokens.manifest, split="train")
     log.attach(progress)
@@ -109,8 +115,8 @@ def train(params: Params, interruption: Interruption) -> str:
             write_outputs(trainer.best_directory, tracked.record(params.run.experiment), trainer.history, metrics)
             tracked.log_metrics(numbers(metrics))
             status = "FINISHED"
-    except UserError as error:
-        log.say(f"stopped: {error}")
+    except Exception as error:
+        log.say(f"stopped: {failure_line('finetune', error) or type(error).__name__}")
         raise
     finally:
         progress.close()
@@ -118,6 +124,18 @@ def train(params: Params, interruption: Interruption) -> str:
         tracked.log_artifact(log.path, "logs")
         tracked.finish(status)
     return result.stop_reason
+
+
+def check_start_fits(params: Params, device: str) -> None:
+    """Raises UserError for new weights too large for this machine; others exist, so some machine held them."""
+    if params.model.init != "scratch":
+        return
+    share = params.train.batch_size // params.run.nproc_per_node
+    check_memory(
+        GPTConfig.from_preset(params.model.preset, **params.model.overrides),
+        device=device,
+        micro_tokens=(params.train.micro_batch_size or share) * params.train.sequence_length,
+    )
 
 
 def open_batches(params: Params, split: Any) -> Any:

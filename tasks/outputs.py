@@ -16,7 +16,7 @@ from tasks import paths
 def restore_outputs(stage: str) -> list[Path]:
     """Copy what dvc.lock lists of `stage`, and is not there, out of the cache; returns what came back.
 
-    An output that the cache does not hold as a whole stays away.
+    An output that the cache does not hold as a whole, or that the disk cannot take, stays away.
     """
     try:
         lock = yaml.safe_load(paths.DVC_LOCK.read_text(encoding="utf-8"))
@@ -36,9 +36,14 @@ def restore(output: dict[str, Any], cache: Path) -> bool:
         return False
     if not all(source.is_file() for source, _ in pairs):
         return False
-    for source, path in pairs:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, path)
+    try:
+        for source, path in pairs:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, path)
+    except OSError:  # a full disk is what the stage itself has reported
+        shutil.rmtree(target, ignore_errors=True)
+        target.unlink(missing_ok=True)
+        return False
     return True
 
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from gpt2core.files import atomic_path, read_json
+from gpt2core.files import atomic_path
 from tasks import paths
 from tasks.params import load_params
+from tasks.reports import read_report, read_rows
 from tasks.stage import run_stage, say
 from tasks.tracking import tracked_run
 
@@ -22,8 +23,10 @@ LABELS = {
 
 def main() -> None:
     load_params()
-    history = read_json(paths.HISTORY)
-    metrics = read_json(paths.TRAIN_METRICS)
+    history = read_rows(paths.HISTORY, "finetune")
+    metrics = read_report(
+        paths.TRAIN_METRICS, "finetune", ("target_loss", "target_reached", "stop_reason", "n_params", "steps")
+    )
     with tracked_run() as tracked:
         say("drawing the curves ...")
         draw_all(history, metrics, paths.PLOTS)

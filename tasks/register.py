@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import UserError
-from gpt2core.files import read_json, sha256_file, write_json
+from gpt2core.files import sha256_file, write_json
 from tasks import paths
 from tasks.gate import Champion, HeldOut, Verdict, held_out_of, judge
 from tasks.params import Params, load_params
@@ -17,6 +17,7 @@ from tasks.register_models import (
     log_models,
     write_expected,
 )
+from tasks.reports import read_report
 from tasks.stage import run_stage, say
 from tasks.summary import print_summary
 from tasks.tracking import BEST_CHECKPOINT, TrackedRun, tracked_run
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 def main() -> None:
     params = load_params()
-    evaluation, train = read_report(paths.EVALUATE_METRICS), read_report(paths.TRAIN_METRICS)
+    evaluation = read_report(paths.EVALUATE_METRICS, "evaluate", ("held_out", "verdict", "protocol", "data_sha256"))
+    train = read_report(paths.TRAIN_METRICS, "finetune", ("target_reached",))
     weights = paths.BEST_MODEL / "model.safetensors"
     if not weights.exists():
         raise UserError(f"{weights} is missing: run the stage finetune first (`dvc repro finetune`).")
@@ -246,17 +248,6 @@ def log_run_artifacts(run: TrackedRun) -> None:
 def newest_log(folder: Path) -> Path | None:
     logs = sorted(folder.glob("training_log_*.txt"), key=lambda file: file.stat().st_mtime)
     return logs[-1] if logs else None
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    try:
-        return dict(read_json(path))
-    except FileNotFoundError:
-        stage = "finetune" if path == paths.TRAIN_METRICS else "evaluate"
-        raise UserError(f"{path} is missing: run the stage {stage} first (`dvc repro {stage}`).") from None
-    except (ValueError, TypeError):
-        stage = "finetune" if path == paths.TRAIN_METRICS else "evaluate"
-        raise UserError(f"{path} is damaged: run `dvc repro --force {stage}`.") from None
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import torch
 from gpt2core.decoding import generate
 from gpt2core.errors import UserError
 from gpt2core.files import write_json, write_text
-from gpt2core.model import GPT
 from gpt2core.runtime import pick_device, set_threads
 from gpt2core.tokenizer import Tokenizer
 from tasks import paths
+from tasks.initial_model import best_model
 from tasks.params import Params, Sample, load_params
 from tasks.stage import run_stage, say
 from tasks.tracking import tracked_run
@@ -31,7 +31,7 @@ def main() -> None:
 def write_samples(params: Params) -> dict[str, Any]:
     """The settings and, for each prompt, its texts. Raises UserError naming a prompt that leaves no room."""
     device = pick_device(params.run.device)
-    model = GPT.from_pretrained(paths.BEST_MODEL).to(device)
+    model = best_model().to(device)
     tokenizer = Tokenizer()
     texts = []
     for prompt in params.sample.prompts:

@@ -4,11 +4,11 @@ from typing import Any
 
 from gpt2core.corpus import read_corpus
 from gpt2core.errors import UserError
-from gpt2core.files import read_json
 from gpt2core.token_writer import write_tokens
 from tasks import paths
 from tasks.params import load_params
 from tasks.progress import progress_bar
+from tasks.reports import read_report
 from tasks.stage import run_stage, say
 
 
@@ -33,9 +33,10 @@ def main() -> None:
 
 def read_provenance() -> dict[str, Any]:
     """What the download stage wrote. Raises UserError where it has not run."""
-    if not paths.PROVENANCE.is_file():
-        raise UserError(f"{paths.PROVENANCE} is missing; run the download stage first (dvc repro).")
-    provenance: dict[str, Any] = read_json(paths.PROVENANCE)
+    provenance = read_report(paths.PROVENANCE, "download", ("source", "size_bytes", "files"))
+    files = provenance["files"]
+    if not isinstance(files, list) or not all(isinstance(entry, dict) and "file" in entry for entry in files):
+        raise UserError(f"{paths.PROVENANCE} is damaged (files): run `dvc repro --force download`.")
     return provenance
 
 

@@ -29,6 +29,15 @@ def test_a_saved_checkpoint_comes_back_and_is_a_model_directory(tmp_path) -> Non
     assert torch.equal(GPT.from_pretrained(found.directory).wte.weight, MODEL.wte.weight)
 
 
+def test_a_checkpoint_of_another_format_is_set_aside(tmp_path) -> None:
+    save(tmp_path, 5)
+    manifest = tmp_path / "step-00000005" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 0'))
+    found, damaged = newest_valid(tmp_path)
+    assert found is None
+    assert "has format_version 0, expected 1" in damaged[0]
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "trainer.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "removed"])
 def test_a_damaged_checkpoint_is_set_aside_by_name_and_the_one_before_is_taken(tmp_path, name, damage) -> None:

@@ -183,6 +183,24 @@ def test_other_architectures_are_refused_by_name(tmp_path) -> None:
         GPT.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", '"n_embd": "wide"', "config.json: a size is no number"),
+        ("config.json", '"n_embd": 0', "config.json: model.n_embd .0. must be at least 1"),
+        ("model.safetensors.index.json", '{"weight_map": 3}', "index.json is damaged"),
+        ("model.safetensors.index.json", "{", "index.json is damaged"),
+    ],
+)
+def test_a_damaged_description_of_a_model_is_named(tmp_path, file, content, message) -> None:
+    GPT(TINY).save_pretrained(tmp_path)
+    if file == "config.json":
+        content = (tmp_path / file).read_text().replace('"n_embd": 24', content)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        GPT.from_pretrained(tmp_path)
+
+
 def test_damaged_weights_are_named(tmp_path) -> None:
     GPT(TINY).save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"

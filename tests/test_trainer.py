@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -226,6 +227,31 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_and_stops_after_some_steps
     assert torch.equal(trainer.model.wte.weight, before)
     assert "batch 0 is skipped" in heard.notes[0]
     assert all(value is None or math.isfinite(value) for row in heard.rows for value in row.values())
+
+
+def test_a_damaged_checkpoint_is_told_to_listeners_that_come_after_the_resume(tmp_path) -> None:
+    fit(make_trainer(tmp_path))
+    (step_directories(tmp_path)[-1] / "trainer.json").write_text("{")
+    trainer = make_trainer(tmp_path, max_steps=30)
+    assert trainer.resume()
+    assert any("set aside as damaged-step-00000020" in note for note in fit(trainer)[1].notes)
+
+
+def test_a_removed_best_model_is_made_anew_after_a_resume(tmp_path) -> None:
+    fit(make_trainer(tmp_path))
+    shutil.rmtree(tmp_path / "best")
+    trainer = make_trainer(tmp_path, max_steps=21, learning_rate=3e-3)
+    assert trainer.resume()
+    fit(trainer)
+    assert (tmp_path / "best" / "model.safetensors").is_file()
+
+
+def test_a_run_without_one_finite_evaluation_says_so(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=2)
+    with torch.no_grad():
+        trainer.model.wpe.weight[0] = math.nan
+    with pytest.raises(UserError, match="no evaluation gave a finite loss"):
+        trainer.fit()
 
 
 def test_a_full_disk_does_not_stop_the_run(tmp_path, monkeypatch) -> None:

@@ -1,0 +1,45 @@
+"""Whether a training can fit into this machine at all: Linux would kill it without a word once it ran out of memory."""
+
+from pathlib import Path
+
+import psutil
+
+from gpt2core.config import GPTConfig
+from gpt2core.errors import UserError
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+GIB = 2**30
+
+
+def check_memory(config: GPTConfig, *, device: str, micro_tokens: int, memory_bytes: int | None = None) -> None:
+    """Raises UserError where the least that training needs exceeds this machine's memory (None: as found).
+
+    `micro_tokens`: tokens of a forward pass. Only the certain is counted: weights, gradients, one moment (Muon has
+    no second) and the logits with their gradient, all fp32; on a GPU no more than the weights are in this memory.
+    """
+    memory = memory_bytes or total_memory_bytes()
+    num_parameters = config.num_parameters
+    copies = 3 if device == "cpu" else 1
+    weights = 4 * num_parameters * copies
+    if weights > memory:
+        raise UserError(
+            f"the model has {num_parameters:,} parameters and needs at least {weights / GIB:,.1f} GiB, but this "
+            f"machine has {memory / GIB:,.1f} GiB of memory; lower model.n_layer ({config.n_layer}) or model.n_embd "
+            f"({config.n_embd})."
+        )
+    logits = 2 * 4 * micro_tokens * config.vocab_size
+    if device == "cpu" and weights + logits > memory:
+        raise UserError(
+            f"a forward pass of {micro_tokens:,} tokens needs at least {(weights + logits) / GIB:,.1f} GiB, but this "
+            f"machine has {memory / GIB:,.1f} GiB of memory; set train.micro_batch_size lower than now "
+            "(it must divide train.batch_size)."
+        )
+
+
+def total_memory_bytes() -> int:
+    """Of the machine, or of the container where that has a limit."""
+    total = psutil.virtual_memory().total
+    try:
+        return min(total, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return total

@@ -1,0 +1,148 @@
+"""What libraries notice reaches the user as one line: a full disk, no access, no memory, damaged reports."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2core.config import GPTConfig
+from gpt2core.errors import UserError
+from gpt2core.hf import save_tensors
+from gpt2core.model import GPT
+from tasks import paths
+from tasks.failures import failure_line
+from tasks.initial_model import best_model, load_model
+from tasks.memory import GIB, check_memory
+from tasks.outputs import restore
+from tasks.reports import read_report, read_rows
+from tasks.stage import run_stage
+
+TINY = GPTConfig(50257, 16, n_layer=1, n_head=2, n_embd=8)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device", "data/raw/a.txt", None, "b.txt"), "no space left on the disk at b.txt"),
+        (PermissionError(13, "Permission denied", "models/best"), "no access at models/best (Permission denied)"),
+        (OSError(30, "Read-only file system", "data/raw"), "no access at data/raw"),
+        (NotADirectoryError(20, "Not a directory", "models/checkpoints"), "models/checkpoints: Not a directory"),
+        (MemoryError(), "train.micro_batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "train.micro_batch_size"),
+    ],
+)
+def test_an_error_of_the_machine_ends_the_stage_with_one_line(capsys, error: Exception, words: str) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run_stage("finetune", main)
+    lines = capsys.readouterr().err.splitlines()
+    assert (end.value.code, len(lines)) == (1, 1)
+    assert words in lines[0]
+
+
+def test_memory_that_pytorch_cannot_get_on_a_cpu_points_at_the_micro_batch() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**50)
+    line = failure_line("finetune", error.value)
+    assert line is not None
+    assert "train.micro_batch_size" in line
+
+
+def test_an_error_of_this_project_keeps_its_traceback() -> None:
+    def main() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_stage("finetune", main)
+
+
+def test_a_disk_too_full_for_weights_is_an_os_error(tmp_path: Path, monkeypatch) -> None:
+    import gpt2core.hf as hf
+    from gpt2core.hf import SafetensorError
+
+    def full(*arguments: object, **options: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(hf, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        save_tensors({"a": torch.ones(1)}, tmp_path / "a.safetensors")
+    assert error.value.errno == 28
+
+
+def test_a_model_that_cannot_fit_into_memory_is_refused_before_it_is_made() -> None:
+    huge = GPTConfig(50257, 128, n_layer=1000, n_head=8, n_embd=65_536)
+    with pytest.raises(UserError, match=r"51,5.*parameters.*lower model.n_layer \(1000\)"):
+        check_memory(huge, device="cpu", micro_tokens=1)
+    with pytest.raises(UserError, match="train.micro_batch_size"):
+        check_memory(TINY, device="cpu", micro_tokens=100_000, memory_bytes=16 * GIB)
+    check_memory(TINY, device="cpu", micro_tokens=512, memory_bytes=16 * GIB)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_count_of_parameters_needs_no_model(bias: bool) -> None:
+    config = GPTConfig(31, 8, n_layer=3, n_head=2, n_embd=8, n_inner=20, qkv_bias=bias)
+    assert config.num_parameters == GPT(config).num_parameters()
+    assert GPTConfig.from_preset("gpt2").num_parameters == 124_439_808
+
+
+def test_a_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    GPT(GPTConfig(1000, 16, n_layer=1, n_head=2, n_embd=8)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="model.init .*vocab_size is 1000, but GPT-2's tokenizer has 50257"):
+        load_model(str(tmp_path), "model.init")
+    with pytest.raises(UserError, match="--model .'nowhere'.: no such folder"):
+        load_model("nowhere", "--model")
+
+
+def test_a_missing_best_model_says_which_stage_makes_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="models/best is missing: run the stage finetune first"):
+        best_model()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", '{"steps": 1}', "\udcff"])
+def test_a_damaged_report_names_its_stage(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "train.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match="train.json is damaged .*dvc repro --force finetune") as error:
+        read_report(path, "finetune", ("steps", "target_loss"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "null", "[1]", '[{"loss": 1}]'])
+def test_a_damaged_history_names_its_stage(tmp_path: Path, content: str) -> None:
+    (tmp_path / "history.json").write_text(content)
+    with pytest.raises(UserError, match="dvc repro --force finetune"):
+        read_rows(tmp_path / "history.json", "finetune")
+    with pytest.raises(UserError, match="is missing: run the stage finetune first"):
+        read_rows(tmp_path / "other.json", "finetune")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"files": []}', '{"source": "a", "size_bytes": 1, "files": [3]}'])
+def test_a_damaged_provenance_is_one_line(tmp_path: Path, monkeypatch, content: str) -> None:
+    from tasks.tokenize import read_provenance
+
+    monkeypatch.chdir(tmp_path)
+    paths.RAW.mkdir(parents=True)
+    paths.PROVENANCE.write_text(content)
+    with pytest.raises(UserError, match="provenance.json is damaged"):
+        read_provenance()
+
+
+def test_an_output_that_the_disk_cannot_take_back_stays_away(tmp_path: Path, monkeypatch) -> None:
+    import tasks.outputs as outputs
+
+    monkeypatch.chdir(tmp_path)
+    cached = tmp_path / "cache/files/md5/ab/cd"
+    cached.parent.mkdir(parents=True)
+    cached.write_text(json.dumps({}))
+
+    def full(source: Path, path: Path) -> None:
+        path.write_text("")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(outputs.shutil, "copyfile", full)
+    assert not restore({"path": "out.json", "md5": "abcd"}, tmp_path / "cache")
+    assert not Path("out.json").exists()
