@@ -107,7 +107,7 @@ class Stop(Section):
     patience: int | None = Field(None, ge=1)
     """Evaluations without a new best val_loss (train_loss where there is no val split) before stopping."""
     max_steps: int | None = Field(1200, ge=1)
-    max_epochs: float | None = Field(None, gt=0)
+    max_epochs: float | None = Field(None, gt=0, le=1_000_000)
 
     @model_validator(mode="after")
     def _ends(self) -> Self:
@@ -218,7 +218,7 @@ class Sample(Section):
     """Texts a prompt."""
     max_new_tokens: int = Field(120, ge=1, le=100_000)
     decoding: Literal["greedy", "sample"] = "sample"
-    temperature: float = Field(0.8, gt=0, le=100)
+    temperature: float = Field(0.8, ge=1e-6, le=100)
     top_k: int | None = Field(50, ge=1)
     top_p: float | None = Field(0.95, gt=0, le=1)
     seed: int = Field(42, ge=0, lt=2**32)
@@ -239,6 +239,12 @@ class Register(Section):
     name: str = Field("gpt2", pattern=r"^[A-Za-z0-9._-]+$")
     text_name: str = Field("gpt2-text", pattern=r"^[A-Za-z0-9._-]+$")
     gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        if self.name == self.text_name:
+            raise ValueError(f"name and text_name are both {self.name!r}; give them different names.")
+        return self
 
 
 class Params(Section):
@@ -289,6 +295,10 @@ def load_params(path: Path = paths.PARAMS) -> Params:
         raise UserError(f"{path}: byte {error.start} is not valid UTF-8.") from None
     try:
         values = yaml.safe_load(text)
+    except yaml.reader.ReaderError as error:
+        raise UserError(
+            f"{path}: character {error.position} (U+{error.character:04X}) is not allowed in YAML."
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
@@ -306,7 +316,8 @@ def parse_params(values: Any, source: str = "params") -> Params:
 
 def describe_problems(error: ValidationError) -> list[str]:
     """A line for each problem: key, value, rule, and for an unknown key the nearest known one."""
-    lines = []
+    lines: list[str] = []
+    seen: dict[str, int] = {}  # a union gives a problem for each of its branches
     for problem in error.errors():
         # pydantic puts the branch of a union at the end of the location; users know keys only.
         location = [
@@ -320,11 +331,22 @@ def describe_problems(error: ValidationError) -> list[str]:
         elif problem["type"] == "value_error":
             message = str(problem["ctx"]["error"])
             line = f"{key}: {message}" if key and f"{key}." not in message else message
+        elif problem["type"] == "model_type":
+            shown = "" if problem["input"] is None else f" ({problem['input']!r})"
+            line = f"{key or 'the file'}{shown} must be a section: `key: value` lines, indented under its name."
+        elif key in seen:
+            lines[seen[key]] = f"{lines[seen[key]].removesuffix('.')}; or {_lower_first(problem['msg'])}."
+            continue
         else:
-            line = f"{key} ({problem['input']!r}): {problem['msg'][0].lower()}{problem['msg'][1:]}."
+            line = f"{key} ({problem['input']!r}): {_lower_first(problem['msg'])}."
+            seen[key] = len(lines)
         if line not in lines:
             lines.append(line)
     return lines
+
+
+def _lower_first(text: str) -> str:
+    return text[0].lower() + text[1:]
 
 
 def known_keys(location: list[str]) -> list[str]:
