@@ -1,5 +1,7 @@
 """generate gives transformers' tokens, with a cache and without."""
 
+import math
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -112,6 +114,10 @@ def test_the_same_seed_gives_the_same_text_and_leaves_the_global_generator_alone
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"max_new_tokens": 45}, "at most 44 new tokens fit"),
         ({"do_sample": True, "temperature": 0.0}, "temperature"),
+        ({"do_sample": True, "temperature": math.nan}, "temperature"),
+        ({"do_sample": True, "temperature": 1e-300}, "temperature"),
+        ({"do_sample": True, "seed": 2**64}, "seed"),
+        ({"seed": -1}, "seed"),
         ({"do_sample": True, "top_p": 1.5}, "top_p"),
         ({"do_sample": True, "top_k": 0}, "top_k"),
         ({"num_return_sequences": 2}, "greedy"),
@@ -121,6 +127,14 @@ def test_options_out_of_range_are_one_clear_line(pair, options, message) -> None
     with pytest.raises(UserError, match=message) as error:
         generate(pair[0], PROMPT, **options)
     assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_not_finite_are_one_clear_line() -> None:
+    model = GPT(GPTConfig(61, 32, n_layer=1, n_head=2, n_embd=16)).eval()
+    with torch.no_grad():
+        model.wpe.weight.fill_(math.nan)
+    with pytest.raises(UserError, match="logits are not finite"):
+        generate(model, torch.ones(1, 3, dtype=torch.int64), do_sample=True, max_new_tokens=2)
 
 
 def test_generation_may_fill_the_whole_block(pair) -> None:

@@ -13,6 +13,9 @@ from gpt2core.decoding.processors import apply_temperature, keep_top_k, keep_top
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 
+# Below it, logits divided by it overflow fp32.
+MIN_TEMPERATURE = 1e-6
+
 
 def generate(
     model: GPT | Callable[[Tensor], Tensor],
@@ -35,7 +38,7 @@ def generate(
     transformers' `generate`; without, torch's global generator is used. `model` may be any callable (B, T) -> logits
     (B, T, V); only a GPT uses a cache. Raises UserError for options out of range, or a prompt that does not fit.
     """
-    _check_options(token_ids, max_new_tokens, do_sample, temperature, top_k, top_p, num_return_sequences)
+    _check_options(token_ids, max_new_tokens, do_sample, temperature, top_k, top_p, num_return_sequences, seed)
     if isinstance(model, GPT):
         _check_fits(model, token_ids.shape[1], max_new_tokens)
     elif attention_mask is not None and not bool(attention_mask.all()):
@@ -50,9 +53,12 @@ def generate(
     next_logits = _StepLogits(model, ids, mask, max_new_tokens)
     pad = pad_token_id if pad_token_id is not None else (eos_token_id if eos_token_id is not None else 0)
     unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+    first_shape = ids.shape
     with torch.inference_mode():
         for _ in range(max_new_tokens):
             logits = next_logits(ids)  # (B*R, V)
+            if ids.shape == first_shape and not bool(logits.logsumexp(-1).isfinite().all()):
+                raise UserError("the model's logits are not finite: its weights are damaged; train or fetch it again.")
             if do_sample:
                 chosen = _draw(logits, temperature, top_k, top_p, generator)
             else:
@@ -118,19 +124,25 @@ def _check_options(
     top_k: int | None,
     top_p: float | None,
     num_return_sequences: int,
+    seed: int | None,
 ) -> None:
     if token_ids.ndim != 2 or token_ids.shape[1] == 0:
         raise UserError(f"token_ids must be (batch, tokens) with at least one token, not {tuple(token_ids.shape)}.")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens ({max_new_tokens}) must be at least 1.")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise UserError(f"seed ({seed}) must be at least 0 and below 2**63.")
     if num_return_sequences < 1:
         raise UserError(f"num_return_sequences ({num_return_sequences}) must be at least 1.")
     if not do_sample:
         if num_return_sequences > 1:
             raise UserError("greedy decoding gives one text; set do_sample for several num_return_sequences.")
         return
-    if temperature <= 0:
-        raise UserError(f"temperature ({temperature}) must be above 0; for the likeliest token use greedy decoding.")
+    if not temperature >= MIN_TEMPERATURE:  # so written, it refuses NaN as well
+        raise UserError(
+            f"temperature ({temperature:g}) must be at least {MIN_TEMPERATURE:g}; for the likeliest token use greedy "
+            "decoding."
+        )
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k ({top_k}) must be at least 1, or None for no limit.")
     if top_p is not None and not 0 < top_p <= 1:
