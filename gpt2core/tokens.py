@@ -95,8 +95,11 @@ class TokenSet:
         """The split `name`, empty where it got no share. Raises UserError for a missing or cut file."""
         if name not in self.manifest["splits"]:
             raise UserError(f"unknown split {name!r}; known: {', '.join(self.manifest['splits'])}.")
-        split = TokenSplit(self.directory, name, self.manifest["splits"][name])
-        split.check_sizes()
+        try:
+            split = TokenSplit(self.directory, name, self.manifest["splits"][name])
+            split.check_sizes()
+        except (KeyError, TypeError, AttributeError):
+            raise _damaged(self.directory / MANIFEST) from None
         return split
 
     def verify(self) -> None:
@@ -115,10 +118,16 @@ def open_tokens(directory: Path | str) -> TokenSet:
         manifest = read_json(path)
         version = manifest["format_version"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged; tokenize the corpus again.") from None
+        raise _damaged(path) from None
     if version != FORMAT_VERSION:
         raise UserError(f"{path}: format_version is {version!r}, expected {FORMAT_VERSION}; tokenize the corpus again.")
+    if not {"splits", "sha256", "tokens"} <= manifest.keys():
+        raise _damaged(path)
     return TokenSet(directory, manifest)
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged; tokenize the corpus again.")
 
 
 def open_split(directory: Path | str, name: str) -> TokenSplit:
