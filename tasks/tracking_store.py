@@ -99,13 +99,20 @@ def connect() -> "MlflowClient":
     except Exception as error:  # requests, SQLAlchemy, sqlite3 and MLflow each raise their own
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        remedy = (
-            "move that file away to start a new store."
-            if is_local()
-            else "start its server, or unset MLFLOW_TRACKING_URI to use the local store in mlruns/."
-        )
-        raise UserError(f"cannot use the MLflow store {redact(uri)} ({one_line(error)}); {remedy}") from None
+        raise UserError(
+            f"cannot use the MLflow store {redact(uri)} ({one_line(error)}); {_remedy(str(error))}"
+        ) from None
     return client
+
+
+def _remedy(reason: str) -> str:
+    if not is_local():
+        return "start its server, or unset MLFLOW_TRACKING_URI to use the local store in mlruns/."
+    if "full" in reason:
+        return "free space on its disk."
+    if "readonly" in reason or "Permission" in reason or "Read-only" in reason:
+        return "make it writable."
+    return "move that file away to start a new store."
 
 
 @contextmanager
