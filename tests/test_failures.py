@@ -1,6 +1,8 @@
 """What libraries notice reaches the user as one line: a full disk, no access, no memory, damaged reports."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from tasks.outputs import restore
 from tasks.reports import read_report, read_rows
 from tasks.stage import run_stage
 
+ROOT = Path(__file__).resolve().parent.parent
 TINY = GPTConfig(50257, 16, n_layer=1, n_head=2, n_embd=8)
 
 
@@ -49,6 +52,17 @@ def test_memory_that_pytorch_cannot_get_on_a_cpu_points_at_the_micro_batch() -> 
     line = failure_line("finetune", error.value)
     assert line is not None
     assert "train.micro_batch_size" in line
+
+
+def test_ctrl_c_while_a_stage_imports_its_libraries_is_one_line() -> None:
+    program = "import tasks, sys; raise {}"
+    for error, line in (("KeyboardInterrupt", "interrupted"), ("RuntimeError('a bug')", "RuntimeError: a bug")):
+        result = subprocess.run(
+            [sys.executable, "-c", program.format(error)], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert result.returncode != 0
+        assert result.stderr.splitlines()[-1] == line
+        assert ("Traceback" in result.stderr) == (line != "interrupted")
 
 
 def test_an_error_of_this_project_keeps_its_traceback() -> None:
