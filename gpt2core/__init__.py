@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from gpt2core.evaluate import evaluate, perplexity
     from gpt2core.model import GPT
     from gpt2core.tokenizer import Tokenizer
-    from gpt2core.trainer import Trainer, TrainerConfig
+    from gpt2core.trainer import Trainer
+    from gpt2core.trainer_config import TrainerConfig
 
 _HOMES = {
     "GPT": "model",
     "GPTConfig": "config",
     "Tokenizer": "tokenizer",
     "Trainer": "trainer",
-    "TrainerConfig": "trainer",
+    "TrainerConfig": "trainer_config",
     "UserError": "errors",
     "evaluate": "evaluate",
     "generate": "decoding",

@@ -46,7 +46,12 @@ class TrainerEvents:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended; losses in nats a token. `train_loss_full` is a full pass over train without dropout."""
+    """How a run ended; losses in nats a token.
+
+    `train_loss_full` is a full pass over train without dropout with the last weights, None where no target was
+    reached. `batch_target_step` is the first step whose batch was at or under the target, `batch_target_loss_full`
+    what a full pass gave then: one lucky batch is not a result.
+    """
 
     steps: int
     tokens_seen: int
@@ -54,6 +59,8 @@ class TrainResult:
     train_loss: float | None
     best_train_loss: float | None
     train_loss_full: float | None
+    batch_target_step: int | None
+    batch_target_loss_full: float | None
     val_loss: float | None
     best_val_loss: float | None
     target_reached: bool | None

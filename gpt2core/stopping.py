@@ -43,6 +43,7 @@ class StopState:
     evaluations_without_best: int = 0
     skipped_in_a_row: int = 0
     batch_target_step: int | None = None  # first batch at or under the target
+    batch_target_loss_full: float | None = None  # what a full pass gave then
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

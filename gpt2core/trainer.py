@@ -5,7 +5,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,51 +16,15 @@ from torch.nn.parallel import DistributedDataParallel
 from gpt2core import checkpoint as ckpt
 from gpt2core import optim, runtime
 from gpt2core.batches import Batches
-from gpt2core.decoding import generate
 from gpt2core.errors import UserError
-from gpt2core.evaluate import Score, Tokens, evaluate
+from gpt2core.evaluate import Tokens
 from gpt2core.events import ROW_KEYS, Row, TrainerEvents, TrainResult
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
 from gpt2core.stopping import LossAverage, StopState, lower, note_skipped_step
+from gpt2core.trainer_config import TrainerConfig
+from gpt2core.validation import Validation
 
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """Settings of a run; names, meaning and bounds are those of section `train` in params.yaml."""
-
-    optimizer: str
-    learning_rate: float
-    min_learning_rate: float
-    muon_learning_rate: float
-    beta1: float
-    beta2: float
-    schedule: str
-    warmup_steps: int | None
-    decay_fraction: float
-    weight_decay: float
-    max_grad_norm: float | None
-    micro_batch_size: int | None
-    gradient_checkpointing: bool
-    compile: bool
-    log_interval: int
-    eval_interval: int | None  # None: once an epoch
-    eval_batches: int | None
-    checkpoint_interval: int
-    keep_last: int
-    target_loss: float | None
-    metric: str
-    patience: int | None
-    max_steps: int | None
-    max_epochs: float | None
-    best_by: str  # val_loss | train_loss
-    sample_prompt: tuple[int, ...]
-    sample_tokens: int
-    sample_interval: str  # evaluation | epoch
-    seed: int
-
-
-EVALUATION_TOKENS = 2048
 STOP_SETTINGS = ("target_loss", "metric", "patience", "max_steps", "max_epochs")
 
 
@@ -83,7 +46,14 @@ class Trainer:
     ) -> None:
         """`fingerprint` says what a checkpoint belongs to; `interrupted` is asked between micro-steps."""
         self.model, self.train_batches, self.config, self.run = model, train, config, run
-        self.val = val if val is not None and len(val) > 1 else None
+        self.validation = Validation(
+            model,
+            train.split,
+            val,
+            run,
+            batch_size=config.micro_batch_size or train.batch_size,
+            sequence_length=train.sequence_length,
+        )
         self.checkpoints, self.fingerprint = checkpoints, fingerprint
         self.listeners = listeners if runtime.rank() == 0 else ()
         self.interrupted = interrupted
@@ -99,8 +69,6 @@ class Trainer:
         self.stop = StopState()
         self.average = LossAverage()
         self.wall_seconds = 0.0
-        self.train_loss_full: float | None = None
-        self.last_val: Score | None = None
         model.to(run.device)
         model.gradient_checkpointing = config.gradient_checkpointing
         self.optimizers = optim.build_optimizers(
@@ -208,8 +176,8 @@ class Trainer:
             evaluated = self._evaluate()
             reason = self._after_evaluation(evaluated) or reason
             row = {**self._position(), **row, **evaluated}
-        if self.config.sample_interval == "epoch" and step % self.train_batches.batches_per_epoch == 0:
-            self._sample(row)
+        if self.config.sample_interval == "epoch" and step % self.train_batches.batches_per_epoch == 0 and finite:
+            self._sample()
         if row:
             row = dict.fromkeys(ROW_KEYS) | row
             self.history.append(row)
@@ -237,72 +205,20 @@ class Trainer:
     def _evaluate(self) -> Row:
         """Score some of train and val without dropout, and write a sample text."""
         started_at = time.perf_counter()
-        self.model.eval()
         tokens = self.config.eval_batches and self.config.eval_batches * self.tokens_per_step + 1
-        train = self._score(self.train_batches.split, tokens)
-        val = self._score(self.val, tokens) if self.val is not None else None
-        row: Row = {**self._position(), "train_eval_loss": train.loss if train else None}
-        if val is not None:
-            self.last_val = val
-            row |= {
-                "val_loss": val.loss,
-                "val_perplexity": val.perplexity,
-                "val_token_accuracy": val.token_accuracy,
-            }
-        # NaN and infinity are no numbers to log, and no weights to sample from.
-        row = {key: value if value is None or math.isfinite(value) else None for key, value in row.items()}
+        row = {**self._position(), **self.validation.row(tokens)}
         self._emit("on_evaluation", row)
-        if self.config.sample_interval == "evaluation":
-            self._sample(row)
-        self.model.train()
+        # Weights that give no finite loss give no text either.
+        if self.config.sample_interval == "evaluation" and row["train_eval_loss"] is not None:
+            self._sample()
         self._interval_started += time.perf_counter() - started_at  # evaluation is not training speed
         return row
 
-    def _score(self, split: Tokens, max_tokens: int | None) -> Score | None:
-        with self.run.autocast():
-            return evaluate(
-                self.model,
-                split,
-                block_size=self.sequence_length,
-                stride=self.sequence_length,
-                # Without gradients more tokens fit than in training, and many at once are faster than few.
-                batch_size=max(
-                    self.config.micro_batch_size or self.batch_size, EVALUATION_TOKENS // self.sequence_length
-                ),
-                max_tokens=max_tokens,
-                device=self.run.device,
-            )
-
-    def _sample(self, row: Row) -> None:
-        """Tell the listeners a sample text, unless the row says that the weights are past sampling."""
-        room = self.model.config.block_size - len(self.config.sample_prompt)
-        spoilt = "train_eval_loss" in row and row["train_eval_loss"] is None
-        if min(self.config.sample_tokens, room) < 1 or spoilt or runtime.rank() != 0:
-            return
-        self.model.eval()
-        prompt = torch.tensor([self.config.sample_prompt], device=self.run.device)
-        output = generate(
-            self.model,
-            prompt,
-            seed=self.config.seed,
-            do_sample=True,
-            temperature=0.8,
-            top_k=50,
-            max_new_tokens=min(self.config.sample_tokens, room),
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        self.model.train()
-        self._emit("on_sample", self.step, output[0].tolist())
-
-    def full_pass(self) -> float:
-        """Mean loss over the whole training split without dropout."""
-        self.model.eval()
-        score = self._score(self.train_batches.split, None)
-        self.model.train()
-        assert score is not None
-        self.train_loss_full = score.loss
-        return score.loss
+    def _sample(self) -> None:
+        if runtime.rank() == 0 and self.config.sample_tokens:
+            sample = self.validation.sample(self.config.sample_prompt, self.config.sample_tokens, self.config.seed)
+            if sample:
+                self._emit("on_sample", self.step, sample)
 
     # -- stop rules ----------------------------------------------------------------------------------------------
 
@@ -313,9 +229,10 @@ class Trainer:
             return None
         if train_loss <= target and self.stop.batch_target_step is None:
             self.stop.batch_target_step = self.step
+            self.stop.batch_target_loss_full = self.validation.full_pass()
             self._note(
                 f"step {self.step}: batch loss {train_loss:.5f} is at or under the target {target:g}; "
-                f"a full pass over train gives {self.full_pass():.5f}"
+                f"a full pass over train gives {self.stop.batch_target_loss_full:.5f}"
             )
         if self.config.metric == "train_batch" and train_loss <= target:
             return "target_loss"
@@ -340,7 +257,7 @@ class Trainer:
             return "target_loss"
         # A full pass is dear: only once the part of train just scored is near the target.
         near = train_eval_loss is not None and target is not None and train_eval_loss <= 1.05 * target
-        if target is not None and metric == "train_full" and near and self.full_pass() <= target:
+        if target is not None and metric == "train_full" and near and self.validation.full_pass() <= target:
             return "target_loss"
         if self.config.patience is not None and self.stop.evaluations_without_best >= self.config.patience:
             return "patience"
@@ -357,9 +274,10 @@ class Trainer:
                 "no evaluation gave a finite loss, so there is no model to keep; lower train.learning_rate, set "
                 "run.precision to fp32, or check the weights that model.init names."
             )
+        train_loss_full = None
         if reason == "target_loss":
-            loss = self.full_pass()
-            self._note(f"full pass over train: {loss:.5f}, target {target:g} on {self.config.metric}")
+            train_loss_full = self.validation.full_pass()
+            self._note(f"full pass over train: {train_loss_full:.5f}, target {target:g} on {self.config.metric}")
         self._save(finished=None if reason == "interrupted" else reason)
         return TrainResult(
             steps=self.step,
@@ -367,8 +285,10 @@ class Trainer:
             epochs=self.epoch,
             train_loss=self.average.value if self.average.weight else None,
             best_train_loss=self.stop.best_train_loss,
-            train_loss_full=self.train_loss_full,
-            val_loss=self.last_val.loss if self.last_val else None,
+            train_loss_full=train_loss_full,
+            batch_target_step=self.stop.batch_target_step,
+            batch_target_loss_full=self.stop.batch_target_loss_full,
+            val_loss=self._last("val_loss"),
             best_val_loss=self.stop.best_val_loss,
             target_reached=None if target is None else reason == "target_loss",
             stop_reason=reason,
@@ -475,6 +395,10 @@ class Trainer:
     def learning_rate(self) -> float:
         """Of the last update."""
         return float(self.optimizers[0].param_groups[0]["lr"])
+
+    def _last(self, key: str) -> float | None:
+        """The newest value of `key` in the history."""
+        return next((row[key] for row in reversed(self.history) if row[key] is not None), None)
 
     def _total_steps(self) -> int:
         limits = []

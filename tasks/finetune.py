@@ -154,7 +154,7 @@ def open_batches(params: Params, split: Any) -> Any:
 def trainer_config(params: Params, device: str, val_tokens: int) -> Any:
     """The library's settings from `params.train`."""
     from gpt2core.tokenizer import Tokenizer
-    from gpt2core.trainer import TrainerConfig
+    from gpt2core.trainer_config import TrainerConfig
 
     tokenizer = Tokenizer()
     train = params.train.model_dump(

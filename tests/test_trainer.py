@@ -16,10 +16,11 @@ from gpt2core.batches import Batches
 from gpt2core.checkpoint import step_directories
 from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
-from gpt2core.events import TrainerEvents
+from gpt2core.events import TrainerEvents, TrainResult
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
-from gpt2core.trainer import Trainer, TrainerConfig, TrainResult
+from gpt2core.trainer import Trainer
+from gpt2core.trainer_config import TrainerConfig
 
 CPU = torch.device("cpu")
 CONFIG = TrainerConfig(
