@@ -108,7 +108,7 @@ class Progress(TrainerEvents):
                 initial=trainer.step,
                 desc="training",
                 unit="step",
-                bar_format="{desc} |{bar}| step {n_fmt}/{total_fmt}  {postfix}  at most {remaining} left",
+                bar_format="{desc} |{bar}| step {n_fmt}/{total_fmt}{postfix}  at most {remaining} left",
             )
 
     def on_step(self, trainer: Trainer, train_loss: float) -> None:
