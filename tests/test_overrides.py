@@ -39,8 +39,11 @@ def test_only_what_was_given_is_overridden() -> None:
         {"train": {"resume": False}, "model": {"qkv_bias": None}},
     ],
 )
-def test_partial_overrides_are_admitted_at_submission(parameters: dict[str, Any]) -> None:
+def test_partial_overrides_are_admitted_at_submission_and_reach_the_flow(parameters: dict[str, Any]) -> None:
     submit(parameters)
+    sections = fine_tune.validate_parameters(parameters)
+    arrived = {name: section.values() for name, section in sections.items() if section and section.values()}
+    assert arrived == parameters
 
 
 @pytest.mark.parametrize(
