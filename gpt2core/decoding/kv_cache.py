@@ -30,3 +30,11 @@ class KVCache:
         self._store[layer, 1, :, :, start:stop] = v
         self._lengths[layer] = stop
         return self._store[layer, 0, :, :, :stop], self._store[layer, 1, :, :, :stop]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep `rows` (B',) int64 in that order."""
+        self._store = self._store.index_select(2, rows)
+
+    def crop(self, length: int) -> None:
+        """Forget what follows the first `length` tokens."""
+        self._lengths = [length] * len(self._lengths)

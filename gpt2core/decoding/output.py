@@ -1,0 +1,29 @@
+"""What decoding gives back. Shapes: B prompts, R num_return_sequences, L tokens of the longest row, V vocab_size."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+FinishReason = Literal["eos", "stop", "length", "time"]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a strategy returns."""
+
+    sequences: Tensor  # (B*R, L) int64, prompt included, finished rows right-padded
+    scores: tuple[Tensor, ...] | None = None  # a step: (rows, V) fp32 after the processors
+    logits: tuple[Tensor, ...] | None = None  # a step: (rows, V) fp32 of the model
+    sequences_scores: Tensor | None = None  # (B*R,) beam searches only
+    beam_indices: Tensor | None = None  # (B*R, L - T) int64, beam searches only, -1 after the end
+
+
+@dataclass(frozen=True)
+class GenerateOutput(Decoded):
+    """What `generate(..., return_dict_in_generate=True)` returns."""
+
+    prompt_length: int = 0  # T: new tokens begin at this column
+    new_tokens: Tensor | None = None  # (B*R,) int64, the end of text included
+    log_probs: Tensor | None = None  # (B*R, L - T) fp32, nats, by the model itself; 0 where a row is padding
+    finish_reasons: tuple[str, ...] = ()  # (B*R,) each a FinishReason

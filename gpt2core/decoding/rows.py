@@ -1,0 +1,182 @@
+"""The rows being decoded and what the model remembers of them.
+
+Shapes: B rows, K tokens appended at once, T tokens of the prompt, V vocab_size, C n_embd.
+"""
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from gpt2core.decoding.kv_cache import KVCache
+from gpt2core.errors import UserError
+from gpt2core.model import GPT
+
+PastBlockSize = Literal["refuse", "slide"]
+
+
+class Rows(Protocol):
+    """Rows that grow by appended tokens; the first append is the prompt."""
+
+    length: int  # tokens appended so far
+    hidden: Tensor | None  # (B, K, C) after ln_f, of the last append; None where the model does not tell
+
+    def append(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Append tokens (B, K) int64; returns logits (B, V) fp32 after the last. `mask` (B, K) is 0 at left padding."""
+
+    def all_logits(self) -> Tensor:
+        """Logits (B, K, V) fp32 after each token of the last append."""
+
+    def select(self, rows: Tensor) -> None:
+        """Keep `rows` (B',) int64 in that order; one may come more than once."""
+
+    def crop(self, length: int) -> None:
+        """Forget what follows the first `length` tokens."""
+
+
+def open_rows(
+    model: GPT | Callable[[Tensor], Tensor], max_length: int, past_block_size: PastBlockSize = "refuse"
+) -> Rows:
+    """Rows for a model; only a GPT has a cache. `max_length` is the most tokens a row will hold."""
+    if isinstance(model, GPT):
+        return CachedRows(model, max_length, past_block_size)
+    return PlainRows(model)
+
+
+def block_size_of(model: Callable[[Tensor], Tensor]) -> int | None:
+    """Most tokens that a model reads at once; None where it does not tell."""
+    return getattr(getattr(model, "config", None), "block_size", None)
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raises UserError for logits (B, V) that no softmax can take."""
+    if not bool(logits.logsumexp(-1).isfinite().all()):
+        raise UserError("the model's logits are not finite: its weights are damaged; train or fetch it again.")
+
+
+class CachedRows:
+    """Rows of a GPT: each append costs the new tokens only.
+
+    With `past_block_size="slide"`, tokens that no longer fit make the window slide: the latest half of block_size is
+    read again from position 0, so that the model sees between a half and the whole of block_size.
+    """
+
+    def __init__(self, model: GPT, max_length: int, past_block_size: PastBlockSize) -> None:
+        self.model, self.past_block_size = model, past_block_size
+        self.block_size = model.config.block_size
+        self.capacity = min(max_length, self.block_size)
+        self.length = 0
+        self.hidden: Tensor | None = None
+        self._cache: KVCache | None = None
+        self._ids: Tensor | None = None  # (B, <= block_size) what the cache holds
+        self._mask: Tensor | None = None
+
+    def append(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.length += tokens.shape[1]
+        first = self.length == tokens.shape[1]
+        if mask is not None and bool(mask.all()):
+            mask = None
+        if self._ids is None:
+            self._ids, self._mask = tokens, mask
+        else:
+            self._ids = torch.cat([self._ids, tokens], dim=1)
+            if self._mask is not None:
+                self._mask = torch.cat([self._mask, self._mask.new_ones(tokens.shape)], dim=1)
+        if self._ids.shape[1] > self.block_size:
+            self._slide(tokens.shape[1])
+            tokens = self._ids
+        if self._cache is None:
+            weight = self.model.wte.weight
+            self._cache = KVCache(self.model.config, len(tokens), self.capacity, tokens.device, weight.dtype)
+        self.hidden = self.model.hidden_states(tokens, self._mask, self._cache)
+        logits = self.model.lm_head(self.hidden[:, -1]).float()
+        if first:
+            check_finite(logits)
+        return logits
+
+    def _slide(self, new: int) -> None:
+        if self.past_block_size == "refuse" or self._ids is None:
+            raise UserError(
+                f"{self.length} tokens do not fit into the model's block_size ({self.block_size}); generate fewer, or "
+                'slide the window (past_block_size="slide").'
+            )
+        # A long prompt keeps all that fits; later the window falls back to a half, so that it slides rarely.
+        keep = self.block_size if new == self.length else max(self.block_size // 2, new)
+        self._ids = self._ids[:, -keep:]
+        if self._mask is not None:
+            self._mask = None if bool(self._mask[:, -keep:].all()) else self._mask[:, -keep:]
+        self._cache = None
+
+    def all_logits(self) -> Tensor:
+        return self.model.lm_head(self.hidden).float()
+
+    def select(self, rows: Tensor) -> None:
+        assert self._ids is not None
+        assert self._cache is not None
+        self._ids = self._ids[rows]
+        self._mask = None if self._mask is None else self._mask[rows]
+        self.hidden = None if self.hidden is None else self.hidden[rows]
+        self._cache.select(rows)
+
+    def crop(self, length: int) -> None:
+        assert self._ids is not None
+        assert self._cache is not None
+        dropped = self.length - length
+        if dropped:
+            self._ids = self._ids[:, :-dropped]
+            self._mask = None if self._mask is None else self._mask[:, :-dropped]
+            self._cache.crop(self._cache.length - dropped)
+            self.length = length
+
+
+class PlainRows:
+    """Rows of any callable (B, T) -> logits (B, T, V): a whole pass each time, without a cache.
+
+    Padding is moved to the right, where a causal model does not see it: a plain callable takes no mask.
+    """
+
+    hidden: Tensor | None = None
+
+    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
+        self.model = model
+        self.length = 0
+        self._ids: Tensor | None = None
+        self._padding: Tensor | None = None  # (B,) left-padding tokens
+        self._new = 0
+
+    def append(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.length += tokens.shape[1]
+        self._new = tokens.shape[1]
+        if self._ids is None:
+            self._ids = tokens
+            if mask is not None and not bool(mask.all()):
+                self._padding = mask.shape[1] - mask.sum(-1)
+        else:
+            self._ids = torch.cat([self._ids, tokens], dim=1)
+        logits = self._last_logits(1)[:, 0]
+        if self.length == self._new:
+            check_finite(logits)
+        return logits
+
+    def _last_logits(self, count: int) -> Tensor:
+        """Logits (B, count, V) after each of the last tokens."""
+        assert self._ids is not None
+        if self._padding is None:
+            return self.model(self._ids)[:, -count:].float()
+        order = (torch.arange(self.length, device=self._ids.device) + self._padding[:, None]) % self.length
+        logits = self.model(self._ids.gather(1, order))  # rows begin with their first real token
+        last = torch.arange(self.length - count, self.length, device=self._ids.device) - self._padding[:, None]
+        return logits[torch.arange(len(last), device=last.device)[:, None], last.clamp_min(0)].float()
+
+    def all_logits(self) -> Tensor:
+        return self._last_logits(self._new)
+
+    def select(self, rows: Tensor) -> None:
+        assert self._ids is not None
+        self._ids = self._ids[rows]
+        self._padding = None if self._padding is None else self._padding[rows]
+
+    def crop(self, length: int) -> None:
+        assert self._ids is not None
+        self._ids, self.length = self._ids[:, :length], length
