@@ -4,7 +4,6 @@ A checkpoint is a directory in the Hugging Face layout, with the optimizer's ten
 """
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gpt2core.directories import replaced_directory
 from gpt2core.errors import UserError
 from gpt2core.files import read_json, sha256_file, write_json
 from gpt2core.hf import save_tensors
@@ -37,10 +37,7 @@ class Checkpoint:
 
 def save_checkpoint(directory: Path, model: GPT, optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write the checkpoint beside, flush it, and give it its name; an older one of that name is replaced."""
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replaced_directory(directory) as partial:
         model.save_pretrained(partial)
         save_tensors(optimizer, partial / OPTIMIZER)
         write_json(partial / STATE, state)
@@ -49,23 +46,6 @@ def save_checkpoint(directory: Path, model: GPT, optimizer: dict[str, Tensor], s
             for path in sorted(partial.iterdir())
         }
         write_json(partial / MANIFEST, {"format_version": FORMAT_VERSION, "files": files})
-        for path in partial.iterdir():
-            _flush(path)
-        replace_directory(partial, directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def replace_directory(source: Path, target: Path) -> None:
-    """Give `source` the name `target`; what had that name goes once the new one is there."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    if os.name == "posix":  # a rename lasts once its directory is flushed
-        _flush(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
@@ -101,7 +81,7 @@ def step_directories(root: Path) -> list[Path]:
 def newest_valid(root: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint under `root`, and a line for each damaged one, which is set aside."""
     damaged: list[str] = []
-    for old in root.glob(".step-*.old"):  # a save was cut between its two renames
+    for old in root.glob(".*.old"):  # a save was cut between its two renames
         target = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
         if not target.exists():
             old.rename(target)
@@ -119,11 +99,3 @@ def newest_valid(root: Path) -> tuple[Checkpoint | None, list[str]]:
 def remove_older(root: Path, keep_last: int) -> None:
     for directory in step_directories(root)[:-keep_last]:
         shutil.rmtree(directory)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

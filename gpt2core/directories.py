@@ -1,5 +1,6 @@
 """Writing a directory so that a reader never sees half of one."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +11,36 @@ from pathlib import Path
 def replaced_directory(path: Path) -> Iterator[Path]:
     """Yield an empty directory beside `path`; it takes the place of `path` only when the block succeeds."""
     partial = path.with_name(f".{path.name}.partial")
-    old = path.with_name(f".{path.name}.old.partial")
-    for leftover in (partial, old):  # of a run that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     partial.mkdir(parents=True)
     try:
         yield partial
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        replace_directory(partial, path)
     finally:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_directory(source: Path, target: Path) -> None:
+    """Give `source` the name `target`; what had that name goes once the new one is there.
+
+    Cut between its two renames, it leaves the earlier directory as `.NAME.old`.
+    """
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    if os.name == "posix":  # a rename lasts once its directory is flushed
+        _flush(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

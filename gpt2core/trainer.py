@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gpt2core import checkpoint as ckpt
 from gpt2core import optim, runtime
 from gpt2core.batches import Batches
+from gpt2core.directories import replaced_directory
 from gpt2core.errors import UserError
 from gpt2core.evaluate import Tokens
 from gpt2core.events import ROW_KEYS, Row, TrainerEvents, TrainResult
@@ -372,9 +373,8 @@ class Trainer:
     def _save_best(self, score: float) -> None:
         if runtime.rank() != 0:
             return
-        partial = self.checkpoints / ".best.partial"
-        self.model.save_pretrained(partial)
-        ckpt.replace_directory(partial, self.best_directory)
+        with replaced_directory(self.best_directory) as partial:
+            self.model.save_pretrained(partial)
         self._emit("on_best", self.step, self.config.best_by, score, self.best_directory)
 
     @property

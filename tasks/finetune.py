@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gpt2core.config import GPTConfig
+from gpt2core.directories import replaced_directory
 from gpt2core.errors import UserError
 from gpt2core.files import write_json
 from tasks import paths
@@ -206,14 +207,11 @@ def run_name(params: Params) -> str:
 
 
 def write_outputs(best: Any, record: dict[str, str], history: list[Any], metrics: dict[str, Any]) -> None:
-    from gpt2core.checkpoint import replace_directory
     from gpt2core.tokenizer import Tokenizer
 
-    partial = paths.BEST_MODEL.with_name(".best.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(best, partial)
-    Tokenizer().save(partial)
-    replace_directory(partial, paths.BEST_MODEL)
+    with replaced_directory(paths.BEST_MODEL) as partial:
+        shutil.copytree(best, partial, dirs_exist_ok=True)
+        Tokenizer().save(partial)
     write_json(paths.HISTORY, history)
     write_json(paths.TRAIN_METRICS, metrics)
     write_json(paths.RUN, record)

@@ -2,10 +2,10 @@
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from gpt2core.config import PRESETS, GPTConfig
 from gpt2core.errors import UserError
@@ -14,6 +14,19 @@ from tasks import paths
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic reads `true` as 1.
+        types = _types_of(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and bool not in types and not {int, float}.isdisjoint(types):
+            raise ValueError(f"is {str(value).lower()}, which is no value for it; leave the key out for its default.")
+        return value
+
+
+def _types_of(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) or (annotation,)
 
 
 class Run(Section):
@@ -285,6 +298,20 @@ def check_sequence_length(sequence_length: int, block_size: int) -> None:
         )
 
 
+class _OneValueEach(yaml.SafeLoader):
+    """YAML as the safe loader reads it; a key written twice in a section is an error, not the last one's win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value} stands twice in its section; keep one", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_params(path: Path = paths.PARAMS) -> Params:
     """Read and check a params file. Raises UserError with a line for each problem."""
     try:
@@ -294,7 +321,7 @@ def load_params(path: Path = paths.PARAMS) -> Params:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not valid UTF-8.") from None
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, Loader=_OneValueEach)
     except yaml.reader.ReaderError as error:
         raise UserError(
             f"{path}: character {error.position} (U+{error.character:04X}) is not allowed in YAML."

@@ -1,5 +1,6 @@
 """What every stage shares: a user's mistake ends it with one line, and it says what it is doing."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -27,7 +28,8 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
         lines = failure_line(name, error)
         if lines is None:
             raise
-        for line in lines.splitlines():
+        # The ranks of a data-parallel run fail alike: one of them says so.
+        for line in lines.splitlines() if os.environ.get("RANK", "0") == "0" else []:
             print(f"{name}: error: {line}", file=sys.stderr, flush=True)
         sys.exit(1)
     finally:

@@ -74,6 +74,12 @@ def test_a_rename_cut_in_the_middle_is_mended(tmp_path) -> None:
     assert found.state == {"step": 5}
 
 
+def test_the_best_weights_cut_in_a_rename_are_mended_too(tmp_path) -> None:
+    (tmp_path / ".best.old").mkdir()
+    newest_valid(tmp_path)
+    assert (tmp_path / "best").is_dir()
+
+
 def test_only_the_last_ones_are_kept(tmp_path) -> None:
     for step in (5, 10, 15, 20):
         save(tmp_path, step)

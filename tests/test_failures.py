@@ -46,6 +46,20 @@ def test_an_error_of_the_machine_ends_the_stage_with_one_line(capsys, error: Exc
     assert words in lines[0]
 
 
+def test_ranks_that_fail_alike_say_so_once(capsys, monkeypatch) -> None:
+    def main() -> None:
+        raise MemoryError
+
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as end:
+            run_stage("finetune", main)
+        assert end.value.code == 1
+        said.append(capsys.readouterr().err.count("finetune: error"))
+    assert said == [1, 0]
+
+
 def test_memory_that_pytorch_cannot_get_on_a_cpu_points_at_the_micro_batch() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**50)

@@ -63,6 +63,9 @@ def test_numbers_that_yaml_reads_as_text_and_bare_switches_are_understood(tmp_pa
     ("content", "message"),
     [
         (b"train: [1, 2\n", "line 2, column 1: not valid YAML"),
+        (b"train:\n  batch_size: 4\n  batch_size: 8\n", "line 3, column 3: .* the key batch_size stands twice"),
+        (b"run: {}\nrun: {seed: 3}\n", "line 2, column 1: .* the key run stands twice"),
+        (b"train: {batch_size: true}\n", "train.batch_size: is true, which is no value for it"),
         (b"run: {name: \x00}\n", r"character 12 \(U\+0000\) is not allowed"),
         (b"run: {name: caf\xe9}\n", "byte 15 is not valid UTF-8"),
     ],
