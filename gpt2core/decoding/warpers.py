@@ -41,14 +41,17 @@ class TopP:
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         if logits.device.type != "cpu":
             return self._by_order(logits)
-        # numpy sorts values without their places in a thirtieth of the time, and the last value dropped says it all.
+        # Values without their places take numpy a thirtieth of the time, and the least one kept tells what to drop.
         ordered = torch.from_numpy(np.sort(logits.detach().numpy(), axis=-1))
         dropped = self._dropped(ordered).sum(-1, keepdim=True)
         least_kept = ordered.gather(1, dropped)
         most_dropped = ordered.gather(1, (dropped - 1).clamp(min=0))
-        if bool(((dropped > 0) & (most_dropped == least_kept) & (least_kept > -torch.inf)).any()):
-            return self._by_order(logits)  # the sort decides which of the equal ones go
-        return logits.masked_fill(logits < least_kept, -torch.inf)
+        kept = logits.masked_fill(logits < least_kept, -torch.inf)
+        # Where equal logits meet the edge, the sort decides which of them go.
+        split = ((dropped > 0) & (most_dropped == least_kept) & (least_kept > -torch.inf))[:, 0]
+        if bool(split.any()):
+            kept[split] = self._by_order(logits[split])
+        return kept
 
     def _by_order(self, logits: Tensor) -> Tensor:
         ordered, order = torch.sort(logits)
