@@ -72,7 +72,7 @@ def test_seeded_samples_equal_transformers(pair, options, seed) -> None:
         do_sample=True,
         num_return_sequences=3,
         eos_token_id=7,
-        **{**options, "top_k": options["top_k"] or None},
+        **options,
     )
     assert torch.equal(ours, theirs)
 
@@ -119,7 +119,12 @@ def test_the_same_seed_gives_the_same_text_and_leaves_the_global_generator_alone
         ({"do_sample": True, "seed": 2**64}, "seed"),
         ({"seed": -1}, "seed"),
         ({"do_sample": True, "top_p": 1.5}, "top_p"),
-        ({"do_sample": True, "top_k": 0}, "top_k"),
+        ({"do_sample": True, "top_k": -1}, "top_k"),
+        ({"max_new_token": 3}, "unknown option max_new_token; did you mean max_new_tokens"),
+        ({"max_length": 5}, "leaves no room after a prompt of 5 tokens"),
+        ({"do_sample": True, "seed": [1, 2, 3]}, "seed has 3 values for 2 sequences"),
+        ({"attention_mask": torch.tensor([[1, 1, 1, 1, 0]] * 2)}, "0 at the left only"),
+        ({"attention_mask": torch.ones(2, 3)}, "differ in shape"),
         ({"num_return_sequences": 2}, "greedy"),
     ],
 )

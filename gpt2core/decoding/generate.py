@@ -1,149 +1,257 @@
 """`generate`: the argument names, the layout and, with a seed, the draws of `transformers`' `generate`.
 
-Shapes: B prompts, R num_return_sequences, T prompt tokens, V vocab_size.
+Shapes: B prompts, R num_return_sequences, T prompt tokens, L tokens of the longest row, V vocab_size.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from gpt2core.decoding.kv_cache import KVCache
-from gpt2core.decoding.processors import apply_temperature, keep_top_k, keep_top_p
+from gpt2core.decoding.checks import check_options
+from gpt2core.decoding.ending import StopTest, describe_endings
+from gpt2core.decoding.options import GenerationOptions
+from gpt2core.decoding.output import Decoded, GenerateOutput
+from gpt2core.decoding.processors import build_processors
+from gpt2core.decoding.prompts import merge_outputs, pad_prompts, strip_prompts
+from gpt2core.decoding.rows import block_size_of, open_rows
+from gpt2core.decoding.sampling import Generators, Streamer, sample
+from gpt2core.decoding.scoring import score_tokens
 from gpt2core.errors import UserError
-from gpt2core.model import GPT
+from gpt2core.tokenizer import Tokenizer
 
-# Below it, logits divided by it overflow fp32.
-MIN_TEMPERATURE = 1e-6
+Model = Callable[[Tensor], Tensor]  # a GPT, a PackedGPT, or any (B, T) int64 -> logits (B, T, V)
+Seed = int | Sequence[int] | None
+# Modules of the searches, imported on first use: most calls need none.
+SEARCHES = {
+    "beam": "beam:beam_search",
+    "group_beam": "group_beam:group_beam_search",
+    "contrastive": "contrastive:contrastive_search",
+    "prompt_lookup": "prompt_lookup:prompt_lookup",
+}
+
+
+@overload
+def generate(
+    model: Model,
+    token_ids: Tensor | Sequence[Sequence[int]],
+    attention_mask: Tensor | None = None,
+    seed: Seed = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    streamer: Streamer | None = None,
+    return_dict_in_generate: Literal[True],
+    **options: Any,
+) -> GenerateOutput: ...
+
+
+@overload
+def generate(
+    model: Model,
+    token_ids: Tensor | Sequence[Sequence[int]],
+    attention_mask: Tensor | None = None,
+    seed: Seed = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    streamer: Streamer | None = None,
+    **options: Any,
+) -> Tensor: ...
 
 
 def generate(
-    model: GPT | Callable[[Tensor], Tensor],
-    token_ids: Tensor,
+    model: Model,
+    token_ids: Tensor | Sequence[Sequence[int]],
     attention_mask: Tensor | None = None,
-    seed: int | None = None,
+    seed: Seed = None,
     *,
-    max_new_tokens: int = 20,
-    do_sample: bool = False,
-    temperature: float = 1.0,
-    top_k: int | None = 50,
-    top_p: float | None = 1.0,
-    num_return_sequences: int = 1,
-    eos_token_id: int | None = 50256,
-    pad_token_id: int | None = None,
-) -> Tensor:
-    """Continue token_ids (B, T) int64; returns (B*R, T + new) int64, finished rows padded with `pad_token_id`.
+    tokenizer: Tokenizer | None = None,
+    streamer: Streamer | None = None,
+    **options: Any,
+) -> Tensor | GenerateOutput:
+    """Continue prompts; returns (B*R, L) int64, prompt included, finished rows right-padded with `pad_token_id`.
 
-    `attention_mask` (B, T) is 0 at left padding. With `seed` the draws are those of `torch.manual_seed(seed)` before
-    transformers' `generate`; without, torch's global generator is used. `model` may be any callable (B, T) -> logits
-    (B, T, V); only a GPT uses a cache. Raises UserError for options out of range, or a prompt that does not fit.
+    `token_ids` (B, T) int64 with `attention_mask` (B, T), 0 at left padding, gives exactly what `transformers` gives.
+    A list of token lists, of any lengths, gives each prompt the result that it would have had alone; its rows are
+    left-padded to one length. An empty prompt starts from `bos_token_id`.
+
+    `options` are the fields of `GenerationOptions`. With a `seed` the draws are those of `torch.manual_seed(seed)`
+    before transformers' `generate`; with a list of seeds, one a returned sequence, each row has draws of its own;
+    without, torch's global generator is used. `stop_strings` need the `tokenizer`. With `return_dict_in_generate`
+    a GenerateOutput is returned. Raises UserError for options out of range, or a prompt that does not fit.
     """
-    _check_options(token_ids, max_new_tokens, do_sample, temperature, top_k, top_p, num_return_sequences, seed)
-    if isinstance(model, GPT):
-        _check_fits(model, token_ids.shape[1], max_new_tokens)
-    elif attention_mask is not None and not bool(attention_mask.all()):
-        raise UserError("a padded batch needs a GPT; a plain callable takes prompts of one length.")
-    generator = None
-    if seed is not None:
-        generator = torch.Generator(device=token_ids.device).manual_seed(seed)
-    ids = token_ids.repeat_interleave(num_return_sequences, dim=0)  # (B*R, T)
-    mask = None
-    if attention_mask is not None and not bool(attention_mask.all()):
-        mask = attention_mask.repeat_interleave(num_return_sequences, dim=0)
-    next_logits = _StepLogits(model, ids, mask, max_new_tokens)
-    pad = pad_token_id if pad_token_id is not None else (eos_token_id if eos_token_id is not None else 0)
-    unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-    first_shape = ids.shape
+    settings = parse_options(options)
+    if settings.stop_strings is not None and tokenizer is None:
+        tokenizer = Tokenizer()
     with torch.inference_mode():
-        for _ in range(max_new_tokens):
-            logits = next_logits(ids)  # (B*R, V)
-            if ids.shape == first_shape and not bool(logits.logsumexp(-1).isfinite().all()):
-                raise UserError("the model's logits are not finite: its weights are damaged; train or fetch it again.")
-            if do_sample:
-                chosen = _draw(logits, temperature, top_k, top_p, generator)
-            else:
-                chosen = logits.argmax(-1)
-            chosen = torch.where(unfinished, chosen, pad)
-            ids = torch.cat([ids, chosen[:, None]], dim=1)
-            if eos_token_id is not None:
-                unfinished = unfinished & (chosen != eos_token_id)
-                if not bool(unfinished.any()):
-                    break
-    return ids.clone()  # a plain tensor, free of inference mode
+        call = _Call(model, settings, tokenizer, streamer, time.monotonic())
+        alone = not isinstance(token_ids, Tensor)
+        if isinstance(token_ids, Tensor):
+            ids, mask = _checked_ids(token_ids, attention_mask, settings)
+        else:
+            ids, mask = pad_prompts(token_ids, settings, _device(model))
+        generators = _generators(seed, settings, len(ids), ids.device)
+        output = call.run(ids, mask, generators, alone)
+    if streamer is not None:
+        streamer.end()
+    # Copied, the tensors are free of inference mode.
+    return output.copy() if settings.return_dict_in_generate else output.sequences.clone()
 
 
-class _StepLogits:
-    """Logits (B, V) of the next token: incremental with a cache for a GPT, a full pass for any other callable."""
+def parse_options(options: dict[str, Any]) -> GenerationOptions:
+    """Options by name, checked. Raises UserError naming the option, and for an unknown one the nearest known."""
+    known = [field.name for field in fields(GenerationOptions)]
+    for name in options:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            raise UserError(f"unknown option {name}" + (f"; did you mean {nearest[0]}?" if nearest else "."))
+    settings = GenerationOptions(**options)
+    check_options(settings)
+    return settings
+
+
+class _Call:
+    """One call of `generate`: what all its prompts share."""
 
     def __init__(
-        self, model: GPT | Callable[[Tensor], Tensor], ids: Tensor, mask: Tensor | None, max_new_tokens: int
+        self,
+        model: Model,
+        options: GenerationOptions,
+        tokenizer: Tokenizer | None,
+        streamer: Streamer | None,
+        started: float,
     ) -> None:
-        self.model, self.mask = model, mask
-        self.cache = None
-        if isinstance(model, GPT):
-            length = ids.shape[1] + max_new_tokens
-            self.cache = KVCache(model.config, len(ids), length, ids.device, model.wte.weight.dtype)
+        self.model, self.options, self.tokenizer, self.streamer = model, options, tokenizer, streamer
+        self.deadline = None if options.max_time is None else started + options.max_time
 
-    def __call__(self, ids: Tensor) -> Tensor:
-        if self.cache is None or not isinstance(self.model, GPT):
-            return self.model(ids)[:, -1].float()
-        if self.mask is not None and self.mask.shape[1] < ids.shape[1]:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), 1)], dim=1)
-        new = ids[:, self.cache.length :]
-        x = self.model.hidden_states(new, self.mask, self.cache)
-        return self.model.lm_head(x[:, -1]).float()
+    def run(self, ids: Tensor, mask: Tensor | None, generators: Generators, alone: bool) -> GenerateOutput:
+        """Decode prompts (B, T), split into batches where they cannot share one."""
+        groups = self._groups(ids, mask, alone)
+        if groups is None:
+            return self._decode(ids, mask, generators, alone)
+        copies = self.options.num_return_sequences
+        outputs = []
+        for rows in groups:
+            own = generators
+            if isinstance(generators, list):
+                share = len(generators) // len(ids)
+                own = [generators[row * share + copy] for row in rows for copy in range(share)]
+            part, part_mask = strip_prompts(ids[rows], None if mask is None else mask[rows], alone)
+            outputs.append(self._decode(part, part_mask, own, alone))
+        return merge_outputs(outputs, groups, copies, ids, self.options.pad_id)
+
+    def _groups(self, ids: Tensor, mask: Tensor | None, alone: bool) -> list[list[int]] | None:
+        """Rows that may share a batch; None where all may."""
+        if self.options.mode == "prompt_lookup" and len(ids) > 1:
+            return [[row] for row in range(len(ids))]
+        if not alone or mask is None or bool(mask.all()):
+            return None
+        lengths = mask.sum(-1).tolist()
+        overflow = self.options.total_length(max(lengths)) > (block_size_of(self.model) or 2**62)
+        if overflow or (self.options.max_new_tokens is None and self.options.max_length is not None):
+            # The window slides, or the search ends, at a length of the row's own.
+            return [[row for row, own in enumerate(lengths) if own == length] for length in sorted(set(lengths))]
+        return None
+
+    def _decode(self, ids: Tensor, mask: Tensor | None, generators: Generators, alone: bool) -> GenerateOutput:
+        """Decode one batch."""
+        options, prompt_length = self.options, ids.shape[1]
+        max_length = options.total_length(prompt_length)
+        self._check_fits(prompt_length, max_length)
+        rows = open_rows(self.model, max_length, options.past_block_size)
+        starts = None if mask is None else mask.shape[1] - mask.sum(-1)
+        padding = starts if alone else None
+        processors = build_processors(options, prompt_length, ids.device, padding, mask_starts=starts)
+        finished = StopTest(options, prompt_length, self.tokenizer, self.deadline)
+        log_probs = None
+        arguments = (rows, ids, mask, options, processors)
+        common: dict[str, Any] = {"max_length": max_length, "generator": generators, "finished": finished}
+        if options.mode in ("greedy", "sample"):
+            decoded, log_probs = sample(*arguments, **common, streamer=self._streamer(ids))
+        else:
+            module, _, name = SEARCHES[options.mode].partition(":")
+            search = getattr(import_module(f"gpt2core.decoding.{module}"), name)
+            decoded = search(*arguments, **common)
+        return self._described(decoded, log_probs, mask, prompt_length, max_length)
+
+    def _streamer(self, ids: Tensor) -> Streamer | None:
+        if self.streamer is not None:
+            self.streamer.put(ids.cpu())
+        return self.streamer
+
+    def _described(
+        self, decoded: Decoded, log_probs: Tensor | None, mask: Tensor | None, prompt_length: int, max_length: int
+    ) -> GenerateOutput:
+        values = {field.name: getattr(decoded, field.name) for field in fields(Decoded)}
+        values["prompt_length"] = prompt_length
+        if not self.options.return_dict_in_generate:
+            return GenerateOutput(**values)
+        lengths, reasons = describe_endings(decoded.sequences, self.options, prompt_length, max_length, self.tokenizer)
+        if self.options.output_log_probs and log_probs is None:
+            copies = len(decoded.sequences) // (len(mask) if mask is not None else len(decoded.sequences))
+            mask = None if mask is None else mask.repeat_interleave(copies, dim=0)
+            log_probs = score_tokens(
+                self.model, decoded.sequences, mask, prompt_length, lengths, self.options.past_block_size
+            )
+        return GenerateOutput(**values, log_probs=log_probs, new_tokens=lengths, finish_reasons=reasons)
+
+    def _check_fits(self, prompt_length: int, max_length: int) -> None:
+        if max_length <= prompt_length:
+            raise UserError(
+                f"max_length ({max_length}) leaves no room after a prompt of {prompt_length} tokens; raise it, or give "
+                "max_new_tokens."
+            )
+        block_size = block_size_of(self.model)
+        if block_size is None or self.options.past_block_size == "slide":
+            return
+        # The last new token is never read again, so that it may lie one past the block.
+        if max_length > block_size + 1:
+            raise UserError(
+                f"a prompt of {prompt_length} tokens and {max_length - prompt_length} new ones do not fit into the "
+                f"model's block_size ({block_size}); at most {max(0, block_size + 1 - prompt_length)} new tokens fit, "
+                'or let the window slide (past_block_size="slide").'
+            )
 
 
-def _draw(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
-) -> Tensor:
-    """One token a row, (B,)."""
-    if temperature != 1.0:
-        logits = apply_temperature(logits, temperature)
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
-    if top_p is not None and top_p < 1.0:
-        logits = keep_top_p(logits, top_p)
-    return torch.multinomial(logits.softmax(-1), num_samples=1, generator=generator)[:, 0]
+def _checked_ids(token_ids: Tensor, mask: Tensor | None, options: GenerationOptions) -> tuple[Tensor, Tensor | None]:
+    """Prompts (B, T) and their mask; an empty prompt becomes `bos_token_id`."""
+    if token_ids.ndim != 2 or len(token_ids) == 0:
+        raise UserError(f"token_ids must be (batch, tokens) with at least one row, not {tuple(token_ids.shape)}.")
+    if token_ids.dtype not in (torch.int64, torch.int32):
+        raise UserError(f"token_ids must be integers (int64), not {token_ids.dtype}.")
+    if token_ids.shape[1] == 0:
+        return token_ids.new_full((len(token_ids), 1), options.bos_token_id, dtype=torch.int64), None
+    if mask is None:
+        return token_ids.long(), None
+    if mask.shape != token_ids.shape:
+        raise UserError(f"attention_mask {tuple(mask.shape)} and token_ids {tuple(token_ids.shape)} differ in shape.")
+    if not bool(mask[:, -1].all()) or bool((mask.long().diff(dim=1) < 0).any()):
+        raise UserError("attention_mask must be 0 at the left only: pad prompts on the left, before their first token.")
+    return token_ids.long(), None if bool(mask.all()) else mask.long()
 
 
-def _check_fits(model: GPT, prompt_length: int, max_new_tokens: int) -> None:
-    block_size = model.config.block_size
-    if prompt_length + max_new_tokens > block_size + 1:
-        raise UserError(
-            f"a prompt of {prompt_length} tokens and {max_new_tokens} new ones do not fit into the model's block_size "
-            f"({block_size}); at most {max(0, block_size + 1 - prompt_length)} new tokens fit."
-        )
+def _generators(seed: Seed, options: GenerationOptions, batch_size: int, device: torch.device) -> Generators:
+    """The generator of the batch, or one a sequence."""
+    if seed is None:
+        return None
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    for one in seeds:
+        if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < 2**63:
+            raise UserError(f"seed ({one}) must be a whole number, at least 0 and below 2**63.")
+    if isinstance(seed, int):
+        return torch.Generator(device).manual_seed(seed)
+    # A search draws for all beams of a prompt at once.
+    wanted = batch_size * (1 if options.num_beams > 1 else options.num_return_sequences)
+    if len(seeds) != wanted:
+        raise UserError(f"seed has {len(seeds)} values for {wanted} sequences; give one for each, or one for all.")
+    return [torch.Generator(device).manual_seed(one) for one in seeds]
 
 
-def _check_options(
-    token_ids: Tensor,
-    max_new_tokens: int,
-    do_sample: bool,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    num_return_sequences: int,
-    seed: int | None,
-) -> None:
-    if token_ids.ndim != 2 or token_ids.shape[1] == 0:
-        raise UserError(f"token_ids must be (batch, tokens) with at least one token, not {tuple(token_ids.shape)}.")
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens ({max_new_tokens}) must be at least 1.")
-    if seed is not None and not 0 <= seed < 2**63:
-        raise UserError(f"seed ({seed}) must be at least 0 and below 2**63.")
-    if num_return_sequences < 1:
-        raise UserError(f"num_return_sequences ({num_return_sequences}) must be at least 1.")
-    if not do_sample:
-        if num_return_sequences > 1:
-            raise UserError("greedy decoding gives one text; set do_sample for several num_return_sequences.")
-        return
-    if not temperature >= MIN_TEMPERATURE:  # so written, it refuses NaN as well
-        raise UserError(
-            f"temperature ({temperature:g}) must be at least {MIN_TEMPERATURE:g}; for the likeliest token use greedy "
-            "decoding."
-        )
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k ({top_k}) must be at least 1, or None for no limit.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p ({top_p}) must be above 0 and at most 1.")
+def _device(model: Model) -> torch.device:
+    parameters = getattr(model, "parameters", None)
+    first = next(iter(parameters()), None) if callable(parameters) else None
+    return first.device if first is not None else torch.device("cpu")

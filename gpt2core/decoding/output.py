@@ -1,7 +1,7 @@
 """What decoding gives back. Shapes: B prompts, R num_return_sequences, L tokens of the longest row, V vocab_size."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -27,3 +27,13 @@ class GenerateOutput(Decoded):
     new_tokens: Tensor | None = None  # (B*R,) int64, the end of text included
     log_probs: Tensor | None = None  # (B*R, L - T) fp32, nats, by the model itself; 0 where a row is padding
     finish_reasons: tuple[str, ...] = ()  # (B*R,) each a FinishReason
+
+    def copy(self) -> "GenerateOutput":
+        """The same with tensors of its own."""
+        return replace(self, **{field.name: _copied(getattr(self, field.name)) for field in fields(self)})
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_copied(part) for part in value)
+    return value.clone() if isinstance(value, Tensor) else value

@@ -8,6 +8,7 @@ from torch import Tensor
 from gpt2core.decoding.rows import PastBlockSize, block_size_of, open_rows
 
 
+@torch.inference_mode()
 def score_tokens(
     model: Callable[[Tensor], Tensor],
     sequences: Tensor,
