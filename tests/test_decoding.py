@@ -121,6 +121,7 @@ def test_the_same_seed_gives_the_same_text_and_leaves_the_global_generator_alone
         ({"do_sample": True, "top_p": 1.5}, "top_p"),
         ({"do_sample": True, "top_k": -1}, "top_k"),
         ({"max_new_token": 3}, "unknown option max_new_token; did you mean max_new_tokens"),
+        ({"suppress_tokens": [61]}, "suppress_tokens: token id 61 is outside the model's vocabulary"),
         ({"max_length": 5}, "leaves no room after a prompt of 5 tokens"),
         ({"do_sample": True, "seed": [1, 2, 3]}, "seed has 3 values for 2 sequences"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 1, 0]] * 2)}, "0 at the left only"),
@@ -132,6 +133,12 @@ def test_options_out_of_range_are_one_clear_line(pair, options, message) -> None
     with pytest.raises(UserError, match=message) as error:
         generate(pair[0], PROMPT, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("token_id", [61, -1])
+def test_a_token_outside_the_vocabulary_is_one_clear_line(pair, token_id) -> None:
+    with pytest.raises(UserError, match=f"token_ids: {token_id} is outside the model's vocabulary .0 to 60"):
+        generate(pair[0], torch.tensor([[3, token_id]]))
 
 
 def test_weights_that_are_not_finite_are_one_clear_line() -> None:

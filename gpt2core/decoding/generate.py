@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from gpt2core.decoding.checks import check_options
+from gpt2core.decoding.checks import check_options, check_token_ids
 from gpt2core.decoding.ending import StopTest, describe_endings
 from gpt2core.decoding.options import GenerationOptions
 from gpt2core.decoding.output import Decoded, GenerateOutput
@@ -94,6 +94,7 @@ def generate(
             ids, mask = _checked_ids(token_ids, attention_mask, settings)
         else:
             ids, mask = pad_prompts(token_ids, settings, _device(model))
+        _check_vocabulary(model, ids, settings)
         generators = _generators(seed, settings, len(ids), ids.device)
         output = call.run(ids, mask, generators, alone)
     if streamer is not None:
@@ -232,6 +233,16 @@ def _checked_ids(token_ids: Tensor, mask: Tensor | None, options: GenerationOpti
     if not bool(mask[:, -1].all()) or bool((mask.long().diff(dim=1) < 0).any()):
         raise UserError("attention_mask must be 0 at the left only: pad prompts on the left, before their first token.")
     return token_ids.long(), None if bool(mask.all()) else mask.long()
+
+
+def _check_vocabulary(model: Model, ids: Tensor, options: GenerationOptions) -> None:
+    vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
+    if vocab_size is None:
+        return
+    check_token_ids(options, vocab_size)
+    for token_id in (int(ids.min()), int(ids.max())):
+        if not 0 <= token_id < vocab_size:
+            raise UserError(f"token_ids: {token_id} is outside the model's vocabulary (0 to {vocab_size - 1}).")
 
 
 def _generators(seed: Seed, options: GenerationOptions, batch_size: int, device: torch.device) -> Generators:
