@@ -14,7 +14,9 @@ from gpt2core.errors import UserError
 
 def spread_padding(padding: Tensor, rows: int) -> Tensor:
     """`padding` (P,) for `rows` rows: more of them in a beam search, fewer in one group of it."""
-    if rows >= len(padding):
+    if rows == len(padding):
+        return padding
+    if rows > len(padding):
         return padding.repeat_interleave(rows // len(padding))
     return padding[:: len(padding) // rows]
 

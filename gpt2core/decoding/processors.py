@@ -141,15 +141,3 @@ def _warpers(options: GenerationOptions) -> list[LogitsProcessor]:
     if options.eta_cutoff:
         processors.append(EtaCutoff(options.eta_cutoff, keep))
     return processors
-
-
-def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    return Temperature(temperature)(logits, logits)
-
-
-def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
-    return TopK(top_k)(logits, logits)
-
-
-def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    return TopP(top_p)(logits, logits)
