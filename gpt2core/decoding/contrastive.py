@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gpt2core.decoding.beam import append_prompts
 from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.processors import apply
@@ -36,12 +35,13 @@ def contrastive_search(
 
     Nothing is drawn: `generator` is not used. Raises UserError where the model does not tell its hidden states.
     """
-    alpha, K = options.penalty_alpha or 0.0, options.top_k or 1
-    first_rows = torch.arange(len(ids), device=ids.device) * K
-    logits = append_prompts(rows, ids, mask, K)[first_rows]  # (B, V)
+    logits = rows.append(ids, mask)  # (B, V)
     if rows.hidden is None:
         raise UserError("contrastive search compares hidden states, which a plain callable does not give; pass a GPT.")
-    context = _Context(rows.hidden[first_rows], mask, max_length - ids.shape[1])
+    context = _Context(rows.hidden, mask, max_length - ids.shape[1])
+    alpha, K = options.penalty_alpha or 0.0, min(options.top_k or 1, logits.shape[-1])
+    first_rows = torch.arange(len(ids), device=ids.device) * K
+    rows.select(torch.arange(len(ids), device=ids.device).repeat_interleave(K))  # a row for each candidate
     unfinished = torch.ones_like(ids[:, 0], dtype=torch.bool)
     scores, raw = [], []
     while True:
