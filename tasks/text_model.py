@@ -16,8 +16,12 @@ DEFAULTS: dict[str, Any] = {
     "temperature": 0.8,
     "top_k": 50,
     "top_p": 0.95,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
     "seed": None,
 }
+SAMPLING = ("temperature", "top_k", "top_p")
 
 
 class TextModel(PythonModel):
@@ -54,6 +58,8 @@ class TextModel(PythonModel):
             )
         prompt_ids = self.tokenizer.encode(prompt)
         seen = (prompt_ids or [self.tokenizer.eot_id])[-room:]
+        if not options["do_sample"]:  # MLflow fills in the defaults of sampling too
+            options = {key: value for key, value in options.items() if key not in SAMPLING}
         output = generate(self.model, torch.tensor([seen], device=self.device), **options)
         new_ids = output[0, len(seen) :].tolist()
         if new_ids and new_ids[-1] == self.tokenizer.eot_id:
@@ -69,6 +75,9 @@ def signature() -> ModelSignature:
         "temperature": "double",
         "top_k": "long",
         "top_p": "double",
+        "num_beams": "long",
+        "repetition_penalty": "double",
+        "no_repeat_ngram_size": "long",
         "seed": "long",
     }
     return ModelSignature(

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow.pytorch
 import numpy as np
 import pytest
 import torch
 
 import tasks.register as stage
 from gpt2core.config import GPTConfig
+from gpt2core.decoding import generate
 from gpt2core.errors import UserError
 from gpt2core.files import read_json, write_json
 from gpt2core.model import GPT
@@ -121,12 +123,15 @@ for batch, length in ((1, 1), (1, {BLOCK_SIZE}), (5, 2), (2, {BLOCK_SIZE})):
         with torch.no_grad():
             wanted = trained(torch.arange(batch * length).reshape(batch, length)).numpy()
         np.testing.assert_allclose(np.load(file), wanted, atol=1e-5)
+    decode_as_the_trained_model_does(trained)
     code = """
 import mlflow.pyfunc
 model = mlflow.pyfunc.load_model("models:/gpt2-text@champion")
 options = {"max_new_tokens": 5, "seed": 7}
 rows = model.predict([{"prompt": "ROMEO."}, {"prompt": ""}, {"prompt": "word " * 50}], params=options)
 again = model.predict([{"prompt": "ROMEO."}], params=options)
+search = {"max_new_tokens": 5, "do_sample": False, "num_beams": 3, "no_repeat_ngram_size": 2}
+assert model.predict([{"prompt": "ROMEO."}], params=search)[0].startswith("ROMEO.")
 import json; print(json.dumps([rows, again]))
 """
     rows, again = json.loads(in_a_fresh_process(code, elsewhere))
@@ -135,6 +140,21 @@ import json; print(json.dumps([rows, again]))
     assert len(rows[1]) > 0
     assert rows[2].startswith("word " * 50), "a prompt longer than the model's positions comes back whole"
     check_run_and_version(report)
+
+
+def decode_as_the_trained_model_does(trained):
+    """`generate` takes what mlflow.pytorch.load_model gives: no cache, no class of ours."""
+    version = connect().get_model_version_by_alias("gpt2", "champion")
+    loaded = mlflow.pytorch.load_model(connect().get_model_version_download_uri("gpt2", version.version))
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 5, 6]]
+    for options in (
+        {"repetition_penalty": 1.3},
+        {"do_sample": True, "seed": 3, "num_return_sequences": 2},
+        {"num_beams": 3},
+        {"prompt_lookup_num_tokens": 2},
+    ):
+        expected = generate(trained, prompts, max_new_tokens=6, **options)
+        assert torch.equal(generate(loaded, prompts, max_new_tokens=6, **options), expected), options
 
 
 def check_run_and_version(report):
