@@ -11,8 +11,8 @@ NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "not enough memory")
 SMALLER = {
     "finetune": "lower train.micro_batch_size (it must divide train.batch_size) or set train.gradient_checkpointing",
     "evaluate": "lower evaluate.batch_size",
-    "sample": "lower sample.num_sequences",
-    "gpt2": "lower --num-sequences or --max-new-tokens",
+    "sample": "lower num_sequences or num_beams in sample.settings",
+    "gpt2": "lower --num-sequences, --num-beams, --batch-size or --max-new-tokens",
 }
 
 

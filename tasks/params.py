@@ -1,6 +1,5 @@
 """The typed schema of params.yaml: every default and every bound is written here and nowhere else."""
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -9,7 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from gpt2core.config import PRESETS, GPTConfig
 from gpt2core.errors import UserError
+from gpt2core.tokenizer import check_unicode
 from tasks import paths
+from tasks.decoding_settings import DecodingSetting
+from tasks.problems import lines_of
 
 
 class Section(BaseModel):
@@ -224,17 +226,64 @@ class Evaluate(Section):
     recall_continuation_tokens: int = Field(32, ge=1)
 
 
+class SampleSetting(DecodingSetting):
+    """A way of decoding that the sample stage tries."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")
+    """Stands at its texts."""
+
+
+def _default_settings() -> list[SampleSetting]:
+    return [
+        SampleSetting(name="greedy", decoding="greedy"),
+        SampleSetting(name="nucleus", decoding="sample", temperature=0.8, top_k=50, top_p=0.95, num_sequences=2),
+        SampleSetting(name="beam", decoding="beam", num_beams=4, no_repeat_ngram_size=3),
+    ]
+
+
 class Sample(Section):
-    prompts: list[str] = ["ROMEO.", "To be, or not to be", ""]
+    prompts: list[str] = ["ROMEO.", "To be, or not to be"]
     """Starts of the texts; an empty one is <|endoftext|>."""
-    num_sequences: int = Field(2, ge=1, le=1000)
-    """Texts a prompt."""
-    max_new_tokens: int = Field(120, ge=1, le=100_000)
-    decoding: Literal["greedy", "sample"] = "sample"
-    temperature: float = Field(0.8, ge=1e-6, le=100)
-    top_k: int | None = Field(50, ge=1)
-    top_p: float | None = Field(0.95, gt=0, le=1)
+    max_new_tokens: int = Field(100, ge=1, le=100_000)
+    """Of each text, or what fits into the model's block_size after the prompt; a setting may have its own."""
     seed: int = Field(42, ge=0, lt=2**32)
+    """A setting may have its own; text k of a prompt has seed + k."""
+    memorised_tokens: int = Field(32, ge=1)
+    """A text that shares a run of so many tokens with the training text is called memorised."""
+    settings: list[SampleSetting] = Field(default_factory=_default_settings)
+    """Ways of decoding, each tried on every prompt: tasks/decoding_settings.py."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _prompts_are_text(cls, prompts: list[str]) -> list[str]:
+        for number, prompt in enumerate(prompts):
+            try:
+                check_unicode(prompt)
+            except UserError as error:
+                raise ValueError(f"prompt {number + 1}: {error}") from None
+        return prompts
+
+    @model_validator(mode="after")
+    def _settings_make_sense(self) -> Self:
+        # The check imports PyTorch, which no stage should wait for where the settings are those that the tests know.
+        for number, setting in enumerate(self.settings if self.settings != _default_settings() else []):
+            try:
+                setting.check()
+            except UserError as error:
+                raise ValueError(f"settings[{number}].{error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        seen: dict[str, int] = {}
+        for number, setting in enumerate(self.settings):
+            if setting.name in seen:
+                raise ValueError(
+                    f"settings[{number}].name ({setting.name!r}) is that of settings[{seen[setting.name]}] already; "
+                    "give it another."
+                )
+            seen[setting.name] = number
+        return self
 
 
 class Gate(Section):
@@ -343,45 +392,4 @@ def parse_params(values: Any, source: str = "params") -> Params:
 
 def describe_problems(error: ValidationError) -> list[str]:
     """A line for each problem: key, value, rule, and for an unknown key the nearest known one."""
-    lines: list[str] = []
-    seen: dict[str, int] = {}  # a union gives a problem for each of its branches
-    for problem in error.errors():
-        # pydantic puts the branch of a union at the end of the location; users know keys only.
-        location = [
-            str(part) for part in problem["loc"] if part not in ("int", "float", "str") and "[" not in str(part)
-        ]
-        key = ".".join(location)
-        if problem["type"] == "extra_forbidden":
-            nearest = get_close_matches(location[-1], known_keys(location[:-1]), n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known_keys(location[:-1]))}."
-            line = f"unknown key {key}; {hint}"
-        elif problem["type"] == "value_error":
-            message = str(problem["ctx"]["error"])
-            line = f"{key}: {message}" if key and f"{key}." not in message else message
-        elif problem["type"] == "model_type":
-            shown = "" if problem["input"] is None else f" ({problem['input']!r})"
-            line = f"{key or 'the file'}{shown} must be a section: `key: value` lines, indented under its name."
-        elif key in seen:
-            lines[seen[key]] = f"{lines[seen[key]].removesuffix('.')}; or {_lower_first(problem['msg'])}."
-            continue
-        else:
-            line = f"{key} ({problem['input']!r}): {_lower_first(problem['msg'])}."
-            seen[key] = len(lines)
-        if line not in lines:
-            lines.append(line)
-    return lines
-
-
-def _lower_first(text: str) -> str:
-    return text[0].lower() + text[1:]
-
-
-def known_keys(location: list[str]) -> list[str]:
-    """Keys of the section at `location`, as written in params.yaml."""
-    section: Any = Params
-    for part in location:
-        field = next((f for name, f in section.model_fields.items() if part in (name, f.alias)), None)
-        section = field.annotation if field else None
-        if not (isinstance(section, type) and issubclass(section, BaseModel)):
-            return []
-    return [field.alias or name for name, field in section.model_fields.items()]
+    return lines_of(error, Params)

@@ -18,6 +18,7 @@ from tasks.register_models import (
     write_expected,
 )
 from tasks.reports import read_report
+from tasks.sample_page import log_samples
 from tasks.stage import run_stage, say
 from tasks.summary import print_summary
 from tasks.tracking import BEST_CHECKPOINT, TrackedRun, tracked_run
@@ -237,9 +238,7 @@ def log_run_artifacts(run: TrackedRun) -> None:
     if paths.PLOTS.exists() and "plots" not in there:
         run.log_artifacts(paths.PLOTS, "plots")
     if "samples" not in there:
-        for file in (paths.SAMPLES, paths.SAMPLES_PAGE):
-            if file.exists():
-                run.log_artifact(file, "samples")
+        log_samples(run)
     if "logs" not in there and (log := newest_log(paths.LOGS)):
         run.log_artifact(log, "logs")
     run.log_artifacts(paths.BEST_MODEL, BEST_CHECKPOINT)

@@ -1,91 +1,130 @@
-"""Stage `sample`: models/best -> reports/samples.json and reports/samples.md."""
+"""Stage `sample`: models/best + data/tokens -> reports/samples.json and reports/samples.md."""
 
+import itertools
 from typing import Any
 
-import torch
-
-from gpt2core.decoding import generate
 from gpt2core.errors import UserError
 from gpt2core.files import write_json, write_text
+from gpt2core.model import GPT
 from gpt2core.runtime import pick_device, set_threads
+from gpt2core.text_measures import distinct_n, longest_overlap
 from gpt2core.tokenizer import Tokenizer
+from gpt2core.tokens import TokenSplit, open_split
 from tasks import paths
+from tasks.decoding_settings import in_our_words
 from tasks.initial_model import best_model
-from tasks.params import Params, Sample, load_params
+from tasks.params import Params, SampleSetting, load_params
+from tasks.sample_page import log_samples, samples_page
 from tasks.stage import run_stage, say
+from tasks.texts import Text, write_texts
 from tasks.tracking import tracked_run
+
+PROMPTS_AT_ONCE = 8
+LONG_BLANK = 8  # blank tokens in a row
 
 
 def main() -> None:
     params = load_params()
     set_threads(params.run.threads)
+    train = open_split(paths.TOKENS, "train")
     with tracked_run() as tracked:
-        say(f"writing {len(params.sample.prompts) * params.sample.num_sequences} sample texts ...")
-        samples = write_samples(params)
+        say(f"writing texts to {len(params.sample.prompts)} prompts in {len(params.sample.settings)} ways ...")
+        samples = write_samples(params, train)
         write_json(paths.SAMPLES, samples)
         write_text(paths.SAMPLES_PAGE, samples_page(samples))
-        tracked.log_artifact(paths.SAMPLES, "samples")
-        tracked.log_artifact(paths.SAMPLES_PAGE, "samples")
+        log_samples(tracked)
+    memorised = sum(entry["memorised"] for entry in samples["samples"])
+    if memorised:
+        say(f"{memorised} of {len(samples['samples'])} texts have memorised the training text: {paths.SAMPLES_PAGE}")
 
 
-def write_samples(params: Params) -> dict[str, Any]:
-    """The settings and, for each prompt, its texts. Raises UserError naming a prompt that leaves no room."""
-    device = pick_device(params.run.device)
-    model = best_model().to(device)
+def write_samples(params: Params, train: TokenSplit) -> dict[str, Any]:
+    """The settings, and every text with its measures. Raises UserError naming what does not work."""
+    model = best_model().to(pick_device(params.run.device))
     tokenizer = Tokenizer()
-    texts = []
-    for prompt in params.sample.prompts:
-        ids = tokenizer.encode(prompt) or [tokenizer.eot_id]
-        room = model.config.block_size + 1 - len(ids)
-        if room < 1:
-            raise UserError(
-                f"sample.prompts: {prompt[:40]!r}... has {len(ids)} tokens, more than the model's block_size "
-                f"({model.config.block_size}); shorten it."
+    samples = []
+    for number, setting in enumerate(params.sample.settings):
+        seed = params.sample.seed if setting.seed is None else setting.seed
+        try:
+            texts = write_setting(params, setting, seed, model, tokenizer)
+        except UserError as error:
+            raise UserError(f"sample.settings[{number}] ({setting.name}): {in_our_words(str(error))}") from None
+        for prompt, written in zip(params.sample.prompts, texts, strict=True):
+            for copy, text in enumerate(written):
+                facts = measure(text, train, params.sample.memorised_tokens, tokenizer)
+                seeded = {"seed": seed + copy if setting.draws else None}
+                samples.append({"prompt": prompt, "setting": setting.name, **seeded, **facts})
+    return {
+        "settings": {setting.name: setting.model_dump(exclude={"name"}) for setting in params.sample.settings},
+        **params.sample.model_dump(include={"max_new_tokens", "seed", "memorised_tokens"}),
+        "samples": samples,
+    }
+
+
+def write_setting(
+    params: Params, setting: SampleSetting, seed: int, model: GPT, tokenizer: Tokenizer
+) -> list[list[Text]]:
+    """The texts of each prompt; prompts that may be continued equally far are decoded together."""
+    prompts = [tokenizer.encode(prompt) for prompt in params.sample.prompts]
+    together: dict[int, list[int]] = {}
+    for place, token_ids in enumerate(prompts):
+        room = new_tokens(params, setting, params.sample.prompts[place], token_ids, model.config.block_size)
+        together.setdefault(room, []).append(place)
+    texts: dict[int, list[Text]] = {}
+    for room, places in together.items():
+        for start in range(0, len(places), PROMPTS_AT_ONCE):
+            batch = places[start : start + PROMPTS_AT_ONCE]
+            seeds = [seed] * len(batch)
+            written = write_texts(
+                model, [prompts[place] for place in batch], setting, seeds, tokenizer, max_new_tokens=room
             )
-        output = generate(
-            model,
-            torch.tensor([ids], device=device),
-            seed=params.sample.seed,
-            max_new_tokens=min(params.sample.max_new_tokens, room),
-            num_return_sequences=params.sample.num_sequences if params.sample.decoding == "sample" else 1,
-            eos_token_id=tokenizer.eot_id,
-            **decoding_options(params.sample),
+            texts.update(zip(batch, written, strict=True))
+    return [texts[place] for place in range(len(prompts))]
+
+
+def new_tokens(params: Params, setting: SampleSetting, prompt: str, token_ids: list[int], block_size: int) -> int:
+    """How many tokens may follow: what the setting says, or what fits. Raises UserError where nothing fits."""
+    wanted = setting.max_new_tokens or params.sample.max_new_tokens
+    if setting.past_block_size == "slide":
+        return wanted
+    room = block_size + 1 - max(1, len(token_ids))
+    if room < 1:
+        raise UserError(
+            f"sample.prompts: {prompt[:40]!r}... has {len(token_ids)} tokens, more than the model's block_size "
+            f"({block_size}); shorten it, or set past_block_size: slide in sample.settings."
         )
-        rows = [strip_padding(row, len(ids), tokenizer.eot_id) for row in output.tolist()]
-        texts.append({"prompt": prompt, "texts": [prompt + tokenizer.decode(row) for row in rows]})
-    return {"settings": params.sample.model_dump(exclude={"prompts"}), "samples": texts}
+    return min(wanted, room)
 
 
-def decoding_options(sample: Sample) -> dict[str, Any]:
-    if sample.decoding == "greedy":
-        return {"do_sample": False}
-    return {"do_sample": True, "temperature": sample.temperature, "top_k": sample.top_k, "top_p": sample.top_p}
+def measure(text: Text, train: TokenSplit, memorised_tokens: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The text as samples.json has it."""
+    overlap, shared = 0, []
+    for passage in passages(text.token_ids, tokenizer):
+        found = longest_overlap(passage, train)
+        if found.length > overlap:
+            overlap, shared = found.length, passage[found.start : found.start + found.length]
+    return {
+        "text": text.text,
+        "tokens": text.tokens,
+        "finish_reason": text.finish_reason,
+        "mean_log_prob": text.mean_log_prob,
+        **{f"distinct_{n}": distinct_n(text.token_ids, n) for n in (1, 2, 3)},
+        "overlap_tokens": overlap,
+        "overlap_text": tokenizer.decode(shared),
+        "memorised": overlap >= memorised_tokens,
+    }
 
 
-def strip_padding(row: list[int], prompt_length: int, eos: int) -> list[int]:
-    """The new tokens of a row, up to its end of text."""
-    new = row[prompt_length:]
-    return new[: new.index(eos)] if eos in new else new
-
-
-def samples_page(samples: dict[str, Any]) -> str:
-    settings = ", ".join(f"{key} {value}" for key, value in samples["settings"].items())
-    lines = ["# Samples", "", f"{settings}.", ""]
-    for entry in samples["samples"]:
-        lines += [f"## {entry['prompt'] or '(start of a text)'}", ""]
-        for text in entry["texts"]:
-            # Longer fences than any in the text: a sample must not end its own block.
-            fence = "`" * max(3, 1 + longest_run(text, "`"))
-            lines += [f"{fence}text", text.strip("\n"), fence, ""]
-    return "\n".join(lines)
-
-
-def longest_run(text: str, character: str) -> int:
-    longest = current = 0
-    for other in text:
-        current = current + 1 if other == character else 0
-        longest = max(longest, current)
-    return longest
+def passages(token_ids: list[int], tokenizer: Tokenizer) -> list[list[int]]:
+    """The tokens between long runs of blanks, which stand in many texts and are nobody's words."""
+    kept: list[list[int]] = [[]]
+    for is_blank, run in itertools.groupby(token_ids, key=lambda token_id: tokenizer.token_bytes([token_id]).isspace()):
+        tokens = list(run)
+        if is_blank and len(tokens) >= LONG_BLANK:
+            kept.append([])
+        else:
+            kept[-1] += tokens
+    return kept
 
 
 if __name__ == "__main__":

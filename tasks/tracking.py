@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +47,7 @@ __all__ = [
 BEST_CHECKPOINT = "checkpoints/best"  # in a run's artifacts
 _PARAM_LIMIT = 6000  # characters that MLflow keeps of a parameter
 _TAG_LIMIT = 5000
+_TABLES_TAG = "mlflow.loggedArtifacts"
 
 
 class TrackedRun:
@@ -95,6 +96,21 @@ class TrackedRun:
 
     def log_artifacts(self, directory: Path, artifact_path: str | None = None) -> None:
         self._attempt(str(directory), lambda: self.client.log_artifacts(self.run_id, str(directory), artifact_path))
+
+    def log_table(self, rows: Sequence[Mapping[str, Any]], artifact_file: str) -> None:
+        """Rows of one shape as a table that MLflow's page shows; a table of that name is replaced, not continued."""
+        columns = list(rows[0]) if rows else []
+        table = {"columns": columns, "data": [[row[column] for column in columns] for row in rows]}
+
+        def log() -> None:
+            self.client.log_text(self.run_id, json.dumps(table, ensure_ascii=False), artifact_file)
+            # What `mlflow.load_table` and the page look for; `log_table` itself would append to the last table.
+            tables = json.loads(self.client.get_run(self.run_id).data.tags.get(_TABLES_TAG, "[]"))
+            entry = {"path": artifact_file, "type": "table"}
+            if entry not in tables:
+                self.client.set_tag(self.run_id, _TABLES_TAG, json.dumps([*tables, entry]))
+
+        self._attempt(artifact_file, log)
 
     def artifacts(self) -> set[str]:
         """Names at the top of the run's artifacts."""

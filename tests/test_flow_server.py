@@ -29,7 +29,7 @@ TINY: dict[str, Any] = {
         "stop": {"max_steps": 4, "target_loss": 20.0},
     },
     "evaluate": {"batch_size": 4, "max_tokens": 200, "recall_passages": 0},
-    "sample": {"prompts": ["A"], "num_sequences": 1, "max_new_tokens": 2},
+    "sample": {"prompts": ["A"], "max_new_tokens": 2},
 }  # fmt: skip
 # No evaluation, so that the only checkpoint there can be is the one that a cancel asks for.
 ENDLESS = {

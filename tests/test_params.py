@@ -30,7 +30,7 @@ from tasks.params import Params, load_params, parse_params
         ({"data": {"split": {"train": 0.5}}}, "train + val + test (0.7) must be 1"),
         ({"data": {"sha256": "abc"}}, "data.sha256 ('abc')"),
         ({"run": {"nproc_per_node": 3}}, "must be a multiple of run.nproc_per_node"),
-        ({"sample": {"temperature": 0}}, "sample.temperature (0)"),
+        ({"sample": {"max_new_tokens": 0}}, "sample.max_new_tokens (0)"),
         ([1, 2], "the file ([1, 2]) must be a section"),
         ({"data": None}, "data must be a section"),
         ({"train": {"eval_interval": 1.5}}, "fractional part; or input should be 'epoch'."),

@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
         "stop": {"max_steps": 60, "target_loss": 10.6, "metric": "train_ema"},
     },
     "evaluate": {"batch_size": 4, "max_tokens": 200, "recall_passages": 2},
-    "sample": {"prompts": ["A"], "num_sequences": 1, "max_new_tokens": 2},
+    "sample": {"prompts": ["A"], "max_new_tokens": 2},
 }  # fmt: skip
 
 TRAIN_KEYS = {

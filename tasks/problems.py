@@ -1,0 +1,75 @@
+"""What pydantic found wrong, in lines for the person who wrote it."""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def lines_of(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """A line for each problem: key, value, rule, and for an unknown key the nearest known one of `root`."""
+    lines: list[str] = []
+    seen: dict[str, int] = {}  # a union gives a problem for each of its branches
+    for problem in error.errors():
+        # pydantic puts the branch of a union at the end of the location; users know keys only.
+        location = [
+            part for part in problem["loc"] if part not in ("int", "float", "str", "bool") and "[" not in str(part)
+        ]
+        key = spell(location)
+        if problem["type"] == "extra_forbidden":
+            known = known_keys(root, location[:-1])
+            nearest = get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}."
+            line = f"unknown key {key}; {hint}"
+        elif problem["type"] == "value_error":
+            line = _named(str(problem["ctx"]["error"]), key, known_keys(root, location))
+        elif problem["type"] == "model_type":
+            shown = "" if problem["input"] is None else f" ({problem['input']!r})"
+            line = f"{key or 'the file'}{shown} must be a section: `key: value` lines, indented under its name."
+        elif problem["type"] == "missing":
+            line = f"{key} is missing; give it."
+        elif key in seen:
+            lines[seen[key]] = f"{lines[seen[key]].removesuffix('.')}; or {_lower_first(problem['msg'])}."
+            continue
+        else:
+            line = f"{key} ({problem['input']!r}): {_lower_first(problem['msg'])}."
+            seen[key] = len(lines)
+        if line not in lines:
+            lines.append(line)
+    return lines
+
+
+def spell(location: Sequence[str | int]) -> str:
+    """`sample.settings[1].top_p`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
+
+
+def _named(message: str, key: str, keys: Sequence[str]) -> str:
+    """A message of our own, with its key in front; one that begins with a key of the section goes on from there."""
+    if not key or f"{key}." in message:
+        return message
+    first = re.match(r"(\w+)( \(|\[)", message)
+    return f"{key}.{message}" if first and first[1] in keys else f"{key}: {message}"
+
+
+def _lower_first(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
+def known_keys(root: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """Keys of the section at `location` under `root`, as a file has them."""
+    section: Any = root
+    for part in location:
+        if isinstance(part, int):
+            section = next(iter(get_args(section)), None)
+        elif _is_section(section):
+            section = next((f.annotation for name, f in section.model_fields.items() if part in (name, f.alias)), None)
+        else:
+            return []
+    return [field.alias or name for name, field in section.model_fields.items()] if _is_section(section) else []
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -1,0 +1,62 @@
+"""Texts that a model writes after prompts, with what is known of each; for the sample stage and `gpt2 generate`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gpt2core.decoding import generate
+from gpt2core.tokenizer import Tokenizer
+from tasks.decoding_settings import DecodingSetting
+
+
+@dataclass(frozen=True)
+class Text:
+    """What follows a prompt. `mean_log_prob` is in nats a token, by the model itself, the end of text included."""
+
+    text: str
+    token_ids: list[int]  # without the end of text
+    tokens: int  # with it
+    mean_log_prob: float | None
+    finish_reason: str  # eos | stop | length | time
+
+
+def write_texts(
+    model: Callable[[Tensor], Tensor],
+    prompts: Sequence[Sequence[int]],
+    setting: DecodingSetting,
+    seeds: Sequence[int],
+    tokenizer: Tokenizer,
+    **options: Any,
+) -> list[list[Text]]:
+    """The texts of each prompt, given as token ids. Prompt i draws from `seeds[i]`, its text k from `seeds[i] + k`.
+
+    `options` go before those of the setting. Raises UserError as `generate` does.
+    """
+    chosen = {**setting.options(tokenizer), **options}
+    copies = chosen.get("num_return_sequences", 1)
+    drawn: list[int] | None = None
+    if setting.draws:
+        # A beam search draws for all texts of a prompt at once.
+        drawn = [seed + k for seed in seeds for k in range(1 if chosen.get("num_beams", 1) > 1 else copies)]
+    result = generate(
+        model,
+        [list(prompt) for prompt in prompts],
+        seed=drawn,
+        tokenizer=tokenizer,
+        return_dict_in_generate=True,
+        output_log_probs=True,
+        **chosen,
+    )
+    rows = []
+    width, counts = result.prompt_length, result.new_tokens.tolist()
+    for row, log_probs, count, reason in zip(
+        result.sequences.tolist(), result.log_probs.tolist(), counts, result.finish_reasons, strict=True
+    ):
+        token_ids = row[width : width + count]
+        mean = sum(log_probs[:count]) / count if count else None
+        if reason == "eos":
+            token_ids = token_ids[:-1]
+        rows.append(Text(tokenizer.decode(token_ids), token_ids, count, mean, reason))
+    return [rows[start : start + copies] for start in range(0, len(rows), copies)]
