@@ -165,6 +165,18 @@ def test_the_value_at_the_edge_of_top_p_is_split_as_transformers_splits_it(refer
     assert_bit_equal(kept, theirs(ids, logits))
 
 
+@pytest.mark.parametrize("name", ["top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"])
+def test_a_probability_just_at_the_threshold_falls_where_transformers_has_it(reference, name) -> None:
+    halves = torch.tensor([[4.0, 2, 1, 1], [1, 1, 1, 1], [8, 4, 2, 2], [1, 2, 0, 1]]).log()
+    assert halves[0].softmax(-1).tolist() == [0.5, 0.25, 0.125, 0.125]
+    ids = torch.zeros(4, 1, dtype=torch.int64)
+    for value in (0.125, 0.25, 0.5, 0.75, 0.875):
+        chosen = {"do_sample": True, name: value}
+        theirs = transformers_processors(reference, {"top_k": 0, **chosen}, 1)
+        ours = build_processors(GenerationOptions(top_k=None, **chosen), 1)
+        assert_bit_equal(apply(ours, ids, halves), theirs(ids, halves))
+
+
 PADDED = {
     **{name: {name: value} for name, value in {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2}.items()},
     "n-gram of one": {"no_repeat_ngram_size": 1},
@@ -239,7 +251,8 @@ def test_a_users_functions_run_once_a_step_after_the_penalties_and_before_the_te
         assert len(seen) == 1
         assert torch.equal(seen[0][0], ids)
         assert bool((seen[0][1][:, 2] == -torch.inf).all())
-        assert torch.equal(logits, before)
+        apply(build_processors(GenerationOptions(logits_processor=own), 3), ids, logits)
+        assert torch.equal(logits, before)  # for whoever asked for the model's own
 
 
 @pytest.mark.parametrize("result", [None, torch.zeros(3), torch.zeros(2, 32), [1.0]])
