@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -133,6 +134,17 @@ def test_options_out_of_range_are_one_clear_line(pair, options, message) -> None
     with pytest.raises(UserError, match=message) as error:
         generate(pair[0], PROMPT, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_no_token_left_to_choose_is_one_clear_line(pair, do_sample) -> None:
+    with pytest.raises(UserError, match="every token is forbidden"):
+        generate(pair[0], PROMPT, do_sample=do_sample, suppress_tokens=range(61))
+
+
+def test_an_end_of_text_may_be_a_numpy_number(pair) -> None:
+    expected = generate(pair[0], PROMPT, max_new_tokens=30, eos_token_id=7)
+    assert torch.equal(generate(pair[0], PROMPT, max_new_tokens=30, eos_token_id=np.int64(7)), expected)
 
 
 @pytest.mark.parametrize("token_id", [61, -1])

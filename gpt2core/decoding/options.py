@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 from torch import Tensor
@@ -66,7 +67,9 @@ class GenerationOptions:
     def eos_ids(self) -> tuple[int, ...]:
         if self.eos_token_id is None:
             return ()
-        return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
+        if isinstance(self.eos_token_id, Integral):
+            return (int(self.eos_token_id),)
+        return tuple(int(token_id) for token_id in self.eos_token_id)  # type: ignore[union-attr]
 
     @property
     def pad_id(self) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.rows import Rows
+from gpt2core.errors import UserError
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -52,6 +53,8 @@ def sample(
         scores = logits
         for processor in processors:
             scores = processor(text.ids, scores)
+        if processors:
+            check_choice(scores, unfinished)
         chosen = draw(scores, generator) if options.do_sample else scores.argmax(-1)
         chosen = torch.where(unfinished, chosen, options.pad_id)
         if options.output_scores:
@@ -74,6 +77,15 @@ def sample(
         logits=tuple(kept_logits) if options.output_logits else None,
     )
     return decoded, torch.stack(log_probs, dim=1) if log_probs else None
+
+
+def check_choice(scores: Tensor, unfinished: Tensor) -> None:
+    """Raises UserError where a row's scores (B, V) leave no token to choose."""
+    if bool((scores.amax(-1).isneginf() & unfinished).any()):
+        raise UserError(
+            "every token is forbidden: bad_words_ids, suppress_tokens, sequence_bias, no_repeat_ngram_size or a "
+            "logits_processor leaves none to choose."
+        )
 
 
 def draw(scores: Tensor, generator: Generators) -> Tensor:
