@@ -125,7 +125,7 @@ def test_the_cache_is_reordered_only_when_beams_moved(model) -> None:
 
         def select(self, rows: torch.Tensor) -> None:
             Watched.moves += 1
-            assert len(rows) != len(self._ids) or not torch.equal(rows, torch.arange(len(rows)))
+            assert len(rows) != len(self.hidden) or not torch.equal(rows, torch.arange(len(rows)))
             super().select(rows)
 
     options = GenerationOptions(num_beams=2, max_new_tokens=30, eos_token_id=None)

@@ -1,20 +1,35 @@
-"""Keys and values of the tokens already seen, in tensors allocated once.
+"""Keys and values of the tokens already seen, written in place.
 
 Shapes: B batch, H n_head, T new tokens, S tokens so far, D head_dim.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gpt2core.config import GPTConfig
 
+# Tokens a row has room for at first, where it may hold more; from there the room doubles.
+FIRST_CAPACITY = 1024
+
 
 class KVCache:
+    """Keys and values of every layer for B rows of at most `max_length` tokens.
+
+    `select` moves only what differs: each stored token has a number, and a row that takes the place of another copies
+    from the first token at which their numbers part. Beams share nearly all of their past, so this is a few tokens.
+    """
+
     def __init__(
         self, config: GPTConfig, batch_size: int, max_length: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (config.n_layer, 2, batch_size, config.n_head, max_length, config.head_dim)
-        self._store = torch.empty(shape, device=device, dtype=dtype)
+        self._layers, self._heads, self._width = config.n_layer, config.n_head, config.head_dim
+        self._device, self._dtype = device, dtype
+        self._batch_size, self._max_length = batch_size, max_length
+        # Rows come first: a row then moves as one strided copy.
+        self._store = self._allocate(batch_size, min(max_length, FIRST_CAPACITY))
+        self._numbers = np.full((batch_size, self._store.shape[4]), -1, dtype=np.int64)
+        self._next_number = 0
         self._lengths = [0] * config.n_layer
 
     @property
@@ -22,19 +37,74 @@ class KVCache:
         """Tokens that every layer holds."""
         return self._lengths[-1]
 
+    @property
+    def batch_size(self) -> int:
+        return self._batch_size
+
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k, v (B, H, T, D) to a layer; returns all its keys and values, (B, H, S, D)."""
         start = self._lengths[layer]
         stop = start + k.shape[2]
-        self._store[layer, 0, :, :, start:stop] = k
-        self._store[layer, 1, :, :, start:stop] = v
+        if layer == 0:
+            self._open(start, stop)
+        rows = self._store[: self._batch_size, layer]
+        rows[:, 0, :, start:stop] = k
+        rows[:, 1, :, start:stop] = v
         self._lengths[layer] = stop
-        return self._store[layer, 0, :, :, :stop], self._store[layer, 1, :, :, :stop]
+        return rows[:, 0, :, :stop], rows[:, 1, :, :stop]
+
+    def extend_all(self, count: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Room for `count` tokens in all layers at once, in few calls.
+
+        A layer: where its new keys and values go (2, B, H, T, D), and all its keys and its values, each (B, H, S, D).
+        """
+        start = self.length
+        stop = start + count
+        self._open(start, stop)
+        self._lengths = [stop] * self._layers
+        used = self._store[: self._batch_size, :, :, :, :stop].permute(1, 2, 0, 3, 4, 5)  # (L, 2, B, H, S, D)
+        new = used[:, :, :, :, start:].unbind(0)
+        seen = used.flatten(0, 1).unbind(0)
+        return list(zip(new, seen[0::2], seen[1::2], strict=True))
 
     def select(self, rows: Tensor) -> None:
-        """Keep `rows` (B',) int64 in that order."""
-        self._store = self._store.index_select(2, rows)
+        """Keep `rows` (B',) int64 in that order; one may come more than once."""
+        wanted = np.asarray(rows.tolist(), dtype=np.int64)
+        if len(wanted) > len(self._store):
+            self._reallocate(len(wanted), self._store.shape[4])
+        length = self.length
+        numbers = self._numbers[wanted, :length]  # what each row shall hold
+        differs = numbers != self._numbers[: len(wanted), :length]
+        moves = []
+        for row in np.flatnonzero(differs.any(axis=1)).tolist():
+            start = int(differs[row].argmax())
+            moves.append((row, start, self._store[int(wanted[row]), ..., start:length, :].clone()))
+        for row, start, tail in moves:  # after all were read: rows may change places
+            self._store[row, ..., start:length, :] = tail
+        self._numbers[: len(wanted), :length] = numbers
+        self._batch_size = len(wanted)
 
     def crop(self, length: int) -> None:
         """Forget what follows the first `length` tokens."""
-        self._lengths = [length] * len(self._lengths)
+        self._lengths = [min(length, held) for held in self._lengths]
+
+    def _open(self, start: int, stop: int) -> None:
+        """Make room for tokens start..stop of every row and number them."""
+        if stop > self._store.shape[4]:
+            grown = max(stop, min(2 * self._store.shape[4], self._max_length))
+            self._reallocate(len(self._store), grown)
+        count = self._batch_size * (stop - start)
+        first = self._next_number
+        self._numbers[: self._batch_size, start:stop] = np.arange(first, first + count).reshape(self._batch_size, -1)
+        self._next_number += count
+
+    def _reallocate(self, batch_size: int, capacity: int) -> None:
+        old, old_numbers = self._store, self._numbers
+        self._store = self._allocate(batch_size, capacity)
+        self._store[: len(old), ..., : self.length, :] = old[..., : self.length, :]
+        self._numbers = np.full((batch_size, capacity), -1, dtype=np.int64)
+        self._numbers[: len(old), : old.shape[4]] = old_numbers
+
+    def _allocate(self, batch_size: int, capacity: int) -> Tensor:
+        shape = (batch_size, self._layers, 2, self._heads, capacity, self._width)
+        return torch.empty(shape, device=self._device, dtype=self._dtype)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from gpt2core.decoding.kv_cache import KVCache
+from gpt2core.decoding.packed import PackedGPT
+from gpt2core.decoding.packing import fastest
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 
@@ -36,10 +38,10 @@ class Rows(Protocol):
 
 
 def open_rows(
-    model: GPT | Callable[[Tensor], Tensor], max_length: int, past_block_size: PastBlockSize = "refuse"
+    model: GPT | PackedGPT | Callable[[Tensor], Tensor], max_length: int, past_block_size: PastBlockSize = "refuse"
 ) -> Rows:
     """Rows for a model; only a GPT has a cache. `max_length` is the most tokens a row will hold."""
-    if isinstance(model, GPT):
+    if isinstance(model, GPT | PackedGPT):
         return CachedRows(model, max_length, past_block_size)
     return PlainRows(model)
 
@@ -62,70 +64,83 @@ class CachedRows:
     read again from position 0, so that the model sees between a half and the whole of block_size.
     """
 
-    def __init__(self, model: GPT, max_length: int, past_block_size: PastBlockSize) -> None:
-        self.model, self.past_block_size = model, past_block_size
+    def __init__(self, model: GPT | PackedGPT, max_length: int, past_block_size: PastBlockSize) -> None:
+        self.model, self.max_length, self.past_block_size = model, max_length, past_block_size
         self.block_size = model.config.block_size
-        self.capacity = min(max_length, self.block_size)
         self.length = 0
         self.hidden: Tensor | None = None
         self._cache: KVCache | None = None
-        self._ids: Tensor | None = None  # (B, <= block_size) what the cache holds
-        self._mask: Tensor | None = None
+        self._ids: Tensor | None = None  # (B, <= block_size) what the cache holds, kept where the window may slide
+        self._mask: Tensor | None = None  # (B, room) bool, False at left padding
 
     def append(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        first = self.length == 0
         self.length += tokens.shape[1]
-        first = self.length == tokens.shape[1]
-        if mask is not None and bool(mask.all()):
-            mask = None
-        if self._ids is None:
-            self._ids, self._mask = tokens, mask
-        else:
-            self._ids = torch.cat([self._ids, tokens], dim=1)
-            if self._mask is not None:
-                self._mask = torch.cat([self._mask, self._mask.new_ones(tokens.shape)], dim=1)
-        if self._ids.shape[1] > self.block_size:
-            self._slide(tokens.shape[1])
-            tokens = self._ids
+        if first:
+            self.model = fastest(self.model, self.max_length - self.length)
+            if mask is not None and not bool(mask.all()):
+                self._mask = mask.bool()
+        if self.past_block_size == "slide":
+            self._ids = tokens if self._ids is None else torch.cat([self._ids, tokens], dim=1)
+        held = self._cache.length if self._cache is not None else 0
+        if held + tokens.shape[1] > self.block_size:
+            tokens = self._slide(tokens.shape[1])
         if self._cache is None:
-            weight = self.model.wte.weight
-            self._cache = KVCache(self.model.config, len(tokens), self.capacity, tokens.device, weight.dtype)
-        self.hidden = self.model.hidden_states(tokens, self._mask, self._cache)
+            self._cache = self._new_cache(tokens)
+        self.hidden = self.model.hidden_states(tokens, self._mask_of(self._cache.length + tokens.shape[1]), self._cache)
         logits = self.model.lm_head(self.hidden[:, -1]).float()
         if first:
             check_finite(logits)
         return logits
 
-    def _slide(self, new: int) -> None:
-        if self.past_block_size == "refuse" or self._ids is None:
+    def _new_cache(self, tokens: Tensor) -> KVCache:
+        dtype = torch.float32 if isinstance(self.model, PackedGPT) else self.model.wte.weight.dtype
+        room = min(self.max_length, self.block_size)
+        return KVCache(self.model.config, len(tokens), room, tokens.device, dtype)
+
+    def _mask_of(self, length: int) -> Tensor | None:
+        """The mask (B, length) of the tokens held; all after the prompt are text."""
+        if self._mask is None:
+            return None
+        missing = length - self._mask.shape[1]
+        if missing > 0:  # in steps, so that a token does not copy all before it
+            ones = self._mask.new_ones(len(self._mask), max(missing, self._mask.shape[1]))
+            self._mask = torch.cat([self._mask, ones], dim=1)
+        return self._mask[:, :length]
+
+    def _slide(self, new: int) -> Tensor:
+        """Forget the older tokens; returns those to read again (B, T)."""
+        if self.past_block_size == "refuse":
             raise UserError(
                 f"{self.length} tokens do not fit into the model's block_size ({self.block_size}); generate fewer, or "
                 'slide the window (past_block_size="slide").'
             )
+        assert self._ids is not None
         # A long prompt keeps all that fits; later the window falls back to a half, so that it slides rarely.
         keep = self.block_size if new == self.length else max(self.block_size // 2, new)
+        mask = self._mask_of(self._ids.shape[1])
+        if mask is not None:
+            self._mask = None if bool(mask[:, -keep:].all()) else mask[:, -keep:]
         self._ids = self._ids[:, -keep:]
-        if self._mask is not None:
-            self._mask = None if bool(self._mask[:, -keep:].all()) else self._mask[:, -keep:]
         self._cache = None
+        return self._ids
 
     def all_logits(self) -> Tensor:
+        assert self.hidden is not None
         return self.model.lm_head(self.hidden).float()
 
     def select(self, rows: Tensor) -> None:
-        assert self._ids is not None
         assert self._cache is not None
-        self._ids = self._ids[rows]
+        self._ids = None if self._ids is None else self._ids[rows]
         self._mask = None if self._mask is None else self._mask[rows]
         self.hidden = None if self.hidden is None else self.hidden[rows]
         self._cache.select(rows)
 
     def crop(self, length: int) -> None:
-        assert self._ids is not None
         assert self._cache is not None
         dropped = self.length - length
         if dropped:
-            self._ids = self._ids[:, :-dropped]
-            self._mask = None if self._mask is None else self._mask[:, :-dropped]
+            self._ids = None if self._ids is None else self._ids[:, :-dropped]
             self._cache.crop(self._cache.length - dropped)
             self.length = length
 

@@ -1,0 +1,141 @@
+"""Linear layers of frozen weights, laid out for reading them fast on a CPU.
+
+A decoding step multiplies every weight with a few vectors, so its time is that of reading the weights. oneDNN reads its
+own blocked layout at memory speed, where the row-major layout of `F.linear` reaches a third of it; PyTorch's inductor
+uses the same operators (pytorch/pytorch torch/_inductor/mkldnn_lowerings.py).
+
+Shapes: M vectors, K inputs, N outputs.
+"""
+
+import platform
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Weights = Literal["fp32", "bf16", "int8"]
+
+# The layout depends on a number of vectors given at packing; that of 16 is the best one for all from 1 to 256.
+_VECTORS = 16
+# From so many vectors on, int8 weights are turned into bf16 first: once for all is then cheaper than for each.
+_INT8_MAX_VECTORS = 96
+
+
+class Linear(Protocol):
+    """y = x W^T + b for x (M, K) fp32 or bf16."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(M, N) fp32."""
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """tanh-GELU of y, (M, N) fp32 or bf16."""
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual (M, N) fp32 + y; may write into `residual`."""
+
+
+def has_onednn(weights: Weights) -> bool:
+    """Whether this machine and build of PyTorch have oneDNN's packed linear layer, and compute in that type."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+        return False
+    operators = torch.ops.mkldnn
+    if not (hasattr(operators, "_linear_pointwise") and hasattr(operators, "_reorder_linear_weight")):
+        return False
+    return weights == "fp32" or bool(operators._is_mkldnn_bf16_supported())
+
+
+def packed_linear(weight: Tensor, bias: Tensor | None, weights: Weights) -> Linear:
+    """The fastest layer here for weight (N, K) fp32 or bf16 and bias (N,)."""
+    if weights == "int8":
+        return Int8Linear(*quantise_rows(weight), bias)
+    if has_onednn(weights):
+        return OneDNNLinear(weight, bias) if weights == "fp32" else OneDNNLinearBF16(weight, bias)
+    return PlainLinear(weight, bias, torch.float32 if weights == "fp32" else torch.bfloat16)
+
+
+def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K) int8 and the scale (N,) bf16 of each row, symmetric: weight is about int8 * scale.
+
+    The scale is rounded first, so that its rounding is no error of its own.
+    """
+    weight = weight.float()
+    scale = (weight.abs().amax(dim=1).clamp_min(1e-12) / 127).to(torch.bfloat16)
+    return (weight / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
+
+
+class PlainLinear:
+    """The fallback: correct everywhere, no faster than `F.linear`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self._weight, self._bias, self._dtype = weight.to(dtype), None if bias is None else bias.to(dtype), dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self._dtype), self._weight, self._bias).float()
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return F.gelu(self(x), approximate="tanh")
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        return residual + self(x)
+
+
+class OneDNNLinear:
+    """fp32 weights in oneDNN's layout, with GELU and the residual sum inside the multiplication."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.float().contiguous(), _VECTORS)
+        self._bias = None if bias is None else bias.float()
+        self._linear = torch.ops.mkldnn._linear_pointwise.default
+        self._binary = torch.ops.mkldnn._linear_pointwise.binary
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._linear(x, self._weight, self._bias, "none", [], "")
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return self._linear(x, self._weight, self._bias, "gelu", [], "tanh")
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        return self._binary(x, residual, self._weight, self._bias, "add")
+
+
+class OneDNNLinearBF16:
+    """bf16 weights in oneDNN's layout; the residual sum stays fp32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(torch.bfloat16).contiguous(), _VECTORS)
+        self._bias = None if bias is None else bias.to(torch.bfloat16)
+        self._linear = torch.ops.mkldnn._linear_pointwise.default
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._linear(x.to(torch.bfloat16), self._weight, self._bias, "none", [], "").float()
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return self._linear(x.to(torch.bfloat16), self._weight, self._bias, "gelu", [], "tanh")
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        return residual.add_(self._linear(x.to(torch.bfloat16), self._weight, self._bias, "none", [], ""))
+
+
+class Int8Linear:
+    """int8 weights with a scale a row; inputs in bf16, sums and bias in fp32."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.scale = weight, scale
+        self._bias = torch.zeros(len(weight)) if bias is None else bias.float()
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """x W^T (M, N) bf16."""
+        x = x.to(torch.bfloat16)
+        if len(x) <= _INT8_MAX_VECTORS:
+            return torch._weight_int8pack_mm(x, self.weight, self.scale)
+        return F.linear(x, self.weight.to(torch.bfloat16)) * self.scale
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._bias + self.multiply(x)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return F.gelu(self(x), approximate="tanh")
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        return residual.add_(self.multiply(x)).add_(self._bias)
