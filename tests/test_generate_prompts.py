@@ -157,6 +157,40 @@ def test_time_that_is_up_ends_all_rows(model: GPT) -> None:
     assert set(result.finish_reasons) <= {"time", "eos"}
 
 
+class Recorder:
+    """A streamer as transformers' are."""
+
+    def __init__(self) -> None:
+        self.put_tokens: list[Tensor] = []
+        self.ended = False
+
+    def put(self, tokens: Tensor) -> None:
+        self.put_tokens.append(tokens)
+
+    def end(self) -> None:
+        self.ended = True
+
+
+@pytest.mark.parametrize("name", ["greedy", "contrastive", "prompt lookup"])
+def test_a_streamer_gets_the_prompt_and_then_every_token_of_the_result(model: GPT, name: str) -> None:
+    recorder = Recorder()
+    result = generate(model, PROMPTS[:1], streamer=recorder, max_new_tokens=9, **TOKENS, **STRATEGIES[name])
+    assert recorder.put_tokens[0].tolist() == PROMPTS[:1]
+    assert torch.cat([tokens.flatten() for tokens in recorder.put_tokens]).tolist() == result[0].tolist()
+    assert recorder.ended
+
+
+def test_what_cannot_be_streamed_is_refused_before_anything_is_written(model: GPT) -> None:
+    for prompts, options, message in (
+        (PROMPTS[:1], {"num_beams": 2}, "only at the end"),
+        (PROMPTS, {"prompt_lookup_num_tokens": 2}, "these prompts need several"),
+    ):
+        recorder = Recorder()
+        with pytest.raises(UserError, match=message):
+            generate(model, prompts, streamer=recorder, **TOKENS, **options)
+        assert recorder.put_tokens == []
+
+
 def test_the_results_are_plain_tensors(model: GPT) -> None:
     result = generate(model, PROMPTS, return_dict_in_generate=True, output_scores=True, max_new_tokens=3, **TOKENS)
     assert result.scores is not None

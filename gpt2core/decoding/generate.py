@@ -34,6 +34,7 @@ SEARCHES = {
     "contrastive": "contrastive:contrastive_search",
     "prompt_lookup": "prompt_lookup:prompt_lookup",
 }
+BEAM_MODES = ("beam", "group_beam")
 
 
 @overload
@@ -132,6 +133,8 @@ class _Call:
     def run(self, ids: Tensor, mask: Tensor | None, generators: Generators, alone: bool) -> GenerateOutput:
         """Decode prompts (B, T), split into batches where they cannot share one."""
         groups = self._groups(ids, mask, alone)
+        if self.streamer is not None:
+            self._check_streaming(groups)
         if groups is None:
             return self._decode(ids, mask, generators, alone)
         copies = self.options.num_return_sequences
@@ -144,6 +147,12 @@ class _Call:
             part, part_mask = strip_prompts(ids[rows], None if mask is None else mask[rows], alone)
             outputs.append(self._decode(part, part_mask, own, alone))
         return merge_outputs(outputs, groups, copies, ids, self.options.pad_id)
+
+    def _check_streaming(self, groups: list[list[int]] | None) -> None:
+        if self.options.mode in BEAM_MODES:
+            raise UserError("a search with beams knows its text only at the end; stream greedy decoding or sampling.")
+        if groups is not None:
+            raise UserError("a streamer takes the steps of one batch, and these prompts need several; give them alone.")
 
     def _groups(self, ids: Tensor, mask: Tensor | None, alone: bool) -> list[list[int]] | None:
         """Rows that may share a batch; None where all may."""
@@ -171,18 +180,17 @@ class _Call:
         log_probs = None
         arguments = (rows, ids, mask, options, processors)
         common: dict[str, Any] = {"max_length": max_length, "generator": generators, "finished": finished}
+        if options.mode not in BEAM_MODES:
+            if self.streamer is not None:
+                self.streamer.put(ids.cpu())
+            common["streamer"] = self.streamer
         if options.mode in ("greedy", "sample"):
-            decoded, log_probs = sample(*arguments, **common, streamer=self._streamer(ids))
+            decoded, log_probs = sample(*arguments, **common)
         else:
             module, _, name = SEARCHES[options.mode].partition(":")
             search = getattr(import_module(f"gpt2core.decoding.{module}"), name)
             decoded = search(*arguments, **common)
         return self._described(decoded, log_probs, mask, prompt_length, max_length)
-
-    def _streamer(self, ids: Tensor) -> Streamer | None:
-        if self.streamer is not None:
-            self.streamer.put(ids.cpu())
-        return self.streamer
 
     def _described(
         self, decoded: Decoded, log_probs: Tensor | None, mask: Tensor | None, prompt_length: int, max_length: int
