@@ -51,7 +51,15 @@ def test_a_character_of_several_tokens_waits_for_its_last() -> None:
     assert pieces_of(token_ids[:1]) == ["", "\ufffd"]
 
 
-@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 20, "temperature": 1.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"do_sample": True, "top_k": 20, "temperature": 1.5},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"prompt_lookup_num_tokens": 4},
+    ],
+)
 def test_the_pieces_are_the_text_of_generate(model: GPT, options: dict) -> None:
     prompt = TOKENIZER.encode("To be")
     options = {**options, "max_new_tokens": 30}
@@ -127,7 +135,7 @@ def test_a_wrong_option_is_told_at_once(model: GPT) -> None:
         stream(model, [1], TOKENIZER, do_sample=True, top_p=1.5)
     with pytest.raises(UserError, match="unknown option temprature"):
         stream(model, [1], TOKENIZER, temprature=1.5)
-    with pytest.raises(UserError, match="before it is finished"):
+    with pytest.raises(UserError, match="one text as it grows"):
         stream(model, [1], TOKENIZER, num_beams=2)
     with pytest.raises(UserError, match="one prompt, not of 2"):
         stream(model, torch.ones(2, 3, dtype=torch.int64), TOKENIZER)

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2core.decoding.generate import Model, generate, parse_options
+from gpt2core.decoding.generate import BEAM_MODES, Model, generate, parse_options
 from gpt2core.errors import UserError
 from gpt2core.tokenizer import Tokenizer
-
-STREAMED_MODES = ("greedy", "sample")  # the others choose among whole texts, or several tokens at once
 
 
 class TextStream:
@@ -81,8 +79,8 @@ def stream(
     does: at once for the options, at the first piece for the rest.
     """
     settings = parse_options(options)
-    if settings.mode not in STREAMED_MODES or settings.num_return_sequences > 1:
-        raise UserError("only greedy decoding and sampling, one text at a time, tell a text before it is finished.")
+    if settings.mode in BEAM_MODES or settings.num_return_sequences > 1:
+        raise UserError("a stream is one text as it grows: no search with beams, and num_return_sequences of 1.")
     prompts = torch.atleast_2d(token_ids) if isinstance(token_ids, Tensor) else [token_ids]
     if len(prompts) != 1:
         raise UserError(f"a stream is the text of one prompt, not of {len(prompts)}.")
