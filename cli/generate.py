@@ -1,37 +1,165 @@
-"""`gpt2 generate`: prompt in, texts out."""
+"""`gpt2 generate`: prompts in, texts out."""
 
 import argparse
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from gpt2core.decoding import generate
+from cli.flags import decoding_setting, in_flags
+from cli.prompts import prompt_file, read_prompt
+from gpt2core.decoding.packed import PackedGPT
+from gpt2core.decoding.packed_linear import Weights
+from gpt2core.decoding.streaming import PieceWriter
+from gpt2core.errors import UserError
+from gpt2core.model import GPT
 from gpt2core.runtime import pick_device
 from gpt2core.tokenizer import Tokenizer
+from tasks.decoding_settings import STRATEGIES, DecodingSetting, in_our_words
 from tasks.initial_model import load_model
+from tasks.texts import Text, write_texts
+
+SEED_LIMIT = 2**32
 
 
-def print_texts(arguments: argparse.Namespace) -> None:
-    """Write the texts to standard output. Raises UserError for a model or option that does not work."""
+@dataclass(frozen=True)
+class Writer:
+    """A model with what goes with it."""
+
+    model: Callable[[Tensor], Tensor]
+    tokenizer: Tokenizer
+    block_size: int
+    fingerprint: str  # of the weights
+
+    def write(
+        self, prompts: list[list[int]], setting: DecodingSetting, seeds: list[int], **options: Any
+    ) -> list[list[Text]]:
+        """`write_texts`, with its mistakes in words of flags."""
+        try:
+            return write_texts(self.model, prompts, setting, seeds, self.tokenizer, **options)
+        except UserError as error:
+            raise UserError(in_flags(in_our_words(str(error)))) from None
+
+    def check_fits(self, prompt_length: int, setting: DecodingSetting) -> None:
+        """Raises UserError where a text may leave the model's positions and the window is not to slide."""
+        wanted = setting.max_new_tokens or 0
+        room = self.block_size + 1 - max(1, prompt_length)
+        if setting.past_block_size != "slide" and wanted > room:
+            raise UserError(
+                f"a prompt of {max(1, prompt_length)} tokens and --max-new-tokens {wanted} do not fit into the model's "
+                f"block_size ({self.block_size}); at most {max(0, room)} fit, or let the window slide "
+                "(--past-block-size slide)."
+            )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the texts to standard output or --output. Raises UserError for a prompt, model or option that is wrong."""
+    setting = decoding_setting(arguments)
+    if (prompt_file(arguments) or "").endswith(".jsonl"):
+        from cli.prompt_lines import answer_lines
+
+        answer_lines(arguments, open_writer)
+        return
+    for flag, value in (("--output", arguments.output), ("--batch-size", arguments.batch_size)):
+        if value is not None:
+            raise UserError(f"{flag} ({value}) belongs to a --prompt-file that ends in .jsonl; leave it out.")
+    if arguments.stream and "num_beams" in STRATEGIES[setting.decoding].keys:
+        raise UserError(
+            f"--stream: {setting.decoding} decoding knows its text only when it has finished; leave --stream out."
+        )
+    prompt = read_prompt(arguments)
+    seed = setting.seed if setting.seed is not None else random.SystemRandom().randrange(SEED_LIMIT)
+    writer = open_writer(arguments)
+    writer.check_fits(len(writer.tokenizer.encode(prompt)), setting)
+    if arguments.stream:
+        stream_texts(writer, prompt, setting, seed, as_json=arguments.json)
+    else:
+        (texts,) = writer.write([writer.tokenizer.encode(prompt)], setting, [seed])
+        for number, text in enumerate(texts):
+            show(number, len(texts), prompt, text, setting, seed, as_json=arguments.json)
+
+
+def open_writer(arguments: argparse.Namespace) -> Writer:
+    """The model of --model with its weights kept as --weights says, on the GPU where there is one."""
+    model = load_model(arguments.model, "--model")
+    known = fingerprint(model, arguments.weights)
+    return Writer(with_weights(model, arguments.weights), Tokenizer(), model.config.block_size, known)
+
+
+def with_weights(model: GPT, weights: Weights) -> Callable[[Tensor], Tensor]:
     device = pick_device("auto")
-    model = load_model(arguments.model, "--model").to(device)
-    tokenizer = Tokenizer()
-    ids = tokenizer.encode(arguments.prompt) or [tokenizer.eot_id]
-    options = {}
-    if arguments.decoding == "sample":
-        options = {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}
-    output = generate(
-        model,
-        torch.tensor([ids], device=device),
-        seed=arguments.seed,
-        do_sample=arguments.decoding == "sample",
-        max_new_tokens=arguments.max_new_tokens,
-        num_return_sequences=arguments.num_sequences,
-        eos_token_id=tokenizer.eot_id,
-        **options,
-    )
-    for number, row in enumerate(output.tolist(), start=1):
-        if arguments.num_sequences > 1:
-            print(f"--- {number} ---")
-        new = row[len(ids) :]
-        end = new.index(tokenizer.eot_id) if tokenizer.eot_id in new else len(new)
-        print(arguments.prompt + tokenizer.decode(new[:end]))
+    if device.type == "cpu":
+        return PackedGPT(model, weights)
+    if weights == "int8":
+        raise UserError(f"--weights int8 is for a CPU, and this machine has {device}; take bf16.")
+    return model.to(device, torch.bfloat16 if weights == "bf16" else torch.float32)
+
+
+def fingerprint(model: GPT, weights: Weights) -> str:
+    """Changes with the model's weights, of which it reads a few, and with how they are kept."""
+    some = torch.cat([part.detach().flatten() for part in (model.ln_f.weight, model.wte.weight[:16])])
+    return hashlib.sha256(weights.encode() + some.float().numpy().tobytes()).hexdigest()[:12]
+
+
+def stream_texts(writer: Writer, prompt: str, setting: DecodingSetting, seed: int, *, as_json: bool) -> None:
+    """One text after the other, each as it is written; the same texts as without streaming."""
+    count = setting.num_sequences or 1
+    for number in range(count):
+        if not as_json:
+            put(heading(number, count) + prompt)
+        pieces = PieceWriter(writer.tokenizer, piece_printer(number, as_json), [writer.tokenizer.eot_id])
+        options = {"streamer": pieces, "num_return_sequences": 1}
+        (texts,) = writer.write([writer.tokenizer.encode(prompt)], setting, [seed + number], **options)
+        if as_json:
+            show(number, count, prompt, texts[0], setting, seed, as_json=True)
+        else:
+            put("\n")
+
+
+def piece_printer(number: int, as_json: bool) -> Callable[[str], None]:
+    def write(piece: str) -> None:
+        if piece:
+            put(json.dumps({"sequence": number + 1, "piece": piece}, ensure_ascii=False) + "\n" if as_json else piece)
+
+    return write
+
+
+def show(
+    number: int, count: int, prompt: str, text: Text, setting: DecodingSetting, seed: int, *, as_json: bool
+) -> None:
+    if as_json:
+        put(json.dumps(as_object(number, prompt, text, setting, seed), ensure_ascii=False) + "\n")
+    else:
+        put(f"{heading(number, count)}{prompt}{text.text}\n")
+
+
+def as_object(number: int, prompt: str, text: Text, setting: DecodingSetting, seed: int) -> dict[str, Any]:
+    """What --json says of a text; `seed` is that of the prompt's first text, and named only where it matters."""
+    return {
+        "prompt": prompt,
+        "text": text.text,
+        "sequence": number + 1,
+        "tokens": text.tokens,
+        "mean_log_prob": text.mean_log_prob,
+        "finish_reason": text.finish_reason,
+        "decoding": setting.decoding,
+        "seed": seed + number if setting.draws else None,
+        "token_ids": text.token_ids,
+    }
+
+
+def heading(number: int, count: int) -> str:
+    return f"--- {number + 1} ---\n" if count > 1 else ""
+
+
+def put(text: str) -> None:
+    """To standard output at once, whatever the terminal's encoding can show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
+    sys.stdout.flush()

@@ -55,7 +55,8 @@ def write_texts(
         result.sequences.tolist(), result.log_probs.tolist(), counts, result.finish_reasons, strict=True
     ):
         token_ids = row[width : width + count]
-        mean = sum(log_probs[:count]) / count if count else None
+        # Digits behind these are rounding, and depend on what else is in the batch.
+        mean = round(sum(log_probs[:count]) / count, 5) if count else None
         if reason == "eos":
             token_ids = token_ids[:-1]
         rows.append(Text(tokenizer.decode(token_ids), token_ids, count, mean, reason))
