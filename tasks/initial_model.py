@@ -25,10 +25,15 @@ def initial_model(params: Params) -> GPT:
 
 def load_model(name: str, key: str) -> GPT:
     """The model that `key` of the settings names. Raises UserError where it is not, or is not of GPT-2's vocabulary."""
-    directory = resolve_model(name)
-    if directory not in RELEASED and not Path(directory).is_dir():
-        raise UserError(f"{key} ({name!r}): no such folder, nor one of {', '.join(RELEASED)} or models:/NAME@ALIAS.")
-    model = GPT.from_pretrained(directory)
+    try:
+        directory = resolve_model(name)
+        if directory not in RELEASED and not Path(directory).is_dir():
+            raise UserError(
+                f"{key} ({name!r}): no such folder, nor one of {', '.join(RELEASED)} or models:/NAME@ALIAS."
+            )
+        model = GPT.from_pretrained(directory)
+    except UserError as error:  # what fetches a model knows only of params.yaml
+        raise UserError(str(error).replace("model.init", key)) from None
     if model.config.vocab_size != GPT2_VOCAB_SIZE:
         raise UserError(
             f"{key} ({name!r}): vocab_size is {model.config.vocab_size}, but GPT-2's tokenizer has {GPT2_VOCAB_SIZE} "

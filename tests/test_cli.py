@@ -161,6 +161,8 @@ def test_weights_may_be_kept_smaller(gpt2, weights: str) -> None:
     [
         (["--model", "no/such/folder"], "('no/such/folder'): no such folder"),
         (["--model", "gpt2"], "hf download openai-community/gpt2"),
+        (["--model", "gpt2-medium"], "and set --model to its path"),
+        (["--model", "models:/gpt2"], "--model ('models:/gpt2') must be models:/NAME@ALIAS"),
         (["--max-new-tokens", "500"], "at most 64 fit, or let the window slide (--past-block-size slide)"),
         (["--temperature", "0"], "--temperature (0) must be at least"),
         (["--temperature", "nan"], "--temperature (nan)"),
