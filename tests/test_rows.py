@@ -1,0 +1,131 @@
+"""Rows: select, crop and append in any order leave what a fresh pass over the same tokens gives."""
+
+import random
+
+import pytest
+import torch
+
+from gpt2core.config import GPTConfig
+from gpt2core.decoding import kv_cache
+from gpt2core.decoding.kv_cache import KVCache
+from gpt2core.decoding.packed import PackedGPT
+from gpt2core.decoding.rows import CachedRows, open_rows
+from gpt2core.model import GPT
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=61, block_size=64, n_layer=2, n_head=2, n_embd=32, drop_rate=0.0)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture(params=["plain", "packed"])
+def decoder(request, model: GPT) -> GPT | PackedGPT:
+    return model if request.param == "plain" else PackedGPT(model)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_any_order_of_select_crop_and_append_gives_what_a_fresh_pass_gives(
+    model, decoder, padded, seed, monkeypatch
+) -> None:
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 7)  # so that the store grows on the way
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    ids = torch.randint(61, (3, 6))
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, :2] = 0
+        mask[2, :4] = 0
+    rows = CachedRows(decoder, 20, "refuse")
+    with torch.inference_mode():
+        rows.append(ids, mask)
+        for _ in range(30):
+            move = rng.choice(["append", "select", "crop"])
+            if move == "select":
+                kept = torch.tensor([rng.randrange(len(ids)) for _ in range(rng.randint(1, 6))])
+                rows.select(kept)
+                ids, mask = ids[kept], mask[kept]
+            elif move == "crop" and rows.length > 7:
+                length = rng.randint(6, rows.length)
+                rows.crop(length)
+                ids, mask = ids[:, :length], mask[:, :length]
+            elif rows.length < 50:
+                new = torch.randint(61, (len(ids), rng.randint(1, 3)))
+                ids = torch.cat([ids, new], dim=1)
+                mask = torch.cat([mask, torch.ones_like(new)], dim=1)
+                logits = rows.append(new)
+                fresh = model(ids, attention_mask=mask)
+                assert (logits - fresh[:, -1]).abs().max() < 1e-3
+                assert (rows.all_logits() - fresh[:, -new.shape[1] :]).abs().max() < 1e-3
+            assert rows.length == ids.shape[1]
+
+
+def cache_of(batch_size: int, length: int) -> KVCache:
+    """Each token's keys and values are numbers of its own."""
+    config = GPTConfig(vocab_size=61, block_size=64, n_layer=2, n_head=2, n_embd=8, drop_rate=0.0)
+    cache = KVCache(config, batch_size, 64, torch.device("cpu"), torch.float32)
+    fill(cache, length)
+    return cache
+
+
+def fill(cache: KVCache, count: int) -> None:
+    for new, _, _ in cache.extend_all(count):
+        new.copy_(torch.rand(new.shape))
+
+
+def contents(cache: KVCache) -> torch.Tensor:
+    """(L, 2, B, H, S, D)"""
+    return torch.stack([torch.stack([k, v]) for _, k, v in cache.extend_all(0)])
+
+
+def test_rows_may_change_places_come_twice_and_be_dropped() -> None:
+    cache = cache_of(4, 5)
+    for rows in ([1, 0, 3, 2], [2, 2, 0, 1], [3], [0, 0, 0, 0, 0, 0], [5, 1], [1, 0]):
+        before = contents(cache).clone()
+        cache.select(torch.tensor(rows))
+        assert torch.equal(contents(cache), before[:, :, rows])
+        fill(cache, 2)
+
+
+def test_only_what_differs_is_copied(monkeypatch) -> None:
+    cache = cache_of(1, 40)
+    cache.select(torch.tensor([0, 0, 0]))
+    fill(cache, 3)
+    copied = []
+    clone = torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda self: copied.append(self.shape[-2]) or clone(self))
+    cache.select(torch.tensor([0, 2, 1]))
+    assert copied == [3, 3]  # tokens of each row that moved: the first forty are the same in all
+    cache.select(torch.tensor([0, 1, 2]))
+    assert copied == [3, 3]
+    cache.select(torch.tensor([1]))
+    fill(cache, 1)
+    copied.clear()
+    cache.select(torch.tensor([0, 0, 0]))  # the rows left behind still hold the same past
+    assert max(copied) <= 4
+
+
+def test_a_step_allocates_no_new_keys_and_values() -> None:
+    cache = cache_of(2, 5)
+    place = cache.extend_all(0)[0][1].data_ptr()
+    for _ in range(20):
+        fill(cache, 1)
+        assert cache.extend_all(0)[0][1].data_ptr() == place
+
+
+def test_a_padded_batch_slides_like_each_prompt_alone(model, decoder) -> None:
+    torch.manual_seed(1)
+    prompt, short = torch.randint(61, (1, 60)), torch.randint(61, (1, 60))
+    steps = torch.randint(61, (12, 2, 1))
+    mask = torch.ones(2, 60, dtype=torch.int64)
+    mask[1, :5] = 0
+    both, alone = (open_rows(decoder, 80, "slide") for _ in range(2))
+    with torch.inference_mode():
+        both.append(torch.cat([prompt, short]), mask)
+        alone.append(prompt)
+        for step in steps:
+            assert (both.append(step)[:1] - alone.append(step[:1])).abs().max() < 1e-3
