@@ -236,15 +236,20 @@ def _run_both(case: Case, pair: Pair) -> Result:
     more = {"return_dict_in_generate": True, "output_scores": True} if case.with_scores else {}
     ours, theirs = run_ours(case, pair, **more), run_theirs(case, pair, **more)
     if case.with_scores:
-        tokens = theirs.sequences
+        tokens = _with_tokens_only(theirs.sequences)
         difference = _compare_tokens(ours.sequences, tokens) or _compare_scores(ours, theirs)
     else:
-        tokens = theirs
+        tokens = _with_tokens_only(theirs)
         difference = _compare_tokens(ours, tokens)
     eos = case.options["eos_token_id"]
     ends = torch.tensor([eos] if isinstance(eos, int) else eos or [])
     ended = bool(torch.isin(tokens[:, case.ids.shape[1] :], ends).any())
     return Result("different" if difference else "identical", difference, ended)
+
+
+def _with_tokens_only(theirs: Tensor) -> Tensor:
+    """Without an end of text transformers' beam search pads with -1, which no tokenizer knows; we pad with token 0."""
+    return theirs.masked_fill(theirs == -1, 0)
 
 
 def _compare_scores(ours: Any, theirs: Any) -> str:

@@ -223,7 +223,10 @@ def _is_over(hypotheses: _Hypotheses, ended: Tensor, options: GenerationOptions)
 
 
 def _padding(options: GenerationOptions) -> int:
-    """What follows a hypothesis: as in transformers' beam search, the end of text also where pad_token_id is 0."""
+    """What follows a hypothesis: as in transformers' beam search, the end of text also where pad_token_id is 0.
+
+    Where nothing ends a text, transformers pads with -1, which is no token; here it is pad_id as everywhere.
+    """
     return options.pad_id or next(iter(options.eos_ids), 0)
 
 
