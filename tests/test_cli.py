@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,12 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from cli.main import main
+from cli.flags import decoding_setting, parse_setting
+from cli.main import build_parser, main
 from gpt2core.config import GPTConfig
 from gpt2core.decoding import generate
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
+from tasks.decoding_settings import STRATEGIES
+from tasks.params import SampleSetting
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = Tokenizer()
@@ -380,3 +386,32 @@ def test_flags_that_a_file_of_prompts_needs_or_has_no_use_for(
 ) -> None:
     monkeypatch.chdir(prompts.parent)
     assert_one_line(gpt2("--prompt-file", str(prompts), *flags), message)
+
+
+# -- what the pages say ----------------------------------------------------------------------------------------------
+
+
+def commands_in(page: Path) -> list[str]:
+    """The `gpt2 generate` commands in the page's blocks, continued lines joined."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("gpt2 generate")]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/decoding.md"])
+def test_commands_on_the_pages_are_good_ones(page: str) -> None:
+    commands = commands_in(ROOT / page)
+    assert len(commands) >= 4
+    for command in commands:
+        decoding_setting(build_parser().parse_args(shlex.split(command, comments=True)[1:]))
+
+
+def test_what_the_page_on_decoding_shows_of_files_and_settings_is_good() -> None:
+    page = (ROOT / "docs/decoding.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0].splitlines()
+    for line in map(json.loads, lines):
+        parse_setting({key: value for key, value in line.items() if key not in ("id", "prompt")})
+    (shown,) = re.findall(r"`- (\{name:.*?\})`", page)
+    SampleSetting.model_validate(yaml.safe_load(shown)).check()
+    headings = set(re.findall(r"^## (.*)$", page, re.MULTILINE))
+    assert set(STRATEGIES) <= headings
