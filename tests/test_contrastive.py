@@ -56,6 +56,19 @@ def test_the_candidates_of_all_prompts_cost_one_pass_of_a_token(model, monkeypat
     assert passes == [(2, 3)] + [(8, 1)] * 10
 
 
+def test_the_last_token_is_read_too_so_that_one_less_fits_than_elsewhere(model) -> None:
+    options = {"penalty_alpha": 0.6, "top_k": 4, "eos_token_id": None}
+    assert generate(model, [[3, 1, 4]], max_new_tokens=45, **options).shape == (1, 48)
+    with pytest.raises(UserError, match="at most 45 new tokens fit"):
+        generate(model, [[3, 1, 4]], max_new_tokens=46, **options)
+
+
+def test_past_block_size_the_window_slides(model) -> None:
+    options = {"penalty_alpha": 0.6, "top_k": 4, "eos_token_id": None, "past_block_size": "slide"}
+    together = generate(model, [[3, 1, 4], [1, 5, 9] * 20], max_new_tokens=70, **options)
+    assert torch.equal(together[0, 60:], generate(model, [[3, 1, 4]], max_new_tokens=70, **options)[0, 3:])
+
+
 def test_top_k_above_the_vocabulary_takes_all_of_it(model) -> None:
     options = {"penalty_alpha": 0.6, "max_new_tokens": 5, "eos_token_id": None}
     everything = generate(model, [[3, 1, 4]], top_k=61, **options)

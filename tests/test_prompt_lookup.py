@@ -110,6 +110,13 @@ def test_no_token_is_read_past_the_limit(model) -> None:
     assert torch.equal(generate(model, longest, **options, **LOOKUP), generate(model, longest, **options))
 
 
+@pytest.mark.parametrize("length", [8, 98, 99, 100, 101, 102, 150])
+def test_where_the_window_slides_texts_are_those_without_lookup(model, length) -> None:
+    prompt = [(PROMPTS[0] * 19)[:length]]
+    options = {"max_new_tokens": 130, "eos_token_id": None, "past_block_size": "slide"}
+    assert torch.equal(generate(model, prompt, **options, **LOOKUP), generate(model, prompt, **options))
+
+
 def test_scores_and_logits_are_those_of_each_token(model) -> None:
     options = {"max_new_tokens": 20, "eos_token_id": None, "repetition_penalty": 1.2, "return_dict_in_generate": True}
     options |= {"output_scores": True, "output_logits": True}

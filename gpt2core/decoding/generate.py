@@ -217,11 +217,12 @@ class _Call:
         block_size = block_size_of(self.model)
         if block_size is None or self.options.past_block_size == "slide":
             return
-        # The last new token is never read again, so that it may lie one past the block.
-        if max_length > block_size + 1:
+        # The last new token is read by contrastive search only; else it may lie one past the block.
+        longest = block_size if self.options.mode == "contrastive" else block_size + 1
+        if max_length > longest:
             raise UserError(
                 f"a prompt of {prompt_length} tokens and {max_length - prompt_length} new ones do not fit into the "
-                f"model's block_size ({block_size}); at most {max(0, block_size + 1 - prompt_length)} new tokens fit, "
+                f"model's block_size ({block_size}); at most {max(0, longest - prompt_length)} new tokens fit, "
                 'or let the window slide (past_block_size="slide").'
             )
 

@@ -41,19 +41,18 @@ def prompt_lookup(
     while transformers goes on to the end of the guess.
     """
     lookup = _Lookup(ids[0].tolist(), options.max_matching_ngram_size or DEFAULT_NGRAM_SIZE)
-    vocab_size = 0  # not known, nor needed, before a text of two tokens
-    if ids.shape[1] > 1:
-        vocab_size = rows.append(ids[:, :-1], None if mask is None else mask[:, :-1]).shape[-1]
+    known = rows.append(ids, mask)  # (1, V) after the prompt; later no logits are known before a pass
     scores: list[Tensor] = []
     raw: list[Tensor] = []
     while True:
         length = ids.shape[1]
-        guess = _guess(lookup, ids, vocab_size, options, processors) if length + 1 < max_length else []
-        fitting = ids.new_tensor(guess[: max_length - length - 1])
+        guess = _guess(lookup, ids, known.shape[-1], options, processors) if length + 1 < max_length else []
+        # A window that slides for a guess would slide sooner than without.
+        room = min(max_length - length - 1, rows.room - (length - rows.length))
+        fitting = ids.new_tensor(guess[: max(0, room)])
         text = torch.cat([ids[0], fitting])[None]
-        rows.append(text[:, length - 1 :])
-        logits = rows.all_logits()[0]  # (K + 1, V)
-        vocab_size = logits.shape[-1]
+        logits = torch.cat([known, _read(rows, text[:, rows.length :], known)])  # (K + 1, V)
+        known = logits[:0]
         processed = _process(processors, text, length, logits)
         chosen = _choose(processed, len(guess), options, generator)
         matching = int((chosen[:-1] == fitting).long().cumprod(0).sum())
@@ -75,6 +74,14 @@ def prompt_lookup(
         scores=tuple(scores) if options.output_scores else None,
         logits=tuple(raw) if options.output_logits else None,
     )
+
+
+def _read(rows: Rows, tokens: Tensor, like: Tensor) -> Tensor:
+    """Logits (K, V) after each of tokens (1, K), maybe none; of the type of `like` (·, V)."""
+    if tokens.shape[1] == 0:
+        return like[:0]
+    rows.append(tokens)
+    return rows.all_logits()[0, -tokens.shape[1] :]  # a window that slides reads older tokens again
 
 
 class _Lookup:
@@ -139,7 +146,7 @@ def _choose(scores: Tensor, guessed: int, options: GenerationOptions, generator:
     """A token for each of scores (K + 1, V)."""
     if not options.do_sample:
         return scores.argmax(-1)
-    # transformers also draws for guesses past max_length; drawing as many keeps a seeded generator in step.
+    # transformers also draws for guesses that do not fit; drawing as many keeps a seeded generator in step.
     surplus = guessed + 1 - len(scores)
     own = generator[0] if isinstance(generator, list) else generator
     return draw(F.pad(scores, (0, 0, 0, surplus)), own)[: len(scores)]

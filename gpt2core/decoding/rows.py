@@ -3,6 +3,7 @@
 Shapes: B rows, K tokens appended at once, T tokens of the prompt, V vocab_size, C n_embd.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -23,6 +24,10 @@ class Rows(Protocol):
 
     length: int  # tokens appended so far
     hidden: Tensor | None  # (B, K, C) after ln_f, of the last append; None where the model does not tell
+
+    @property
+    def room(self) -> int:
+        """Tokens that may be appended before the window slides."""
 
     def append(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Append tokens (B, K) int64; returns logits (B, V) fp32 after the last. `mask` (B, K) is 0 at left padding."""
@@ -73,6 +78,10 @@ class CachedRows:
         self._ids: Tensor | None = None  # (B, <= block_size) what the cache holds, kept where the window may slide
         self._mask: Tensor | None = None  # (B, room) bool, False at left padding
 
+    @property
+    def room(self) -> int:
+        return self.block_size - (self._cache.length if self._cache is not None else 0)
+
     def append(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         first = self.length == 0
         self.length += tokens.shape[1]
@@ -82,8 +91,7 @@ class CachedRows:
                 self._mask = mask.bool()
         if self.past_block_size == "slide":
             self._ids = tokens if self._ids is None else torch.cat([self._ids, tokens], dim=1)
-        held = self._cache.length if self._cache is not None else 0
-        if held + tokens.shape[1] > self.block_size:
+        if tokens.shape[1] > self.room:
             tokens = self._slide(tokens.shape[1])
         if self._cache is None:
             self._cache = self._new_cache(tokens)
@@ -152,6 +160,7 @@ class PlainRows:
     """
 
     hidden: Tensor | None = None
+    room = sys.maxsize
 
     def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
         self.model = model
