@@ -125,7 +125,7 @@ def stream_texts(writer: Writer, prompt: str, setting: DecodingSetting, seed: in
 def piece_printer(number: int, as_json: bool) -> Callable[[str], None]:
     def write(piece: str) -> None:
         if piece:
-            put(json.dumps({"sequence": number + 1, "piece": piece}, ensure_ascii=False) + "\n" if as_json else piece)
+            put(as_line({"sequence": number + 1, "piece": piece}) if as_json else piece)
 
     return write
 
@@ -134,7 +134,7 @@ def show(
     number: int, count: int, prompt: str, text: Text, setting: DecodingSetting, seed: int, *, as_json: bool
 ) -> None:
     if as_json:
-        put(json.dumps(as_object(number, prompt, text, setting, seed), ensure_ascii=False) + "\n")
+        put(as_line(as_object(number, prompt, text, setting, seed)))
     else:
         put(f"{heading(number, count)}{prompt}{text.text}\n")
 
@@ -152,6 +152,12 @@ def as_object(number: int, prompt: str, text: Text, setting: DecodingSetting, se
         "seed": seed + number if setting.draws else None,
         "token_ids": text.token_ids,
     }
+
+
+def as_line(value: dict[str, Any]) -> str:
+    """JSON that loses nothing, also where standard output is not UTF-8."""
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return json.dumps(value, ensure_ascii=not utf8) + "\n"
 
 
 def heading(number: int, count: int) -> str:

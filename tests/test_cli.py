@@ -223,6 +223,14 @@ def test_a_dash_reads_the_prompt_from_standard_input(model_directory: Path, flag
     assert done.stdout.decode().startswith("Wörter")
 
 
+def test_json_loses_nothing_where_the_terminal_is_not_utf8(model_directory: Path) -> None:
+    command = [*COMMAND, "--model", str(model_directory), "--max-new-tokens", "2", "--prompt", "中文"]
+    done = subprocess.run(
+        [*command, "--json"], capture_output=True, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}, check=True
+    )
+    assert json.loads(done.stdout)["prompt"] == "中文"
+
+
 # -- files of prompts ----------------------------------------------------------------------------------------------
 
 
@@ -296,6 +304,7 @@ def test_an_output_of_other_prompts_or_settings_is_left_alone(gpt2, prompts: Pat
     assert output.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(model_directory: Path, tmp_path: Path) -> None:
     prompts = write_lines(tmp_path / "prompts.jsonl", *({"prompt": f"line {number}"} for number in range(160)))
     flags = ["--model", str(model_directory), "--prompt-file", str(prompts), "--max-new-tokens", "4"]
