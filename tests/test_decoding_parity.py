@@ -14,6 +14,11 @@ def test_random_cases_give_the_tokens_of_transformers() -> None:
     assert sum(count for (_, outcome), count in outcomes.items() if outcome == ENDED) > 20
 
 
+def test_beam_searches_end_at_the_step_at_which_transformers_ends_them() -> None:
+    outcomes = run_cases(60, seed=2, models=2, strategies=["beam"])
+    assert (outcomes["beam", "identical"], outcomes["beam", "tie"], outcomes["beam", "different"]) == (60, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("wrong_in", "outcome"), [((torch.float32, torch.float64), "different"), ((torch.float32,), "tie")]
 )

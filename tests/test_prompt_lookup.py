@@ -6,7 +6,7 @@ import torch
 from gpt2core.config import GPTConfig
 from gpt2core.decoding import generate
 from gpt2core.decoding.options import GenerationOptions
-from gpt2core.decoding.prompt_lookup import prompt_lookup
+from gpt2core.decoding.prompt_lookup import _Lookup, prompt_lookup
 from gpt2core.decoding.rows import PlainRows
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
@@ -80,6 +80,12 @@ def run(rows: TableRows, prompt: list[int], new: int, generator: torch.Generator
         max_length=len(prompt) + new,
     )
     return decoded.sequences[0, len(prompt) :].tolist()
+
+
+def test_guesses_follow_the_longest_ngram_first_and_then_the_earliest() -> None:
+    lookup = _Lookup([1, 2, 7, 1, 2, 9, 5, 2, 8], max_size=2)
+    lookup.extend([1, 2])
+    assert list(lookup.continuations(2)) == [[7, 1], [9, 5], [7, 1], [9, 5], [8, 1]]
 
 
 def test_a_text_that_repeats_itself_takes_fewer_passes() -> None:
