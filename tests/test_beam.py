@@ -103,6 +103,20 @@ def test_prompts_of_different_lengths_each_get_what_they_would_alone(model, opti
         assert bool((rows[:, alone.shape[1] :] == 60).all())
 
 
+def test_with_early_stopping_a_prompt_that_is_done_changes_no_more_while_others_go_on(model) -> None:
+    prompts = [[3, 1, 4], [6], [5, 3, 5], [8, 9, 7], [9, 3], [2, 3, 8], [4], [6, 2, 6]]
+    options = {"num_beams": 3, "early_stopping": True, "max_new_tokens": 20, "pad_token_id": 60}
+    # Long texts score better, so that a search that went on would find them; without repeats all texts come to ends.
+    options |= {"length_penalty": 3.0, "no_repeat_ngram_size": 1, "eos_token_id": [7, 48, 12]}
+    together = generate(model, prompts, **options)[:, 3:]
+    lengths = set()
+    for row, prompt in zip(together, prompts, strict=True):
+        alone = generate(model, torch.tensor([prompt]), **options)[0, len(prompt) :]
+        assert torch.equal(row[: len(alone)], alone)
+        lengths.add(len(alone))
+    assert len(lengths) > 2
+
+
 def test_with_a_seed_a_prompt_the_beams_drawn_are_those_of_the_prompt_alone(model) -> None:
     prompts, seeds = [[3, 1, 4, 1, 5], [6], [5, 3, 5]], [11, 12, 13]
     options = {"do_sample": True, "num_beams": 3, "max_new_tokens": 10, "eos_token_id": None}
