@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpt2core.config import GPTConfig
-    from gpt2core.decoding import generate
+    from gpt2core.decoding import PackedGPT, generate, stream
     from gpt2core.errors import UserError
     from gpt2core.evaluate import evaluate, perplexity
     from gpt2core.model import GPT
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "GPT": "model",
     "GPTConfig": "config",
+    "PackedGPT": "decoding",
     "Tokenizer": "tokenizer",
     "Trainer": "trainer",
     "TrainerConfig": "trainer_config",
@@ -26,11 +27,13 @@ _HOMES = {
     "evaluate": "evaluate",
     "generate": "decoding",
     "perplexity": "evaluate",
+    "stream": "decoding",
 }
 
 __all__ = [
     "GPT",
     "GPTConfig",
+    "PackedGPT",
     "Tokenizer",
     "Trainer",
     "TrainerConfig",
@@ -38,6 +41,7 @@ __all__ = [
     "evaluate",
     "generate",
     "perplexity",
+    "stream",
 ]
 
 

@@ -203,3 +203,5 @@ def test_no_prompt_at_all_is_one_clear_line(model: GPT) -> None:
         generate(model, [])
     with pytest.raises(UserError, match="whole numbers"):
         generate(model, [["a"]])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="one list a prompt"):
+        generate(model, [[[1, 2]]])  # type: ignore[list-item]

@@ -1,5 +1,9 @@
-"""Decoding: `generate` and what it is made of."""
+"""Decoding: `generate`, `stream`, and what they are made of."""
 
 from gpt2core.decoding.generate import generate
+from gpt2core.decoding.options import GenerationOptions
+from gpt2core.decoding.output import GenerateOutput
+from gpt2core.decoding.packed import PackedGPT
+from gpt2core.decoding.streaming import stream
 
-__all__ = ["generate"]
+__all__ = ["GenerateOutput", "GenerationOptions", "PackedGPT", "generate", "stream"]

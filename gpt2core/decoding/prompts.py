@@ -25,6 +25,8 @@ def pad_prompts(
     ids = [[options.pad_id] * (longest - len(row)) + row for row in rows]
     try:
         token_ids = torch.tensor(ids, device=device, dtype=torch.int64)
+        if token_ids.ndim != 2:
+            raise ValueError
     except (TypeError, ValueError):
         raise UserError("token_ids must hold lists of whole numbers, one list a prompt.") from None
     lengths = torch.tensor([len(row) for row in rows], device=device)
