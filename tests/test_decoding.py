@@ -87,6 +87,15 @@ def test_left_padded_prompts_give_what_each_gives_alone(pair) -> None:
     assert torch.equal(together[1], generate(model, padded[1:], max_new_tokens=12, eos_token_id=None)[0])
 
 
+def test_padding_shows_itself_as_in_transformers_where_no_mask_is_given(pair) -> None:
+    model, reference = pair
+    padded = torch.tensor([[60, 60, 3, 1], [9, 2, 6, 5]])
+    options = {"max_new_tokens": 12, "eos_token_id": 7, "pad_token_id": 60, "repetition_penalty": 1.8}
+    ours = generate(model, padded, **options)
+    assert torch.equal(ours, reference.generate(padded, do_sample=False, **options))
+    assert not torch.equal(ours, generate(model, padded, torch.ones_like(padded), **options))
+
+
 def test_a_callable_without_a_cache_gives_the_same_tokens(pair) -> None:
     model, _ = pair
     calls = []

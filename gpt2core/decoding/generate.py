@@ -236,7 +236,11 @@ def _checked_ids(token_ids: Tensor, mask: Tensor | None, options: GenerationOpti
     if token_ids.shape[1] == 0:
         return token_ids.new_full((len(token_ids), 1), options.bos_token_id, dtype=torch.int64), None
     if mask is None:
-        return token_ids.long(), None
+        is_padding = token_ids == options.pad_id
+        # As in transformers: a padding token that is no end of text shows the mask that was not given.
+        if options.pad_token_id is None or options.pad_id in options.eos_ids or not bool(is_padding.any()):
+            return token_ids.long(), None
+        mask = ~is_padding
     if mask.shape != token_ids.shape:
         raise UserError(f"attention_mask {tuple(mask.shape)} and token_ids {tuple(token_ids.shape)} differ in shape.")
     if not bool(mask[:, -1].all()) or bool((mask.long().diff(dim=1) < 0).any()):
