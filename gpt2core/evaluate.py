@@ -175,9 +175,7 @@ def verbatim_recall(
     for i in range(0, len(starts), batch_size):
         rows = np.stack([split.read(int(s), int(s) + length) for s in starts[i : i + batch_size]]).astype(np.int64)
         ids = torch.from_numpy(rows).to(device or "cpu")
-        output = generate(
-            model, ids[:, :prompt_tokens], max_new_tokens=continuation_tokens, eos_token_id=None, pad_token_id=0
-        )
+        output = generate(model, ids[:, :prompt_tokens], max_new_tokens=continuation_tokens, eos_token_id=None)
         recalled += int((output == ids).all(dim=1).sum())
     return recalled / len(starts)
 

@@ -60,7 +60,6 @@ class Validation:
             top_k=50,
             max_new_tokens=count,
             eos_token_id=None,
-            pad_token_id=0,
         )
         self.model.train()
         token_ids: list[int] = output[0].tolist()

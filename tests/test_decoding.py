@@ -96,6 +96,12 @@ def test_padding_shows_itself_as_in_transformers_where_no_mask_is_given(pair) ->
     assert not torch.equal(ours, generate(model, padded, torch.ones_like(padded), **options))
 
 
+def test_a_padding_token_within_a_prompt_is_text(pair) -> None:
+    prompt = torch.tensor([[3, 60, 1, 4], [60, 2, 60, 5]])
+    expected = generate(pair[0], prompt, torch.ones_like(prompt), max_new_tokens=5, eos_token_id=7, pad_token_id=60)
+    assert torch.equal(generate(pair[0], prompt, max_new_tokens=5, eos_token_id=7, pad_token_id=60), expected)
+
+
 def test_a_callable_without_a_cache_gives_the_same_tokens(pair) -> None:
     model, _ = pair
     calls = []

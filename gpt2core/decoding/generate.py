@@ -236,16 +236,26 @@ def _checked_ids(token_ids: Tensor, mask: Tensor | None, options: GenerationOpti
     if token_ids.shape[1] == 0:
         return token_ids.new_full((len(token_ids), 1), options.bos_token_id, dtype=torch.int64), None
     if mask is None:
-        is_padding = token_ids == options.pad_id
-        # As in transformers: a padding token that is no end of text shows the mask that was not given.
-        if options.pad_token_id is None or options.pad_id in options.eos_ids or not bool(is_padding.any()):
+        mask = _visible_padding(token_ids, options)
+        if mask is None:
             return token_ids.long(), None
-        mask = ~is_padding
     if mask.shape != token_ids.shape:
         raise UserError(f"attention_mask {tuple(mask.shape)} and token_ids {tuple(token_ids.shape)} differ in shape.")
-    if not bool(mask[:, -1].all()) or bool((mask.long().diff(dim=1) < 0).any()):
+    if not _is_left_padding(mask):
         raise UserError("attention_mask must be 0 at the left only: pad prompts on the left, before their first token.")
     return token_ids.long(), None if bool(mask.all()) else mask.long()
+
+
+def _visible_padding(token_ids: Tensor, options: GenerationOptions) -> Tensor | None:
+    """The mask that was not given but shows: as in transformers, a padding token at the left that ends no text."""
+    if options.pad_token_id is None or options.pad_id in options.eos_ids:
+        return None
+    mask = token_ids != options.pad_id
+    return mask if _is_left_padding(mask) else None  # elsewhere it is text
+
+
+def _is_left_padding(mask: Tensor) -> bool:
+    return bool(mask[:, -1].all()) and not bool((mask.long().diff(dim=1) < 0).any())
 
 
 def _check_vocabulary(model: Model, ids: Tensor, options: GenerationOptions) -> None:
