@@ -1,7 +1,7 @@
 """Flow `fine-tune`: the stages of dvc.yaml one after the other, a Prefect task each, in a workspace of the run's own.
 
-`python -m flows.fine_tune [--set train.learning_rate=1e-4 ...]` runs it here and now; with `python -m flows.serve`,
-`prefect deployment run 'fine-tune/local' -p 'train={"learning_rate": 1e-4}'` hands it to the worker.
+`python -m flows.fine_tune [--set train.learning_rate=1e-3 ...]` runs it here and now; with `python -m flows.serve`,
+`prefect deployment run 'fine-tune/local' -p 'train={"learning_rate": 1e-3}'` hands it to the worker.
 """
 
 import argparse
@@ -50,6 +50,8 @@ STAGES = ("download", "tokenize", "finetune", "evaluate", "sample", "plot", "reg
 _WEIGHTS = {"finetune": 14.0}
 _STEP = re.compile(r"\bstep (\d+)/(\d+)")
 _UPDATE_SECONDS = 5.0
+# After each stage; there need not be a remote storage.
+_DVC_ADVICE = "Use `dvc push` to send your updates"
 
 
 class Progress:
@@ -83,6 +85,8 @@ def run_stage(stage: str, workspace: Path, environment: Mapping[str, str], progr
     logger = get_run_logger()
 
     def on_line(line: str) -> None:
+        if line.startswith(_DVC_ADVICE):
+            return
         logger.info(line)
         progress.within(stage, line)
 
@@ -129,10 +133,21 @@ def fine_tune(
         finished = state is None
     finally:
         if not finished:
-            logger.warning("the workspace is kept: %s; a retry of this flow run goes on in it.", workspace)
+            logger.warning(kept_line(workspace, flow_run_id))
     if finished:
         remove_workspace(ROOT, workspace)
     return state
+
+
+def kept_line(workspace: Path, flow_run_id: str) -> str:
+    """The last line of a run that failed or was cancelled: what is left of it, and how to go on."""
+    saved = any((workspace / paths.CHECKPOINTS).rglob("*.safetensors"))
+    kept = (
+        f"the checkpoint is saved in {workspace / paths.CHECKPOINTS}"
+        if saved
+        else f"the workspace is kept: {workspace}"
+    )
+    return f"{kept}; go on with `prefect flow-run retry {flow_run_id}`."
 
 
 def _run_stages(workspace: Path, flow_run_id: str, say: Callable[..., None]) -> Any:
@@ -182,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="assignments",
-        help="override a key of params.yaml, as in train.learning_rate=1e-4; may be repeated",
+        help="override a key of params.yaml, as in train.learning_rate=1e-3; may be repeated",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     try:

@@ -93,13 +93,13 @@ else:
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
-    """`train.learning_rate=1e-4`, ... as nested values. Raises UserError with a line for each problem."""
+    """`train.learning_rate=1e-3`, ... as nested values. Raises UserError with a line for each problem."""
     values: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not all(key.split(".")):
             raise UserError(
-                f"{assignment!r} is not an override; write section.key=value, as in train.learning_rate=1e-4."
+                f"{assignment!r} is not an override; write section.key=value, as in train.learning_rate=1e-3."
             )
         try:
             value = yaml.safe_load(text)
