@@ -1,11 +1,15 @@
 """The work pool that `flows.serve` keeps: one flow run at a time, none left running without a worker."""
 
 import json
+import os
 import time
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
+from flows.services import is_serving
 from gpt2core.errors import UserError
 
 POOL = "local"
@@ -32,25 +36,56 @@ def create_pool(api: str) -> None:
             raise UserError(f"Prefect's server refuses the work pool {POOL}: {error}") from None
 
 
+def worker_name() -> str:
+    """Says which `flows.serve` the worker belongs to: Prefect calls a killed worker ONLINE for a while yet."""
+    return f"{POOL}-{os.getpid()}"
+
+
 def worker_is_online(api: str) -> bool:
-    workers = request("POST", f"{api}/work_pools/{POOL}/workers/filter", {})
-    return any(worker["status"] == "ONLINE" for worker in workers)
+    """Whether the worker of this process is."""
+    return any(worker["name"] == worker_name() and worker["status"] == "ONLINE" for worker in _workers(api))
 
 
 def close_abandoned(api: str) -> int:
-    """Mark as crashed what a worker left behind that was killed, for it would hold the pool's only place for ever."""
-    abandoned = [] if worker_is_online(api) else _unfinished(api)
+    """Before a worker starts: forget those of before, and mark as crashed what they left behind.
+
+    It would hold the pool's only place for ever. Where a `flows.serve` at another port has the same database, its
+    runs are left alone.
+    """
+    served = False
+    for worker in _workers(api):
+        if _is_served(worker["name"]):
+            served = True
+        else:
+            request("DELETE", f"{api}/work_pools/{POOL}/workers/{quote(worker['name'])}")
+    abandoned = [] if served else _unfinished(api)
     for flow_run in abandoned:
         _set_state(api, flow_run, "CRASHED", "The worker was gone.")
     return len(abandoned)
 
 
+def queued(api: str) -> int:
+    """How many flow runs wait for a place, those of a later time not counted."""
+    query = {
+        "work_pools": {"name": {"any_": [POOL]}},
+        "flow_runs": {
+            "state": {"type": {"any_": ["SCHEDULED"]}},
+            "expected_start_time": {"before_": datetime.now(UTC).isoformat()},
+        },
+    }
+    return int(request("POST", f"{api}/flow_runs/count", query))
+
+
+def is_paused(api: str) -> bool:
+    return bool(request("GET", f"{api}/work_pools/{POOL}")["is_paused"])
+
+
 def cancel_running(api: str) -> None:
-    """Cancel what runs and wait until it has left; what is queued stays queued.
+    """Cancel what runs and wait until it has left, or mark it as crashed; what is queued stays queued.
 
     A worker that is stopped kills its flow run at once; a cancelled one saves a checkpoint first.
     """
-    paused = request("GET", f"{api}/work_pools/{POOL}")["is_paused"]
+    paused = is_paused(api)
     request("PATCH", f"{api}/work_pools/{POOL}", {"is_paused": True})
     try:
         for flow_run in _unfinished(api):
@@ -58,8 +93,20 @@ def cancel_running(api: str) -> None:
         deadline = time.monotonic() + _CANCEL_SECONDS
         while _unfinished(api) and time.monotonic() < deadline:
             time.sleep(0.3)
+        for flow_run in _unfinished(api):
+            _set_state(api, flow_run, "CRASHED", "Serving was stopped, and the run did not leave in time.")
     finally:
         request("PATCH", f"{api}/work_pools/{POOL}", {"is_paused": paused})
+
+
+def _workers(api: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = request("POST", f"{api}/work_pools/{POOL}/workers/filter", {})
+    return found
+
+
+def _is_served(worker: str) -> bool:
+    pid = worker.removeprefix(f"{POOL}-")
+    return pid.isdecimal() and is_serving(int(pid))
 
 
 def _unfinished(api: str) -> list[dict[str, Any]]:

@@ -16,8 +16,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flows.pool import POOL, cancel_running, close_abandoned, create_pool, worker_is_online
-from flows.services import Service, Services
+import psutil
+
+from flows.pool import (
+    POOL,
+    cancel_running,
+    close_abandoned,
+    create_pool,
+    is_paused,
+    queued,
+    worker_is_online,
+    worker_name,
+)
+from flows.services import Service, Services, end, left_over, listener
 from gpt2core.errors import UserError
 from tasks import paths
 from tasks.stage import say
@@ -32,6 +43,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def serve(prefect_port: int, mlflow_port: int) -> None:
     """Start everything, say how to use it, and stay until a signal. Raises UserError where something does not start."""
+    end_left_over()
     check_port(prefect_port, "--prefect-port")
     check_port(mlflow_port, "--mlflow-port")
     api = f"http://{HOST}:{prefect_port}/api"
@@ -51,13 +63,17 @@ def serve(prefect_port: int, mlflow_port: int) -> None:
             if abandoned := close_abandoned(api):
                 say(f"serve: {abandoned} flow run(s) had lost their worker; retry them from Prefect's page")
             deploy(environment)
+            waiting = queued(api)
             worker = services.start(
-                "prefect-worker", "prefect", "worker", "start", "--pool", POOL, "--type", "process", own_log=False
-            )
+                "prefect-worker", "prefect", "worker", "start", "--pool", POOL, "--type", "process",
+                "--name", worker_name(), own_log=False,
+            )  # fmt: skip
             services.wait_until(worker, lambda: worker_is_online(api))
             if mlflow:
                 services.wait_until(mlflow, lambda: answers(f"http://{HOST}:{mlflow_port}/health"))
             say(welcome(prefect_port, f"http://{HOST}:{mlflow_port}" if mlflow else redact(store)))
+            if waiting:
+                say(f"  {queue_line(waiting, paused=is_paused(api))}\n")
             stay(services, api)
         except KeyboardInterrupt:
             ignore_signals()
@@ -81,15 +97,31 @@ def stay(services: Services, api: str) -> None:
         raise
 
 
+def end_left_over() -> None:
+    """End what a killed `flows.serve` of this folder left running; a training saves its checkpoint first."""
+    processes = left_over(ROOT)
+    if not processes:
+        return
+    say(f"serve: ending {len(processes)} processes of a `flows.serve` that was killed")
+    addresses = set()
+    for process in processes:
+        with suppress(psutil.Error):
+            addresses.add(process.environ().get("PREFECT_API_URL"))
+    for api in filter(None, addresses):
+        with suppress(OSError):  # its server may be gone
+            cancel_running(api)
+    end(processes)
+
+
 def check_port(port: int, option: str) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError:
+            holder = listener(port) or "is another `python -m flows.serve` running?"
             raise UserError(
-                f"port {port} is in use (is another `python -m flows.serve` running?); "
-                f"stop that, or choose another port with {option}."
+                f"port {port} is in use: {holder}; stop that, or choose another port with {option}."
             ) from None
         except OverflowError:
             raise UserError(f"{option} ({port}) must be between 1 and 65535.") from None
@@ -142,12 +174,17 @@ def welcome(prefect_port: int, mlflow: str) -> str:
             "",
             "  Start a run from another terminal, with this Python environment active:",
             f"    {here}",
-            "    prefect deployment run 'fine-tune/local' -p 'train={\"learning_rate\": 1e-4}' --watch",
+            "    prefect deployment run 'fine-tune/local' -p 'train={\"learning_rate\": 1e-3}' --watch",
             "",
             "  Ctrl-C stops all of it.",
             "",
         ]
     )
+
+
+def queue_line(waiting: int, *, paused: bool) -> str:
+    runs = f"{waiting} flow run(s) were queued before this start"
+    return f"{runs} and wait: `prefect work-pool resume {POOL}`" if paused else f"{runs} and start now, one at a time."
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from flows.pool import request
@@ -93,32 +94,52 @@ def free_ports() -> tuple[int, int]:
         return one.getsockname()[1], other.getsockname()[1]
 
 
+class Served:
+    """A copy of the project with a `flows.serve` in it, which may be started more than once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "project"
+        copy_project(ROOT, self.root)
+        subprocess.run([sys.executable, "-m", "dvc", "config", "core.no_scm", "true"], cwd=self.root, check=True)
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "GPT2_"))}
+        self.environment = {**kept, "PREFECT_HOME": str(folder / "prefect")}
+        self.ports = free_ports()
+        self.output = folder / "serve.log"
+
+    def start(self) -> Server:
+        command = [sys.executable, "-m", "flows.serve", "--prefect-port", str(self.ports[0])]
+        with self.output.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "--mlflow-port", str(self.ports[1])],
+                cwd=self.root, env=self.environment, stdout=log, stderr=log,
+            )  # fmt: skip
+        wait_until(lambda: self.process.poll() is not None or "Ctrl-C stops" in self.said(), 180)
+        assert self.process.poll() is None, self.said()
+        return Server(self.root, self.ports[0], self.environment)
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=90)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("flow-server")
-    root = folder / "project"
-    copy_project(ROOT, root)
-    subprocess.run([sys.executable, "-m", "dvc", "config", "core.no_scm", "true"], cwd=root, check=True)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "GPT2_"))}
-    environment = {**kept, "PREFECT_HOME": str(folder / "prefect")}
-    prefect_port, mlflow_port = free_ports()
-    ports = ["--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port)]
-    output = folder / "serve.log"
-    with output.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flows.serve", *ports], cwd=root, env=environment, stdout=log, stderr=log
-        )
+    served = Served(tmp_path_factory.mktemp("flow-server"))
     try:
-        wait_until(lambda: process.poll() is not None or b"Ctrl-C stops" in output.read_bytes(), 120)
-        assert process.poll() is None, output.read_text()
-        assert f"export PREFECT_API_URL=http://127.0.0.1:{prefect_port}/api" in output.read_text()
-        yield Server(root, prefect_port, environment)
+        server = served.start()
+        assert f"export PREFECT_API_URL={server.api}" in served.said()
+        yield server
     finally:
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=90)
-        shutil.rmtree(root / "workspaces", ignore_errors=True)
-    assert code == 0, output.read_text()
-    for port in (prefect_port, mlflow_port):
+        code = served.stop()
+        shutil.rmtree(served.root / "workspaces", ignore_errors=True)
+    assert code == 0, served.said()
+    for port in served.ports:
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} still answers"
 
@@ -163,6 +184,8 @@ def test_runs_complete_queue_and_are_cancelled_with_a_checkpoint(server: Server)
     server.post(f"flow_runs/{endless}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
     server.wait_for(endless, "CANCELLED")
     assert list(checkpoints.rglob("*.safetensors"))
+    assert f"go on with `prefect flow-run retry {endless}`" in server.log(endless)
+    assert "dvc push" not in server.log(first)
 
     # The same inputs as the first: DVC restores the model, and the run says from which one.
     server.wait_for(again, "COMPLETED")
@@ -181,3 +204,34 @@ def test_the_shared_checkout_is_not_touched(server: Server) -> None:
     for name, content in server.given.items():
         assert (server.root / name).read_bytes() == content
     assert not (server.root / "models").exists()
+
+
+def test_a_start_after_a_kill_clears_up_and_goes_on_with_the_queue(tmp_path: Path) -> None:
+    served = Served(tmp_path)
+    try:
+        server = served.start()
+        lost, then = server.submit(ENDLESS), server.submit(ENDLESS)
+        wait_until(lambda: "step 1" in server.log(lost), 120)
+        everything = [psutil.Process(served.process.pid), *served.family()]
+        for process in everything:
+            process.kill()
+        served.process.wait()
+
+        # Prefect's server still says that the killed worker is online.
+        server = served.start()
+        assert "1 flow run(s) were queued before this start and start now" in served.said()
+        assert server.state(lost)["type"] == "CRASHED"
+        wait_until(lambda: re.search(r"step \d+/1000000", server.log(then)) is not None, 120)
+
+        # Now the rest of it goes on without the one that would stop it.
+        left = served.family()
+        served.process.kill()
+        served.process.wait()
+        server = served.start()
+        assert "that was killed" in served.said()
+        assert not [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+        assert server.state(then)["type"] == "CANCELLED"
+        assert list((served.root / "workspaces" / then / "models/checkpoints").rglob("*.safetensors"))
+    finally:
+        code = served.stop()
+    assert code == 0
