@@ -38,6 +38,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 DEFAULT_PREFECT_PORT = 4200
 DEFAULT_MLFLOW_PORT = 5000
+# MLflow's jobs are for evaluating agents and traces; their runners take eight processes of 240 MB.
+SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -48,7 +50,7 @@ def serve(prefect_port: int, mlflow_port: int) -> None:
     check_port(mlflow_port, "--mlflow-port")
     api = f"http://{HOST}:{prefect_port}/api"
     store = open_store()
-    environment = {**os.environ, "PREFECT_API_URL": api, "PYTHONUNBUFFERED": "1"}
+    environment = {**SERVER_ENVIRONMENT, **os.environ, "PREFECT_API_URL": api, "PYTHONUNBUFFERED": "1"}
     services = Services(ROOT, ROOT / paths.LOGS, environment)
     with stop_signals():
         try:

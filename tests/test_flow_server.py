@@ -213,6 +213,7 @@ def test_a_start_after_a_kill_clears_up_and_goes_on_with_the_queue(tmp_path: Pat
         lost, then = server.submit(ENDLESS), server.submit(ENDLESS)
         wait_until(lambda: "step 1" in server.log(lost), 120)
         everything = [psutil.Process(served.process.pid), *served.family()]
+        assert not any("huey" in " ".join(process.cmdline()) for process in everything)
         for process in everything:
             process.kill()
         served.process.wait()
