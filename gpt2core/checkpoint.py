@@ -78,6 +78,10 @@ def step_directories(root: Path) -> list[Path]:
     return sorted(path for path in root.glob("step-*") if path.is_dir())
 
 
+def step_of(directory: Path) -> int:
+    return int(directory.name.removeprefix("step-"))
+
+
 def newest_valid(root: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint under `root`, and a line for each damaged one, which is set aside."""
     damaged: list[str] = []

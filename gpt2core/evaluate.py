@@ -23,8 +23,6 @@ MEMORISING_RECALL = 0.5
 MEMORISING_LOSS_RATIO = 0.5
 # Logits of so many tokens take 0.8 GB.
 MAX_TOKENS_A_BATCH = 4096
-# Bits a token that a model must gain over guessing uniformly before it counts as having learned anything.
-UNDERFITTING_MARGIN = 1.0
 
 
 class Tokens(Protocol):
@@ -180,12 +178,19 @@ def verbatim_recall(
     return recalled / len(starts)
 
 
-def verdict(train_loss: float, held_out_loss: float | None, recall: float | None, vocab_size: int) -> str:
+def unigram_loss(split: Tokens, max_tokens: int = 10_000_000) -> float:
+    """Nats a token of guessing each token of the split by how often it occurs: what a model knows without context."""
+    counts = np.bincount(split.read(0, min(len(split), max_tokens)))
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def verdict(train_loss: float, held_out_loss: float | None, recall: float | None, unigram_loss: float) -> str:
     """`memorising`, `underfitting`, `generalising`, or `unknown` where nothing was held out."""
     if recall is not None and recall >= MEMORISING_RECALL:
         return "memorising"
     if held_out_loss is not None and train_loss < MEMORISING_LOSS_RATIO * held_out_loss:
         return "memorising"
-    if train_loss > math.log(vocab_size) - UNDERFITTING_MARGIN * math.log(2):
+    if train_loss >= unigram_loss:  # it knows no more than which tokens are frequent
         return "underfitting"
     return "generalising" if held_out_loss is not None else "unknown"

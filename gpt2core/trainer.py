@@ -327,10 +327,20 @@ class Trainer:
         return True
 
     def start_over(self) -> None:
-        """Remove the checkpoints of an earlier run of the same settings."""
-        if runtime.rank() == 0:
-            for directory in ckpt.step_directories(self.checkpoints):
-                shutil.rmtree(directory)
+        """Begin anew: an earlier run's checkpoints of the same settings go, but are set aside where it went further."""
+        if runtime.rank() != 0:
+            return
+        directories = ckpt.step_directories(self.checkpoints)
+        if directories and ckpt.step_of(directories[-1]) > self.total_steps:
+            aside = self.checkpoints.with_name(f"{self.checkpoints.name}-{directories[-1].name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.checkpoints.rename(aside)
+            self._early_notes.append(
+                f"this run ends before the earlier one did; that one's checkpoints are kept in {aside}"
+            )
+            return
+        for directory in directories:
+            shutil.rmtree(directory)
 
     def _restore(self, found: ckpt.Checkpoint) -> None:
         saved = GPT.from_pretrained(found.directory)

@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gpt2core.evaluate import Score, evaluate, verbatim_recall, verdict
+from gpt2core.evaluate import Score, evaluate, unigram_loss, verbatim_recall, verdict
 from gpt2core.files import write_json
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime, pick_runtime, set_threads
@@ -58,6 +58,7 @@ def evaluate_model(params: Params, tokens: TokenSet, run: Runtime) -> dict[str, 
         continuation_tokens=params.evaluate.recall_continuation_tokens,
         device=run.device,
     )
+    unigram = unigram_loss(tokens.split("train"))
     train = scores["train"]
     assert train is not None, "finetune has trained on it"
     held_out_score = scores[held_out] if held_out else None
@@ -68,7 +69,8 @@ def evaluate_model(params: Params, tokens: TokenSet, run: Runtime) -> dict[str, 
         "held_out": held_out,
         "generalisation_gap": held_out_loss - train.loss if held_out_loss is not None else None,
         "verbatim_recall": recall,
-        "verdict": verdict(train.loss, held_out_loss, recall, model.config.vocab_size),
+        "unigram_loss": unigram,
+        "verdict": verdict(train.loss, held_out_loss, recall, unigram),
         "protocol": {
             "block_size": model.config.block_size,
             "stride": stride_of(params, model),

@@ -20,8 +20,8 @@ def lines_of(error: ValidationError, root: type[BaseModel]) -> list[str]:
         key = spell(location)
         if problem["type"] == "extra_forbidden":
             known = known_keys(root, location[:-1])
-            nearest = get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}."
+            nearest = nearest_key(str(location[-1]), root, location[:-1])
+            hint = f"did you mean {nearest}?" if nearest else f"known: {', '.join(known)}."
             line = f"unknown key {key}; {hint}"
         elif problem["type"] == "value_error":
             line = _named(str(problem["ctx"]["error"]), key, known_keys(root, location))
@@ -39,6 +39,16 @@ def lines_of(error: ValidationError, root: type[BaseModel]) -> list[str]:
         if line not in lines:
             lines.append(line)
     return lines
+
+
+def nearest_key(word: str, root: type[BaseModel], location: Sequence[str | int]) -> str | None:
+    """The key of the section at `location`, or of a section in it, that `word` is most like."""
+    spelled = {key: key for key in known_keys(root, location)}
+    for section in list(spelled):
+        for key in known_keys(root, [*location, section]):
+            spelled.setdefault(key, f"{section}.{key}")
+    nearest = get_close_matches(word, spelled, n=1, cutoff=0.5)
+    return spelled[nearest[0]] if nearest else None
 
 
 def spell(location: Sequence[str | int]) -> str:

@@ -1,5 +1,6 @@
 """What a finished pipeline says: where the results are and what to do with them. Run as `python -m tasks.summary`."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,17 @@ def summary_lines() -> list[str]:
     if registered:
         rows.append(("model", _model(registered)))
         rows.append(("gate", " ".join(registered["gate"]["reasons"])))
+    if os.environ.get("GPT2_FLOW_RUN_ID"):  # this folder goes when the flow run ends
+        model = f"models:/{registered['name']}/{registered['version']}" if registered else str(paths.BEST_MODEL)
+        rows.append(("generate", f'gpt2 generate --model {model} --prompt "ROMEO."'))
+        return _boxed(rows)
     rows.append(("report", f"{paths.SAMPLES_PAGE} (samples), {paths.PLOTS}/ (curves), {paths.LOGS}/ (log)"))
     rows.append(("generate", f'gpt2 generate --model {paths.BEST_MODEL} --prompt "ROMEO."'))
     rows.append(("MLflow UI", ui_command()))
+    return _boxed(rows)
+
+
+def _boxed(rows: list[tuple[str, str]]) -> list[str]:
     width = max(len(title) for title, _ in rows)
     rule = "─" * 78
     return [rule, *(f"  {title:<{width}}  {text}" for title, text in rows), rule]
@@ -57,8 +66,10 @@ def ui_command() -> str:
 
 def _training(train: Mapping[str, Any]) -> str:
     parts = [f"{train['steps']:,} steps, {train['tokens_seen']:,} tokens in {_duration(train.get('wall_seconds'))}"]
-    if (loss := train.get("train_loss_full") or train.get("train_loss")) is not None:
-        parts.append(f"train loss {loss:.3f}")
+    for key, meaning in (("train_loss_full", "over a full pass"), ("train_loss", "on average over the last steps")):
+        if (loss := train.get(key)) is not None:
+            parts.append(f"train loss {loss:.3f} {meaning}")
+            break
     if (target := train.get("target_loss")) is not None:
         parts.append(f"target {target:g} {STOPS[bool(train.get('target_reached'))]}")
     return "; ".join(parts)

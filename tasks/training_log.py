@@ -61,7 +61,7 @@ class TrainingLog(TrainerEvents):
         if row["train_eval_loss"] is None:
             self.say(message + "the loss is not finite")
             return
-        message += f"train_loss {row['train_eval_loss']:.4f}"
+        message += f"train_eval_loss {row['train_eval_loss']:.4f}"
         if row.get("val_loss") is not None:
             message += (
                 f", val_loss {row['val_loss']:.4f}, val_perplexity {row['val_perplexity']:.1f}, "
@@ -74,6 +74,7 @@ class TrainingLog(TrainerEvents):
         self.say("  sample: " + " | ".join(line.strip() for line in lines if line.strip()))
 
     def on_best(self, step: int, name: str, value: float, directory: Path) -> None:
+        name = "train_eval_loss" if name == "train_loss" else name  # best_by is decided by evaluations
         self.say(f"  new best {name} {value:.4f} at step {step}, saved to {directory}")
 
     def on_checkpoint(self, step: int, directory: Path) -> None:

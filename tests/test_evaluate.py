@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpt2core.config import GPTConfig
-from gpt2core.evaluate import evaluate, perplexity, verbatim_recall, verdict
+from gpt2core.evaluate import evaluate, perplexity, unigram_loss, verbatim_recall, verdict
 from gpt2core.model import GPT
 
 
@@ -92,6 +92,11 @@ def test_a_model_that_learned_a_passage_by_heart_recalls_it() -> None:
     assert (untrained, trained) == (0.0, 1.0)
 
 
+def test_the_unigram_loss_is_the_entropy_of_the_tokens() -> None:
+    assert unigram_loss(ListTokens([3, 3, 3, 3])) == 0
+    assert unigram_loss(ListTokens([1, 2, 1, 5])) == pytest.approx(1.5 * math.log(2))
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -100,8 +105,9 @@ def test_a_model_that_learned_a_passage_by_heart_recalls_it() -> None:
         ((3.0, 3.3, 0.6), "memorising"),
         ((3.0, 3.3, 0.0), "generalising"),
         ((10.8, 10.8, 0.0), "underfitting"),
+        ((7.9, 8.0, 0.0), "underfitting"),
         ((3.0, None, 0.0), "unknown"),
     ],
 )
 def test_the_verdict_names_what_the_numbers_mean(arguments, expected) -> None:
-    assert verdict(*arguments, vocab_size=50257) == expected
+    assert verdict(*arguments, unigram_loss=6.5) == expected

@@ -13,6 +13,7 @@ from tasks.params import Params, load_params, parse_params
     ("values", "message"),
     [
         ({"train": {"learning_rat": 1}}, "unknown key train.learning_rat; did you mean learning_rate?"),
+        ({"train": {"max_stepz": 1}}, "unknown key train.max_stepz; did you mean stop.max_steps?"),
         ({"trian": {}}, "unknown key trian; did you mean train?"),
         ({"train": {"stop": {"target": 1}}}, "unknown key train.stop.target; did you mean target_loss?"),
         ({"train": {"batch_size": -4}}, "train.batch_size (-4)"),

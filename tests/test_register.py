@@ -294,6 +294,16 @@ def test_the_summary_says_where_things_are_and_what_to_do_next(outputs):
     print_summary()
 
 
+def test_the_summary_of_a_flow_run_names_what_outlives_its_folder(outputs, monkeypatch):
+    monkeypatch.setenv("GPT2_FLOW_RUN_ID", "a")
+    names = {"name": "gpt2", "version": "3", "text_name": "gpt2-text", "text_version": "3", "alias": "challenger"}
+    write_json(paths.REGISTERED, {**names, "gate": {"reasons": ["Held-out perplexity is worse."]}})
+    text = "\n".join(summary_lines())
+    assert "gpt2 generate --model models:/gpt2/3" in text
+    assert str(paths.SAMPLES_PAGE) not in text
+    assert "models/best" not in text
+
+
 def test_the_summary_starts_fast_because_it_loads_neither_torch_nor_mlflow():
     code = "import sys, tasks.summary; print([name for name in ('torch', 'mlflow', 'numpy') if name in sys.modules])"
     done = subprocess.run(

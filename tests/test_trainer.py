@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gpt2core.batches import Batches
-from gpt2core.checkpoint import step_directories
+from gpt2core.checkpoint import newest_valid, step_directories
 from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.events import TrainerEvents, TrainResult
@@ -200,6 +200,19 @@ def test_samples_can_come_once_an_epoch_beside_frequent_evaluations(tmp_path) ->
     trainer = make_trainer(tmp_path, max_steps=70, sample_interval="epoch")
     _, heard = fit(trainer)
     assert [step for step, _ in heard.samples] == [31, 62]
+
+
+def test_a_shorter_run_leaves_the_checkpoints_of_a_longer_one(tmp_path) -> None:
+    fit(make_trainer(tmp_path, max_steps=20))
+    shorter = make_trainer(tmp_path, max_steps=5)
+    assert not shorter.resume()
+    shorter.start_over()
+    _, heard = fit(shorter)
+    aside = shorter.checkpoints.with_name(f"{shorter.checkpoints.name}-step-00000020")
+    assert any(str(aside) in note for note in heard.notes)
+    assert newest_valid(aside)[0].state["step"] == 20
+    assert (aside / "best").is_dir()
+    assert newest_valid(shorter.checkpoints)[0].state["step"] == 5
 
 
 def test_a_finished_run_starts_over_and_an_extended_one_goes_on(tmp_path) -> None:
