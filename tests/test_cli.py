@@ -330,6 +330,8 @@ def test_control_c_leaves_with_130_and_no_traceback(model_directory: Path) -> No
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A shell's background jobs ignore SIGINT, and their children with them: the suite may be one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert process.stdout.read(20)  # it writes while it decodes
