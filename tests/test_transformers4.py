@@ -78,7 +78,7 @@ def test_a_list_of_prompts_gives_each_the_search_it_would_have_had_alone(models)
         copies = options.get("num_return_sequences", 1)
         width = max(map(len, prompts))
         for number, prompt in enumerate(prompts):
-            alone = generate(model, torch.tensor([prompt]), **options)[:, len(prompt) :]
+            alone = generate(model, [prompt], **options)[:, len(prompt) :]
             rows = together[number * copies : (number + 1) * copies, width:]
             assert torch.equal(rows[:, : alone.shape[1]], alone)
             assert bool((rows[:, alone.shape[1] :] == options["pad_token_id"]).all())
