@@ -34,7 +34,7 @@ def naive_length(text: list[int], corpus: list[int]) -> int:
     return longest
 
 
-def check(text: list[int], corpus: list[int]) -> None:
+def assert_longest(text: list[int], corpus: list[int]) -> None:
     found = longest_overlap(text, Corpus(corpus))
     assert found.length == naive_length(text, corpus)
     assert (
@@ -45,7 +45,7 @@ def check(text: list[int], corpus: list[int]) -> None:
 
 @given(st.lists(st.integers(0, 3), max_size=12), st.lists(st.integers(0, 3), max_size=60))
 def test_the_longest_overlap_is_the_longest(text: list[int], corpus: list[int]) -> None:
-    check(text, corpus)
+    assert_longest(text, corpus)
 
 
 @given(st.lists(st.integers(0, 2), max_size=10), st.lists(st.integers(0, 2), max_size=90), st.integers(1, 30))
@@ -54,7 +54,7 @@ def test_runs_across_the_borders_of_chunks_are_found(text: list[int], corpus: li
         patch.setattr(text_measures, "FIRST_CHUNK", chunk)
         patch.setattr(text_measures, "LARGEST_CHUNK", 2 * chunk)
         patch.setattr(text_measures, "PAIRS_AT_ONCE", 5)
-        check(text, corpus)
+        assert_longest(text, corpus)
 
 
 def test_a_copied_passage_is_found_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:

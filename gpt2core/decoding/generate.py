@@ -82,8 +82,9 @@ def generate(
 
     `options` are the fields of `GenerationOptions`. With a `seed` the draws are those of `torch.manual_seed(seed)`
     before transformers' `generate`; with a list of seeds, one a returned sequence, each row has draws of its own;
-    without, torch's global generator is used. `stop_strings` need the `tokenizer`. With `return_dict_in_generate`
-    a GenerateOutput is returned. Raises UserError for options out of range, or a prompt that does not fit.
+    without, torch's global generator is used. `stop_strings` are looked for in the text of `tokenizer` (default:
+    GPT-2's). With `return_dict_in_generate` a GenerateOutput is returned. Raises UserError for options out of range,
+    or a prompt that does not fit.
     """
     settings = parse_options(options)
     if settings.stop_strings is not None and tokenizer is None:

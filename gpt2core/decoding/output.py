@@ -1,11 +1,9 @@
 """What decoding gives back. Shapes: B prompts, R num_return_sequences, L tokens of the longest row, V vocab_size."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
-
-FinishReason = Literal["eos", "stop", "length", "time"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class GenerateOutput(Decoded):
     prompt_length: int = 0  # T: new tokens begin at this column
     new_tokens: Tensor | None = None  # (B*R,) int64, the end of text included
     log_probs: Tensor | None = None  # (B*R, L - T) fp32, nats, by the model itself; 0 where a row is padding
-    finish_reasons: tuple[str, ...] = ()  # (B*R,) each a FinishReason
+    finish_reasons: tuple[str, ...] = ()  # (B*R,) each eos, stop, length or time
 
     def copy(self) -> "GenerateOutput":
         """The same with tensors of its own."""
