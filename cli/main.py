@@ -3,7 +3,9 @@
 import argparse
 import os
 import sys
+from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any, NoReturn
 
 from tasks.failures import failure_line
@@ -26,58 +28,36 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"gpt2: error: {message} (see {self.prog} --help)\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    from cli.flags import add_decoding_flags
+@dataclass(frozen=True)
+class Command:
+    """`module` has `add_arguments(parser)`, cheap to import, and `run(arguments)`."""
 
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "generate": Command("cli.generate_arguments", "write text with a model"),
+}
+
+
+def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands; with `chosen`, only that one has its flags, which spares importing the others."""
     parser = OneLineParser(prog="gpt2", description="GPT-2 on your own text.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    generate = commands.add_parser(
-        "generate",
-        help="write text with a model",
-        description="Write text with a model. docs/decoding.md shows each way of decoding and when to choose it.",
-        allow_abbrev=False,
-    )
-    generate.add_argument(
-        "--model",
-        default="models/best",
-        metavar="MODEL",
-        help="a directory, a released size (gpt2 ... gpt2-xl), or models:/NAME@ALIAS (default: %(default)s)",
-    )
-    generate.add_argument(
-        "--weights",
-        choices=("fp32", "bf16", "int8"),
-        default="fp32",
-        help="how the weights are kept: bf16 and int8 (for a CPU) are smaller and faster (default: %(default)s)",
-    )
-    add_prompt_flags(generate)
-    add_decoding_flags(generate)
+    for name, command in COMMANDS.items():
+        own = commands.add_parser(name, help=command.help, allow_abbrev=False)
+        if chosen in (None, name):
+            import_module(command.module).add_arguments(own)
     return parser
-
-
-def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("prompt and result")
-    prompts = group.add_mutually_exclusive_group()
-    prompts.add_argument("stdin", nargs="?", choices=("-",), metavar="-", help="read the prompt from standard input")
-    prompts.add_argument("--prompt", metavar="TEXT", help="start of the text (default: the start of a document)")
-    prompts.add_argument(
-        "--prompt-file",
-        metavar="FILE",
-        help='a text file is one prompt; a .jsonl file has an object a line: {"prompt": ..., "id": ..., "seed": ...}, '
-        "with any key of params.yaml's sample.settings over the flags; needs --output",
-    )
-    group.add_argument("--output", metavar="OUT.jsonl", help="where the texts of a .jsonl file go; resumes")
-    group.add_argument("--batch-size", type=int, default=None, metavar="N", help="prompts at once (default: 8)")
-    group.add_argument("--stream", action="store_true", help="write the text as it comes")
-    group.add_argument("--json", action="store_true", help="an object a text: what was written, and how likely it was")
 
 
 def main() -> None:
     """Entry point; exits 1 with one line for what a user can mend, 2 for a wrong flag, 130 for Ctrl-C."""
     try:
-        arguments = build_parser().parse_args()
-        from cli.generate import run
-
-        run(arguments)
+        chosen = next((argument for argument in sys.argv[1:] if argument in COMMANDS), "")
+        arguments = build_parser(chosen).parse_args()
+        import_module(COMMANDS[arguments.command].module).run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("gpt2: interrupted", file=sys.stderr)
