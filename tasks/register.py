@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2core.errors import UserError
 from gpt2core.files import sha256_file, write_json
 from tasks import paths
+from tasks.champion import make_champion, registry_lock
 from tasks.gate import Champion, HeldOut, Verdict, held_out_of, judge
 from tasks.params import Params, load_params
 from tasks.register_models import (
@@ -22,7 +23,7 @@ from tasks.sample_page import log_samples
 from tasks.stage import run_stage, say
 from tasks.summary import print_summary
 from tasks.tracking import BEST_CHECKPOINT, TrackedRun, tracked_run
-from tasks.tracking_store import fluent_mlflow, mlruns, one_line
+from tasks.tracking_store import fluent_mlflow, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,8 +48,6 @@ def register(
     params: Params, run: TrackedRun, evaluation: Mapping[str, Any], train: Mapping[str, Any], weights_sha256: str
 ) -> dict[str, Any]:
     """Versions of models/best in the registry, with the gate's verdict; what registered.json says."""
-    from filelock import FileLock
-
     name, text_name = params.register_.name, params.register_.text_name
     held_out = held_out_of(evaluation)
     tags = version_tags(evaluation, held_out, weights_sha256)
@@ -58,8 +57,7 @@ def register(
     else:
         say(f"{name} version {versions.version} has these weights already; holding it against the gate again")
         log_run_artifacts(run)
-    # Two runs that end together must not both take the place of the same champion.
-    with FileLock(mlruns() / ".register.lock"):
+    with registry_lock():
         champion = find_champion(run.client, name, versions, evaluation)
         verdict = judge(evaluation, train, champion, params.register_.gate)
         is_champion = verdict.passed or (champion is not None and champion.same_version)
@@ -218,7 +216,7 @@ def announce(run: TrackedRun, params: Params, versions: Versions, verdict: Verdi
             run.client.set_registered_model_alias(name, "challenger", version)
         if is_champion:
             for name, version in pairs:
-                run.client.set_registered_model_alias(name, "champion", version)
+                make_champion(run.client, name, version)
     except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own
         raise UserError(f"MLflow did not take the verdict: {one_line(error)}") from error
     run.set_tags(tags)
