@@ -6,6 +6,9 @@ from typing import Any
 
 from gpt2core.errors import UserError
 
+# transformers' names, with what torch's GELU calls them.
+ACTIVATIONS = {"gelu_new": "tanh", "gelu": "none"}
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -20,6 +23,8 @@ class GPTConfig:
     drop_rate: float = 0.1  # embeddings, attention weights and residual branches alike
     qkv_bias: bool = True
     layer_norm_epsilon: float = 1e-5
+    activation_function: str = "gelu_new"  # of ACTIVATIONS; GPT-2 was trained with the tanh approximation
+    tie_word_embeddings: bool = True  # the head is the token embedding, as in GPT-2
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
@@ -32,6 +37,10 @@ class GPTConfig:
             )
         if not 0.0 <= self.drop_rate < 1.0:
             raise UserError(f"model.drop_rate ({self.drop_rate}) must be at least 0 and below 1.")
+        if self.activation_function not in ACTIVATIONS:
+            raise UserError(
+                f"activation_function ({self.activation_function!r}) must be one of {', '.join(ACTIVATIONS)}."
+            )
 
     @property
     def head_dim(self) -> int:
@@ -42,12 +51,18 @@ class GPTConfig:
         return self.n_inner if self.n_inner is not None else 4 * self.n_embd
 
     @property
+    def gelu_approximation(self) -> str:
+        """The `approximate` of torch's GELU."""
+        return ACTIVATIONS[self.activation_function]
+
+    @property
     def num_parameters(self) -> int:
-        """Parameters of the model, the tied head counted once; known before there is one."""
+        """Parameters of the model, a tied head counted once; known before there is one."""
         width, inner = self.n_embd, self.feed_forward_width
         attention = 4 * width * width + width + (3 * width if self.qkv_bias else 0)
         block = attention + 2 * width * inner + inner + width + 4 * width
-        return (self.vocab_size + self.block_size) * width + self.n_layer * block + 2 * width
+        tables = (1 if self.tie_word_embeddings else 2) * self.vocab_size + self.block_size
+        return tables * width + self.n_layer * block + 2 * width
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "GPTConfig":

@@ -19,9 +19,10 @@ from gpt2core.model import GPT
 RELEASED = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 # transformers keeps these as Conv1D, (in, out); nn.Linear is (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# transformers' names of GELU, and ours.
+ACTIVATION_NAMES = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu"}
 # Settings of transformers' GPT2Config that would make it another architecture, with the value GPT-2 has.
 FIXED_SETTINGS = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
@@ -78,6 +79,10 @@ def read_config(directory: Path) -> GPTConfig:
     for key, allowed in FIXED_SETTINGS.items():
         if values.get(key, allowed[0]) not in allowed:
             raise UserError(f"{path}: {key} is {values[key]!r}; GPT-2 has {allowed[0]!r}, others are not supported.")
+    activation = values.get("activation_function", "gelu_new")
+    if activation not in ACTIVATION_NAMES:
+        known = ", ".join(ACTIVATION_NAMES)
+        raise UserError(f"{path}: activation_function is {activation!r}; supported are {known}.")
     try:
         return GPTConfig(
             vocab_size=int(values["vocab_size"]),
@@ -89,6 +94,8 @@ def read_config(directory: Path) -> GPTConfig:
             drop_rate=float(values.get("resid_pdrop", 0.1)),
             qkv_bias=bool(values.get("qkv_bias", True)),
             layer_norm_epsilon=float(values.get("layer_norm_epsilon", 1e-5)),
+            activation_function=ACTIVATION_NAMES[activation],
+            tie_word_embeddings=bool(values.get("tie_word_embeddings", True)),
         )
     except KeyError as error:
         raise UserError(f"{path}: the key {error.args[0]!r} is missing.") from None
@@ -112,7 +119,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in files:
         if not path.exists():
-            hint = " pytorch_model.bin is a pickle and is not loaded; save it as safetensors." * any(
+            hint = f" pytorch_model.bin is not loaded as it is; run `gpt2 import {directory} --output-dir NEW`." * any(
                 directory.glob("pytorch_model*.bin")
             )
             raise UserError(f"{path} is missing.{hint}")
@@ -126,7 +133,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
 
 def load_state(model: GPT, tensors: dict[str, Tensor], source: Path) -> None:
     """Fill `model` from tensors named as transformers names them. Raises UserError naming what does not fit."""
-    state = from_hf_state(tensors)
+    state = from_hf_state(tensors, tied=model.config.tie_word_embeddings)
     if not model.config.qkv_bias:  # written as zeros for transformers, which always has one
         state = {k: v for k, v in state.items() if not (k.endswith("attn.c_attn.bias") and not v.any())}
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -145,18 +152,21 @@ def load_state(model: GPT, tensors: dict[str, Tensor], source: Path) -> None:
             parameter.copy_(state[name])
 
 
-def from_hf_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under this library's names, matrices as nn.Linear has them."""
+def from_hf_state(tensors: dict[str, Tensor], *, tied: bool) -> dict[str, Tensor]:
+    """Tensors under this library's names, matrices as nn.Linear has them; without the head where it is tied."""
     state = {}
     for key, tensor in tensors.items():
         name = key.removeprefix("transformer.")
         # Buffers of old releases: the causal mask and its fill value.
-        if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "lm_head.weight":
+        if name.endswith((".attn.bias", ".attn.masked_bias")) or (tied and name == "lm_head.weight"):
             continue
         state[name] = tensor.t() if name.endswith(TRANSPOSED) else tensor
     head, wte = tensors.get("lm_head.weight"), state.get("wte.weight")
-    if head is not None and wte is not None and not torch.equal(head, wte):
-        raise UserError("lm_head.weight differs from wte.weight: an untied head is not GPT-2's and cannot be loaded.")
+    if tied and head is not None and wte is not None and not torch.equal(head, wte):
+        raise UserError(
+            "lm_head.weight differs from wte.weight, but config.json says they are tied; "
+            'if the head is its own, write `"tie_word_embeddings": false` into config.json.'
+        )
     return state
 
 
@@ -165,7 +175,8 @@ def to_hf_state(model: GPT) -> dict[str, Tensor]:
     state = {}
     for name, parameter in model.named_parameters():
         tensor = parameter.detach().to("cpu", torch.float32)
-        state[f"transformer.{name}"] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).contiguous()
+        key = name if name == "lm_head.weight" else f"transformer.{name}"
+        state[key] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).contiguous()
     if not model.config.qkv_bias:
         for layer in range(model.config.n_layer):
             state[f"transformer.h.{layer}.attn.c_attn.bias"] = torch.zeros(3 * model.config.n_embd)
@@ -184,14 +195,14 @@ def hf_config(config: GPTConfig) -> dict[str, Any]:
         "n_head": config.n_head,
         "n_embd": config.n_embd,
         "n_inner": config.n_inner,
-        "activation_function": "gelu_new",
+        "activation_function": config.activation_function,
         "resid_pdrop": config.drop_rate,
         "embd_pdrop": config.drop_rate,
         "attn_pdrop": config.drop_rate,
         "layer_norm_epsilon": config.layer_norm_epsilon,
         "initializer_range": 0.02,
         "qkv_bias": config.qkv_bias,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": min(50256, config.vocab_size - 1),
         "eos_token_id": min(50256, config.vocab_size - 1),
         "dtype": "float32",

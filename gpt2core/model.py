@@ -56,8 +56,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, config.feed_forward_width)
-        # GPT-2 was trained with the tanh approximation; exact GELU breaks parity.
-        self.act = nn.GELU(approximate="tanh")
+        # GPT-2 was trained with the tanh approximation; exact GELU breaks parity with its weights.
+        self.act = nn.GELU(approximate=config.gelu_approximation)
         self.c_proj = nn.Linear(config.feed_forward_width, config.n_embd)
         self.dropout = nn.Dropout(config.drop_rate)
 
@@ -79,7 +79,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The language model. Its head is the token embedding itself (`lm_head.weight is wte.weight`)."""
+    """The language model. Its head is the token embedding itself (`lm_head.weight is wte.weight`), unless untied."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -91,13 +91,14 @@ class GPT(nn.Module):
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.wte.weight
         self.apply(self._init_weights)
 
     def _init_weights(self, module: nn.Module) -> None:
         """N(0, 0.02), residual projections scaled by 1/sqrt(2 n_layer): openai/gpt-2 `src/model.py` and paper, 2.3."""
         if isinstance(module, nn.Linear):
-            if module is not self.lm_head:
+            if module.weight is not self.wte.weight:
                 nn.init.normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -163,7 +164,7 @@ class GPT(nn.Module):
                 module.drop_rate = drop_rate
 
     def num_parameters(self) -> int:
-        """Parameters, the tied head counted once."""
+        """Parameters, a tied head counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @classmethod

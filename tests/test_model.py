@@ -7,6 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2core.config import PRESETS, GPTConfig
+from gpt2core.decoding import PackedGPT
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 
@@ -88,6 +89,27 @@ def test_transformers_loads_what_we_save_and_gives_equal_logits(sizes, qkv_bias,
         again = GPT.from_pretrained(tmp_path)
         assert again.config == config
         torch.testing.assert_close(again(ids), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("weights", ["gpt", "fp32", "bf16", "int8"])
+def test_an_untied_head_and_the_exact_gelu_are_those_of_transformers(weights, tmp_path) -> None:
+    torch.manual_seed(0)
+    sizes = {**RANDOM_CONFIGS[1], "activation_function": "gelu", "tie_word_embeddings": False}
+    reference = GPT2LMHeadModel(GPT2Config(**sizes)).eval()
+    for parameter in reference.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    reference.save_pretrained(tmp_path / "theirs")
+    model = GPT.from_pretrained(tmp_path / "theirs")
+    assert model.lm_head.weight is not model.wte.weight
+    assert model.num_parameters() == model.config.num_parameters == reference.num_parameters()
+    ids = random_ids(3, 40, 257)
+    with torch.no_grad():
+        expected = reference(ids).logits
+        logits = model(ids) if weights == "gpt" else PackedGPT(model, weights)(ids)
+        torch.testing.assert_close(logits, expected, atol={"bf16": 0.1, "int8": 0.2}.get(weights, 1e-4), rtol=0)
+        model.save_pretrained(tmp_path / "ours")
+        again = GPT2LMHeadModel.from_pretrained(tmp_path / "ours").eval()
+        torch.testing.assert_close(again(ids).logits, expected, atol=1e-4, rtol=0)
 
 
 def test_training_loss_and_gradients_equal_transformers(tmp_path) -> None:

@@ -44,6 +44,7 @@ class PackedGPT:
             raise UserError(f"PackedGPT is for a CPU; this model is on {model.wte.weight.device}: use it as it is.")
         self.config, self.weights = model.config, kind
         self._eps = model.config.layer_norm_epsilon
+        self._approximate = model.config.gelu_approximation
         with torch.no_grad():
             self._wpe = model.wpe.weight.detach().float()
             self._ln_f = _norm(model.ln_f)
@@ -88,7 +89,7 @@ class PackedGPT:
                 new.copy_(qkv[1:])
             y = F.scaled_dot_product_attention(qkv[0], k, v, attn_mask=mask, is_causal=causal)
             x = layer.attn_proj.add_to(x, y.transpose(1, 2).reshape(B * T, -1))
-            x = layer.mlp_proj.add_to(x, layer.c_fc.gelu(self._normalise(x, layer.ln_2)))
+            x = layer.mlp_proj.add_to(x, layer.c_fc.gelu(self._normalise(x, layer.ln_2), self._approximate))
         return self._normalise(x, self._ln_f).view(B, T, -1)
 
     def _normalise(self, x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
@@ -96,29 +97,30 @@ class PackedGPT:
 
 
 class _FP32Embedding:
-    """`wte` row by row for looking up, shared with the model, and packed as the head."""
+    """`wte` row by row for looking up, shared with the model, and the packed head."""
 
     def __init__(self, model: GPT) -> None:
         self._wte = model.wte.weight.detach().float()
-        self.logits: Linear = packed_linear(self._wte, None, "fp32")
+        self.logits: Linear = packed_linear(model.lm_head.weight.detach().float(), None, "fp32")
 
     def look_up(self, token_ids: Tensor) -> Tensor:
         return self._wte[token_ids]
 
 
 class _CentredEmbedding:
-    """`wte` in bf16 or int8, less its mean row.
+    """`wte` and the head in bf16 or int8, less the head's mean row.
 
-    All rows of a trained `wte` share a part that moves every logit by the same large amount; bf16 logits would be
+    All rows of a trained head share a part that moves every logit by the same large amount; bf16 logits would be
     coarse by it. That part is computed in fp32 instead, and the rest is small.
     """
 
     def __init__(self, model: GPT, weights: Weights) -> None:
-        wte = model.wte.weight.detach().float()
-        self._mean = wte.mean(dim=0)  # (C,)
-        self._head = packed_linear(wte - self._mean, None, weights)
-        # int8 rows are kept as they are: one table serves both ends.
-        self._wte = None if isinstance(self._head, Int8Linear) else wte.to(torch.bfloat16)
+        head = model.lm_head.weight.detach().float()
+        self._mean = head.mean(dim=0)  # (C,)
+        self._head = packed_linear(head - self._mean, None, weights)
+        # int8 rows are kept as they are: one table serves both ends of a tied model.
+        shared = isinstance(self._head, Int8Linear) and model.config.tie_word_embeddings
+        self._wte = None if shared else model.wte.weight.detach().float().to(torch.bfloat16)
 
     def look_up(self, token_ids: Tensor) -> Tensor:
         if self._wte is not None:

@@ -28,8 +28,8 @@ class Linear(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """(M, N) fp32."""
 
-    def gelu(self, x: Tensor) -> Tensor:
-        """tanh-GELU of y, (M, N) fp32 or bf16."""
+    def gelu(self, x: Tensor, approximate: str) -> Tensor:
+        """GELU of y, (M, N) fp32 or bf16; `approximate` as torch's GELU has it."""
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual (M, N) fp32 + y; may write into `residual`."""
@@ -73,8 +73,8 @@ class PlainLinear:
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self._dtype), self._weight, self._bias).float()
 
-    def gelu(self, x: Tensor) -> Tensor:
-        return F.gelu(self(x), approximate="tanh")
+    def gelu(self, x: Tensor, approximate: str) -> Tensor:
+        return F.gelu(self(x), approximate=approximate)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         return residual + self(x)
@@ -92,8 +92,8 @@ class OneDNNLinear:
     def __call__(self, x: Tensor) -> Tensor:
         return self._linear(x, self._weight, self._bias, "none", [], "")
 
-    def gelu(self, x: Tensor) -> Tensor:
-        return self._linear(x, self._weight, self._bias, "gelu", [], "tanh")
+    def gelu(self, x: Tensor, approximate: str) -> Tensor:
+        return self._linear(x, self._weight, self._bias, "gelu", [], approximate)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         return self._binary(x, residual, self._weight, self._bias, "add")
@@ -110,8 +110,8 @@ class OneDNNLinearBF16:
     def __call__(self, x: Tensor) -> Tensor:
         return self._linear(x.to(torch.bfloat16), self._weight, self._bias, "none", [], "").float()
 
-    def gelu(self, x: Tensor) -> Tensor:
-        return self._linear(x.to(torch.bfloat16), self._weight, self._bias, "gelu", [], "tanh")
+    def gelu(self, x: Tensor, approximate: str) -> Tensor:
+        return self._linear(x.to(torch.bfloat16), self._weight, self._bias, "gelu", [], approximate)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         return residual.add_(self._linear(x.to(torch.bfloat16), self._weight, self._bias, "none", [], ""))
@@ -134,8 +134,8 @@ class Int8Linear:
     def __call__(self, x: Tensor) -> Tensor:
         return self._bias + self.multiply(x)
 
-    def gelu(self, x: Tensor) -> Tensor:
-        return F.gelu(self(x), approximate="tanh")
+    def gelu(self, x: Tensor, approximate: str) -> Tensor:
+        return F.gelu(self(x), approximate=approximate)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         return residual.add_(self.multiply(x)).add_(self._bias)
