@@ -8,12 +8,10 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from gpt2core.errors import UserError
-from tasks.decoding_settings import DRAWS, STRATEGIES, DecodingSetting
+from tasks.decoding_settings import DRAWS, ONE_EACH, STRATEGIES, DecodingSetting, flag_of
 from tasks.problems import lines_of
 
 DEFAULT_NEW_TOKENS = 100
-# Keys whose flag may be given several times, each adding one.
-_ONE_EACH = {"bad_words": "bad-word", "suppress_tokens": "suppress-token", "stop": "stop"}
 _GROUPS = {
     "length and end": ("max_new_tokens", "min_new_tokens", "max_time", "stop", "past_block_size"),
     "drawing at random (--decoding sample, beam-sample)": ("seed", *DRAWS),
@@ -32,11 +30,6 @@ _GROUPS = {
     "penalties": ("repetition_penalty", "no_repeat_ngram_size", "bad_words", "suppress_tokens"),
 }
 _VALUES = {"early_stopping": {"true": True, "false": False, "never": "never"}}
-
-
-def flag_of(key: str) -> str:
-    """`--top-p` for `top_p`."""
-    return f"--{_ONE_EACH.get(key) or key.replace('_', '-')}"
 
 
 def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +91,7 @@ def _reading(key: str, field: Any) -> dict[str, Any]:
         return {"type": _one_of(_VALUES[key]), "metavar": "|".join(_VALUES[key])}
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
     choices = get_args(kinds[0])
-    if key in _ONE_EACH:
+    if key in ONE_EACH:
         return {"type": choices[0], "action": "append", "metavar": "ID" if choices[0] is int else "TEXT"}
     if choices:
         return {"choices": choices}

@@ -14,16 +14,14 @@ from torch import Tensor
 
 from cli.flags import decoding_setting, in_flags
 from cli.prompts import prompt_file, read_prompt
-from gpt2core.decoding.packed import PackedGPT
 from gpt2core.decoding.packed_linear import Weights
 from gpt2core.decoding.streaming import PieceWriter
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
-from gpt2core.runtime import pick_device
 from gpt2core.tokenizer import Tokenizer
 from tasks.decoding_settings import STRATEGIES, DecodingSetting, in_our_words
 from tasks.initial_model import load_model
-from tasks.texts import Text, write_texts
+from tasks.texts import Text, with_weights, write_texts
 
 SEED_LIMIT = 2**32
 
@@ -90,15 +88,6 @@ def open_writer(arguments: argparse.Namespace) -> Writer:
     model = load_model(arguments.model, "--model")
     known = fingerprint(model, arguments.weights)
     return Writer(with_weights(model, arguments.weights), Tokenizer(), model.config.block_size, known)
-
-
-def with_weights(model: GPT, weights: Weights) -> Callable[[Tensor], Tensor]:
-    device = pick_device("auto")
-    if device.type == "cpu":
-        return PackedGPT(model, weights)
-    if weights == "int8":
-        raise UserError(f"--weights int8 is for a CPU, and this machine has {device}; take bf16.")
-    return model.to(device, torch.bfloat16 if weights == "bf16" else torch.float32)
 
 
 def fingerprint(model: GPT, weights: Weights) -> str:

@@ -60,6 +60,9 @@ SEED_LIMIT = 2**63  # of PyTorch's generators
 # What a person writes, and what `generate` calls it.
 RENAMED = {"num_sequences": "num_return_sequences", "bad_words": "bad_words_ids", "stop": "stop_strings"}
 
+# Keys whose flag may be given several times, each adding one.
+ONE_EACH = {"bad_words": "bad-word", "suppress_tokens": "suppress-token", "stop": "stop"}
+
 
 def bounded(
     minimum: float | None = None,
@@ -194,6 +197,11 @@ class DecodingSetting(BaseModel):
                 tokenizer.encode(spelling) for word in self.bad_words for spelling in dict.fromkeys((word, f" {word}"))
             ]
         return {**strategy.chosen_by, **{RENAMED.get(key, key): value for key, value in values.items()}}
+
+
+def flag_of(key: str) -> str:
+    """`--top-p` for `top_p`."""
+    return f"--{ONE_EACH.get(key) or key.replace('_', '-')}"
 
 
 def in_our_words(message: str) -> str:

@@ -4,9 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from gpt2core.decoding import generate
+from gpt2core.decoding import PackedGPT, generate
+from gpt2core.decoding.packed_linear import Weights
+from gpt2core.errors import UserError
+from gpt2core.model import GPT
+from gpt2core.runtime import pick_device
 from gpt2core.tokenizer import Tokenizer
 from tasks.decoding_settings import DecodingSetting
 
@@ -20,6 +25,16 @@ class Text:
     tokens: int  # with it
     mean_log_prob: float | None
     finish_reason: str  # eos | stop | length | time
+
+
+def with_weights(model: GPT, weights: Weights) -> Callable[[Tensor], Tensor]:
+    """The model to decode with: packed on a CPU, else on the GPU. Raises UserError for weights that it has not."""
+    device = pick_device("auto")
+    if device.type == "cpu":
+        return PackedGPT(model, weights)
+    if weights == "int8":
+        raise UserError(f"--weights int8 is for a CPU, and this machine has {device}; take bf16.")
+    return model.to(device, torch.bfloat16 if weights == "bf16" else torch.float32)
 
 
 def write_texts(
