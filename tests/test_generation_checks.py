@@ -156,7 +156,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("options", SENSIBLE, ids=repr)
+@pytest.mark.parametrize("options", SENSIBLE, ids=lambda options: ", ".join(options))
 def test_sensible_options_pass(options) -> None:
     check_options(GenerationOptions(**options))
 
