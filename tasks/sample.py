@@ -1,6 +1,5 @@
 """Stage `sample`: models/best + data/tokens -> reports/samples.json and reports/samples.md."""
 
-import itertools
 from typing import Any
 
 from gpt2core.errors import UserError
@@ -16,11 +15,10 @@ from tasks.initial_model import best_model
 from tasks.params import Params, SampleSetting, load_params
 from tasks.sample_page import log_samples, samples_page
 from tasks.stage import run_stage, say
-from tasks.texts import Text, write_texts
+from tasks.texts import Text, passages, write_texts
 from tasks.tracking import tracked_run
 
 PROMPTS_AT_ONCE = 8
-LONG_BLANK = 8  # blank tokens in a row
 
 
 def main() -> None:
@@ -99,7 +97,8 @@ def new_tokens(params: Params, setting: SampleSetting, prompt: str, token_ids: l
 def measure(text: Text, train: TokenSplit, memorised_tokens: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """The text as samples.json has it."""
     overlap, shared = 0, []
-    for passage in passages(text.token_ids, tokenizer):
+    for start, stop in passages(text.token_ids, tokenizer):
+        passage = text.token_ids[start:stop]
         found = longest_overlap(passage, train)
         if found.length > overlap:
             overlap, shared = found.length, passage[found.start : found.start + found.length]
@@ -113,18 +112,6 @@ def measure(text: Text, train: TokenSplit, memorised_tokens: int, tokenizer: Tok
         "overlap_text": tokenizer.decode(shared),
         "memorised": overlap >= memorised_tokens,
     }
-
-
-def passages(token_ids: list[int], tokenizer: Tokenizer) -> list[list[int]]:
-    """The tokens between long runs of blanks, which stand in many texts and are nobody's words."""
-    kept: list[list[int]] = [[]]
-    for is_blank, run in itertools.groupby(token_ids, key=lambda token_id: tokenizer.token_bytes([token_id]).isspace()):
-        tokens = list(run)
-        if is_blank and len(tokens) >= LONG_BLANK:
-            kept.append([])
-        else:
-            kept[-1] += tokens
-    return kept
 
 
 if __name__ == "__main__":

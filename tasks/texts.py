@@ -1,5 +1,6 @@
 """Texts that a model writes after prompts, with what is known of each; for the sample stage and `gpt2 generate`."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from gpt2core.model import GPT
 from gpt2core.runtime import pick_device
 from gpt2core.tokenizer import Tokenizer
 from tasks.decoding_settings import DecodingSetting
+
+LONG_BLANK = 8  # blank tokens in a row
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,15 @@ def write_texts(
             token_ids = token_ids[:-1]
         rows.append(Text(tokenizer.decode(token_ids), token_ids, count, mean, reason))
     return [rows[start : start + copies] for start in range(0, len(rows), copies)]
+
+
+def passages(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[tuple[int, int]]:
+    """Start and stop of what lies between long runs of blanks, which stand in many texts and are nobody's words."""
+    kept, start, place = [], 0, 0
+    for is_blank, run in itertools.groupby(token_ids, key=lambda token_id: tokenizer.token_bytes([token_id]).isspace()):
+        length = len(list(run))
+        if is_blank and length >= LONG_BLANK:
+            kept.append((start, place))
+            start = place + length
+        place += length
+    return [*kept, (start, place)]
