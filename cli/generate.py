@@ -2,9 +2,7 @@
 
 import argparse
 import hashlib
-import json
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cli.flags import decoding_setting, in_flags
+from cli.output import as_line, put
 from cli.prompts import prompt_file, read_prompt
 from gpt2core.decoding.packed_linear import Weights
 from gpt2core.decoding.streaming import PieceWriter
@@ -143,18 +142,5 @@ def as_object(number: int, prompt: str, text: Text, setting: DecodingSetting, se
     }
 
 
-def as_line(value: dict[str, Any]) -> str:
-    """JSON that loses nothing, also where standard output is not UTF-8."""
-    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    return json.dumps(value, ensure_ascii=not utf8) + "\n"
-
-
 def heading(number: int, count: int) -> str:
     return f"--- {number + 1} ---\n" if count > 1 else ""
-
-
-def put(text: str) -> None:
-    """To standard output at once, whatever the terminal's encoding can show."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
-    sys.stdout.flush()
