@@ -54,7 +54,7 @@ def completion_script(shell: str) -> str:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
         elif action.dest in FOLDERS:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-    return str(shtab.complete(parser, shell=shell, preamble=preamble))
+    return str(shtab.complete(parser, shell=shell, preamble=preamble.get(shell, "")))
 
 
 def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:

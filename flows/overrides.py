@@ -6,7 +6,6 @@ Prefect draws their JSON schema as a form and holds each submission against it.
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,6 +23,7 @@ from pydantic_core import CoreSchema
 from gpt2core.errors import UserError
 from tasks import params
 from tasks.params import Params, describe_problems, parse_params
+from tasks.params_file import merged, parse_assignments
 
 
 class Overrides(BaseModel):
@@ -94,39 +94,12 @@ else:
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """`train.learning_rate=1e-3`, ... as nested values. Raises UserError with a line for each problem."""
-    values: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not all(key.split(".")):
-            raise UserError(
-                f"{assignment!r} is not an override; write section.key=value, as in train.learning_rate=1e-3."
-            )
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"{key}: {text!r} is not a value; quote text that has special signs.") from None
-        *sections, last = key.split(".")
-        place = values
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise UserError(f"{key}: {section} was given a value before; it is a section.")
-        place[last] = value
     try:
-        return ParamsOverrides.model_validate(values).values()
+        return ParamsOverrides.model_validate(parse_assignments(assignments)).values()
     except ValidationError as error:
         raise UserError("\n".join(describe_problems(error))) from None
 
 
 def check_merged(base: Params, overrides: Mapping[str, Any]) -> Params:
     """All parameters of a run. Raises UserError where they do not go together, which no single section can see."""
-    return parse_params(_merged(base.model_dump(mode="json", by_alias=True), overrides), source="parameters")
-
-
-def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `overrides` laid over, section by section; lists are replaced whole."""
-    result = dict(values)
-    for key, value in overrides.items():
-        below = result.get(key)
-        result[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return result
+    return parse_params(merged(base.model_dump(mode="json", by_alias=True), overrides), source="parameters")

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yaml import ScalarNode
-from yaml.resolver import Resolver
+import yaml
 
 from gpt2core.errors import UserError
-from gpt2core.files import atomic_path
+from gpt2core.files import atomic_path, write_text
 from tasks import paths
+from tasks.params_file import merged, with_values
 
 WORKSPACES = Path("workspaces")
 
@@ -27,8 +27,6 @@ _LEFT_OUT = frozenset(
     | {path.as_posix() for path in (paths.RAW, paths.TOKENS, paths.PLOTS, paths.MLRUNS)}
 )
 _LEFT_OUT_ANYWHERE = frozenset({"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis"})
-
-_TAG = "tag:yaml.org,2002:"
 
 # Keys that may name a local file or folder, which a workspace need not have.
 _LOCAL_NAMES = (("data", "source"), ("data", "watch"), ("model", "init"))
@@ -86,44 +84,11 @@ def write_overrides(root: Path, workspace: Path, overrides: Mapping[str, Any]) -
 
     Names of local files that are found only in `root` become absolute.
     """
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    for kind in (float, str, type(None)):
-        yaml.representer.add_representer(kind, _represent)
     file = workspace / paths.PARAMS
-    values = yaml.load(file.read_text(encoding="utf-8")) or {}
-    _merge(values, overrides)
-    absolute = _absolute_names(root, workspace, values)
-    if not overrides and not absolute:
-        return
-    _merge(values, absolute)
-    with atomic_path(file) as partial, partial.open("w", encoding="utf-8", newline="\n") as handle:
-        yaml.dump(values, handle)
-
-
-def _represent(representer: Any, value: float | str | None) -> Any:
-    """As both readers of params.yaml take it: PyYAML, unlike DVC's ruamel, reads 1e-05 as text and off as false."""
-    if value is None:
-        return representer.represent_scalar(_TAG + "null", "null")
-    if isinstance(value, str):
-        plain = Resolver().resolve(ScalarNode, value, (True, False)) == _TAG + "str"
-        return representer.represent_scalar(_TAG + "str", value, style=None if plain else '"')
-    text = repr(value)
-    if "e" in text and "." not in text:
-        text = text.replace("e", ".0e")
-    return representer.represent_scalar(_TAG + "float", text)
-
-
-def _merge(values: Any, overrides: Mapping[str, Any]) -> None:
-    """Lay `overrides` over `values`, section by section, in place: ruamel's mappings hold the comments."""
-    for key, value in overrides.items():
-        if isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
-            _merge(values[key], value)
-        else:
-            values[key] = value
+    text = file.read_text(encoding="utf-8")
+    changes = merged(overrides, _absolute_names(root, workspace, merged(yaml.safe_load(text) or {}, overrides)))
+    if changes:
+        write_text(file, with_values(text, changes))
 
 
 def _absolute_names(root: Path, workspace: Path, values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
