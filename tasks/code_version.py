@@ -32,11 +32,13 @@ def code_sha256(root: Path | None = None) -> str:
 
 
 def digest(names: Iterable[str], root: Path) -> str:
-    """Of the Python files that `names`, files or folders under `root`, are or hold."""
+    """Of the files that `names`, files or folders under `root`, are or hold."""
     found = hashlib.sha256()
     for name in sorted(names):
         path = root / name
-        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if not file.is_file() or "__pycache__" in file.parts:
+                continue
             # Line ends are git's affair, not the code's.
             content = file.read_bytes().replace(b"\r\n", b"\n")
             found.update(f"{file.relative_to(root).as_posix()}\0{len(content)}\0".encode() + content)

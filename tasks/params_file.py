@@ -52,6 +52,7 @@ def with_values(text: str, overrides: Mapping[str, Any]) -> str:
     editor = YAML()
     editor.preserve_quotes = True
     editor.width = 4096
+    editor.indent(mapping=2, sequence=4, offset=2)
     for kind in (float, str, type(None)):
         editor.representer.add_representer(kind, _represent)
     values = editor.load(text) or {}
