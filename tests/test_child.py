@@ -66,7 +66,7 @@ def cancel(*_): raise Cancelled
 signal.signal(signal.SIGTERM, cancel)
 try:
     run_child([sys.executable, "-c", {PARENT!r}], directory=pathlib.Path(sys.argv[1]), environment=os.environ,
-              on_line=lambda line: print(line, flush=True))
+              on_line=lambda line: os.write(1, line.encode() + b"\\n"))
 except Cancelled:
     print("cancelled", flush=True)
 """
