@@ -74,6 +74,7 @@ class Command:
 
 COMMANDS = {
     "init": Command("cli.init", "start a project on your own text"),
+    "finetune": Command("cli.finetune_arguments", "train on your text in one line"),
     "generate": Command("cli.generate_arguments", "write text with a model"),
     "import": Command("cli.import_model", "read weights made elsewhere: nanoGPT, state dicts, Hugging Face ..."),
     "completion": Command("cli.completion", "print the completion script of a shell"),
