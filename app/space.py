@@ -1,0 +1,102 @@
+"""`gpt2 app --export-space`: a folder that runs as a Hugging Face Space, with the model and the code that it needs."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from app.models import Shelf
+from app.project_models import ProjectModels
+from app.server import project_examples
+from gpt2core.decoding.packed_linear import Weights
+from gpt2core.directories import replaced_directory
+from gpt2core.errors import UserError
+from gpt2core.files import write_text
+from gpt2core.model import GPT
+from gpt2core.tokenizer import Tokenizer
+
+SOURCE = Path(__file__).parent.parent
+# What the page needs of `tasks`, and what of `app` only a project has. A test runs the folder without the rest.
+TASKS = ("__init__", "decoding_settings", "failures", "problems", "texts")
+PROJECT_ONLY = ("project_models.py", "server.py", "space.py", "training_text.py")
+REQUIREMENTS = ("torch", "numpy", "safetensors", "tiktoken", "psutil", "pydantic", "gradio")
+
+APP = '''"""Writes text with the model in `model/`: `python app.py`; a Space starts it itself."""
+
+from pathlib import Path
+
+from app.standalone import serve_model  # the folder `app`, not this file
+
+serve_model(Path(__file__).parent / "model", {weights!r}, {examples!r})
+'''
+README = """---
+title: {title}
+emoji: 📝
+colorFrom: blue
+colorTo: gray
+sdk: gradio
+sdk_version: {gradio}
+python_version: "{python}"
+app_file: app.py
+license: mit
+---
+
+# {title}
+
+A GPT-2 of {parameters:,} parameters that reads {block_size} tokens at once, on a page that writes text with it.
+
+To run it here: `pip install -r requirements.txt && python app.py`, then open http://127.0.0.1:7860.
+To publish it: make a Space with the SDK Gradio and push this folder to it. `license` above is that of the code; say
+there what your model was trained on, and under which licence.
+"""
+
+
+def export_space(directory: str, models: Sequence[str], weights: Weights) -> None:
+    """Write the folder, whole or not at all. Raises UserError where it is there already, or there is no such model."""
+    target = Path(directory)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--export-space: {target} is there already; name a new folder, or delete it.")
+    if len(models) > 1:
+        raise UserError(f"a Space has one model, not {len(models)}: give --model once.")
+    source = ProjectModels(models)
+    name = next((name for _, name in source.choices()), None)
+    if name is None:
+        raise UserError("there is no model to export: train one (`make run`), or give --model.")
+    Shelf(source, weights, 1).load(name)  # says in one line what is wrong with it
+    model = GPT.from_pretrained(source.directory(name))
+    with replaced_directory(target) as partial:
+        model.save_pretrained(partial / "model")
+        Tokenizer().save(partial / "model")
+        _copy_code(partial)
+        write_text(partial / "app.py", APP.format(weights=weights, examples=list(project_examples())))
+        write_text(partial / "requirements.txt", _requirements())
+        write_text(partial / "README.md", _readme(name, model))
+    print(
+        f"{target} holds the page and {name}. Try it: cd {target} && pip install -r requirements.txt && python app.py"
+    )
+
+
+def _copy_code(target: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__", *PROJECT_ONLY)
+    for package in ("gpt2core", "app"):
+        shutil.copytree(SOURCE / package, target / package, ignore=ignored)
+    (target / "tasks").mkdir()
+    for module in TASKS:
+        shutil.copy(SOURCE / "tasks" / f"{module}.py", target / "tasks")
+
+
+def _requirements() -> str:
+    """The versions that are installed here; of PyTorch the build without CUDA, which is a tenth of the size."""
+    pins = [f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS]
+    return "\n".join(["--extra-index-url https://download.pytorch.org/whl/cpu", *pins]) + "\n"
+
+
+def _readme(name: str, model: GPT) -> str:
+    return README.format(
+        title=name.removeprefix("models:/").replace("/", " ").replace("@", " "),
+        gradio=version("gradio"),
+        python=f"{sys.version_info.major}.{sys.version_info.minor}",
+        parameters=model.num_parameters(),
+        block_size=model.config.block_size,
+    )

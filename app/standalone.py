@@ -1,0 +1,24 @@
+"""The page over one model in a folder, without a project: what a Hugging Face Space runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from app.launch import keep_gradio_quiet, launch
+from gpt2core.decoding.packed_linear import Weights
+
+
+def serve_model(directory: Path, weights: Weights, examples: Sequence[str]) -> None:
+    """Serve until interrupted, where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say (default: this machine only, 7860).
+
+    Raises UserError for a folder that holds no model.
+    """
+    keep_gradio_quiet()
+    from app.desk import Desk
+    from app.limits import Limits
+    from app.models import FixedModels, Shelf
+    from app.page import build_page
+
+    limits = Limits()
+    shelf = Shelf(FixedModels({directory.name: directory}), weights, limits.models_in_memory)
+    shelf.load(directory.name)
+    launch(build_page(Desk(shelf, limits), examples, with_commands=False))
