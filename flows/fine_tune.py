@@ -44,9 +44,9 @@ from tasks import paths
 from tasks.params import load_params
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("download", "tokenize", "finetune", "evaluate", "sample", "plot", "register")
+STAGES = ("download", "tokenize", "finetune", "evaluate", "sample", "plot", "register", "report")
 
-# Share of a run's time, roughly, so that the progress bar does not stand at 2/7 for all of the training.
+# Share of a run's time, roughly, so that the progress bar does not stand at 2/8 for all of the training.
 _WEIGHTS = {"finetune": 14.0}
 _STEP = re.compile(r"\bstep (\d+)/(\d+)")
 _UPDATE_SECONDS = 5.0

@@ -50,7 +50,7 @@ class TrainResult:
 
     `train_loss_full` is a full pass over train without dropout with the last weights, None where no target was
     reached. `batch_target_step` is the first step whose batch was at or under the target, `batch_target_loss_full`
-    what a full pass gave then: one lucky batch is not a result.
+    what a full pass gave then: one lucky batch is not a result. `best_step` is the one whose model was kept.
     """
 
     steps: int
@@ -63,6 +63,7 @@ class TrainResult:
     batch_target_loss_full: float | None
     val_loss: float | None
     best_val_loss: float | None
+    best_step: int | None
     target_reached: bool | None
     stop_reason: str
     tokens_per_second: float

@@ -291,6 +291,7 @@ class Trainer:
             batch_target_loss_full=self.stop.batch_target_loss_full,
             val_loss=self._last("val_loss"),
             best_val_loss=self.stop.best_val_loss,
+            best_step=self.stop.best_step,
             target_reached=None if target is None else reason == "target_loss",
             stop_reason=reason,
             tokens_per_second=self.tokens_seen / self.wall_seconds if self.wall_seconds else 0.0,

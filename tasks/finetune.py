@@ -15,6 +15,7 @@ from gpt2core.directories import replaced_directory
 from gpt2core.errors import UserError
 from gpt2core.files import write_json
 from tasks import paths
+from tasks.environment import environment
 from tasks.failures import failure_line
 from tasks.initial_model import initial_model
 from tasks.memory import check_memory
@@ -107,13 +108,15 @@ def train(params: Params, interruption: Interruption) -> str:
             metrics = {
                 **vars(result),
                 "target_loss": params.train.stop.target_loss,
+                "best_by": trainer.config.best_by,
                 "device": str(run.device),
                 "precision": run.precision,
                 "n_params": model.num_parameters(),
                 "train_tokens": len(batches.split),
                 "batches_per_epoch": batches.batches_per_epoch,
             }
-            write_outputs(trainer.best_directory, tracked.record(params.run.experiment), trainer.history, metrics)
+            record = {**tracked.record(params.run.experiment), "environment": environment(run.device, threads)}
+            write_outputs(trainer.best_directory, record, trainer.history, metrics)
             tracked.log_metrics(numbers(metrics))
             status = "FINISHED"
     except Exception as error:
@@ -206,7 +209,7 @@ def run_name(params: Params) -> str:
     return f"{Path(start).name}-{Path(params.data.source).stem}-{datetime.now():%Y%m%d-%H%M}"
 
 
-def write_outputs(best: Any, record: dict[str, str], history: list[Any], metrics: dict[str, Any]) -> None:
+def write_outputs(best: Any, record: dict[str, Any], history: list[Any], metrics: dict[str, Any]) -> None:
     from gpt2core.tokenizer import Tokenizer
 
     with replaced_directory(paths.BEST_MODEL) as partial:

@@ -5,20 +5,11 @@ from typing import Any
 
 from gpt2core.files import atomic_path
 from tasks import paths
+from tasks.charts import CURVES, GREY, draw_curve, draw_level, draw_loss, stop_text
 from tasks.params import load_params
 from tasks.reports import read_report, read_rows
 from tasks.stage import run_stage, say
 from tasks.tracking import tracked_run
-
-# Okabe and Ito's colours, told apart by colour-blind readers as well.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-LABELS = {
-    "val_perplexity": "perplexity, validation",
-    "val_token_accuracy": "token accuracy, validation",
-    "learning_rate": "learning rate",
-    "grad_norm": "gradient norm",
-    "tokens_per_second": "tokens a second",
-}
 
 
 def main() -> None:
@@ -38,29 +29,22 @@ def draw_all(history: list[dict[str, Any]], metrics: dict[str, Any], directory: 
     import matplotlib
 
     matplotlib.use("Agg")
-    draw_loss(history, metrics, directory / "loss.png")
-    for key, label in LABELS.items():
-        steps, values = curve(history, key)
-        if steps:
-            draw_curve(steps, values, label, directory / f"{key}.png")
+    plot_loss(history, metrics, directory / "loss.png")
+    for key, label in CURVES.items():
+        figure, axes = new_axes(label)
+        if draw_curve(axes, history, key):
+            save(figure, directory / f"{key}.png")
 
 
-def draw_loss(history: list[dict[str, Any]], metrics: dict[str, Any], path: Path) -> None:
+def plot_loss(history: list[dict[str, Any]], metrics: dict[str, Any], path: Path) -> None:
     """Training and validation loss over the steps, with target and stop."""
     figure, axes = new_axes("loss, nats a token")
-    axes.plot(*curve(history, "train_loss"), color=BLUE, linewidth=1.2, label="training batches")
-    for key, color, label in (
-        ("train_eval_loss", GREEN, "training text, without dropout"),
-        ("val_loss", ORANGE, "validation text"),
-    ):
-        steps, values = curve(history, key)
-        if steps:
-            axes.plot(steps, values, color=color, marker="o", markersize=3.5, label=label)
-    if metrics["target_loss"] is not None:
-        axes.axhline(metrics["target_loss"], color=GREY, linestyle="--", linewidth=1)
+    draw_loss(axes, history)
+    if (target := metrics["target_loss"]) is not None:
+        draw_level(axes, target)
         axes.annotate(
-            f"target {metrics['target_loss']:g}",
-            (0.0, metrics["target_loss"]),
+            f"target {target:g}",
+            (0.0, target),
             xycoords=("axes fraction", "data"),
             xytext=(4, 3),
             textcoords="offset points",
@@ -69,23 +53,6 @@ def draw_loss(history: list[dict[str, Any]], metrics: dict[str, Any], path: Path
     axes.set_title(f"{metrics['n_params'] / 1e6:.1f} M parameters, {metrics['steps']:,} steps: {stop_text(metrics)}")
     axes.legend(frameon=False)
     save(figure, path)
-
-
-def stop_text(metrics: dict[str, Any]) -> str:
-    return "target reached" if metrics["target_reached"] else f"stopped by {metrics['stop_reason']}"
-
-
-def draw_curve(steps: list[int], values: list[float], label: str, path: Path) -> None:
-    figure, axes = new_axes(label)
-    axes.plot(steps, values, color=BLUE, linewidth=1.2, marker="o" if len(steps) < 40 else None, markersize=3.5)
-    if min(values) > 0 and max(values) / min(values) > 100:
-        axes.set_yscale("log")
-    save(figure, path)
-
-
-def curve(history: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    rows = [row for row in history if row.get(key) is not None]
-    return [row["step"] for row in rows], [row[key] for row in rows]
 
 
 def new_axes(label: str) -> tuple[Any, Any]:

@@ -21,7 +21,6 @@ from tasks.register_models import (
 from tasks.reports import read_report
 from tasks.sample_page import log_samples
 from tasks.stage import run_stage, say
-from tasks.summary import print_summary
 from tasks.tracking import BEST_CHECKPOINT, TrackedRun, tracked_run
 from tasks.tracking_store import fluent_mlflow, one_line
 
@@ -41,7 +40,6 @@ def main() -> None:
         registered = register(params, run, evaluation, train, sha256_file(weights))
         write_json(paths.REGISTERED, registered)
         run.log_artifact(paths.REGISTERED, "reports")
-    print_summary()
 
 
 def register(

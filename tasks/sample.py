@@ -11,7 +11,7 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokens import TokenSplit, open_split
 from tasks import paths
 from tasks.decoding_settings import in_our_words
-from tasks.initial_model import best_model
+from tasks.initial_model import best_model, initial_model
 from tasks.params import Params, SampleSetting, load_params
 from tasks.sample_page import log_samples, samples_page
 from tasks.stage import run_stage, say
@@ -19,6 +19,8 @@ from tasks.texts import Text, passages, write_texts
 from tasks.tracking import tracked_run
 
 PROMPTS_AT_ONCE = 8
+# Enough to see what training has changed; the untrained model may be as slow as the trained one.
+BEFORE_PROMPTS, BEFORE_TOKENS = 2, 60
 
 
 def main() -> None:
@@ -27,7 +29,7 @@ def main() -> None:
     train = open_split(paths.TOKENS, "train")
     with tracked_run() as tracked:
         say(f"writing texts to {len(params.sample.prompts)} prompts in {len(params.sample.settings)} ways ...")
-        samples = write_samples(params, train)
+        samples = {**write_samples(params, train), "before": write_before(params)}
         write_json(paths.SAMPLES, samples)
         write_text(paths.SAMPLES_PAGE, samples_page(samples))
         log_samples(tracked)
@@ -57,6 +59,41 @@ def write_samples(params: Params, train: TokenSplit) -> dict[str, Any]:
         **params.sample.model_dump(include={"max_new_tokens", "seed", "memorised_tokens"}),
         "samples": samples,
     }
+
+
+def write_before(params: Params) -> list[dict[str, Any]]:
+    """What the model wrote before training, to the first prompts: in the first setting that draws, else the first."""
+    settings = params.sample.settings
+    if not settings or not params.sample.prompts:
+        return []
+    setting = next((one for one in settings if one.draws), settings[0])
+    seed = params.sample.seed if setting.seed is None else setting.seed
+    short = params.sample.model_copy(
+        update={
+            "prompts": params.sample.prompts[:BEFORE_PROMPTS],
+            "max_new_tokens": min(BEFORE_TOKENS, setting.max_new_tokens or params.sample.max_new_tokens),
+        }
+    )
+    say("writing what the model wrote before training ...")
+    model = initial_model(params).eval().to(pick_device(params.run.device))
+    written = write_setting(
+        params.model_copy(update={"sample": short}),
+        setting.model_copy(update={"max_new_tokens": None, "num_sequences": None}),
+        seed,
+        model,
+        Tokenizer(),
+    )
+    return [
+        {
+            "prompt": prompt,
+            "setting": setting.name,
+            "seed": seed if setting.draws else None,
+            "text": texts[0].text,
+            "tokens": texts[0].tokens,
+            "mean_log_prob": texts[0].mean_log_prob,
+        }
+        for prompt, texts in zip(short.prompts, written, strict=True)
+    ]
 
 
 def write_setting(

@@ -41,7 +41,9 @@ def summary_lines() -> list[str]:
         model = f"models:/{registered['name']}/{registered['version']}" if registered else str(paths.BEST_MODEL)
         rows.append(("generate", f'gpt2 generate --model {model} --prompt "ROMEO."'))
         return _boxed(rows)
-    rows.append(("report", f"{paths.SAMPLES_PAGE} (samples), {paths.PLOTS}/ (curves), {paths.LOGS}/ (log)"))
+    if paths.REPORT_PAGE.exists():
+        rows.append(("report", f"{paths.REPORT_PAGE}, and the same as {paths.REPORT_PDF.name}"))
+    rows.append(("more", f"{paths.SAMPLES_PAGE} (samples), {paths.PLOTS}/ (curves), {paths.LOGS}/ (log)"))
     rows.append(("generate", f'gpt2 generate --model {paths.BEST_MODEL} --prompt "ROMEO."'))
     rows.append(("MLflow UI", ui_command()))
     return _boxed(rows)

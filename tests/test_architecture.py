@@ -73,7 +73,7 @@ def test_dvc_stages_write_the_paths_that_the_code_names() -> None:
 
 def test_stages_depend_on_the_library_modules_they_import() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert list(stages) == ["download", "tokenize", "finetune", "evaluate", "sample", "plot", "register"]
+    assert list(stages) == ["download", "tokenize", "finetune", "evaluate", "sample", "plot", "register", "report"]
     for name, stage in stages.items():
         tree = ast.parse((ROOT / "tasks" / f"{name}.py").read_text())
         used = {
