@@ -39,8 +39,10 @@ class LineSplitter:
         limit = len(text) if final or not text.endswith("\r") else len(text) - 1
         start = 0
         for end in _LINE_END.finditer(text, 0, limit):
-            self._give(text[start : end.start()], progress=end.group() == "\r")
-            start = end.end()
+            line, start = text[start : end.start()], end.end()
+            # First, for a cancel may arrive while the line is given: then it would be given once more.
+            self._rest = text[start:]
+            self._give(line, progress=end.group() == "\r")
         self._rest = text[start:]
         if final and self._rest:
             self._give(self._rest, progress=False)

@@ -47,6 +47,22 @@ def test_a_child_that_fails_gives_its_reason(tmp_path: Path) -> None:
     assert "working" in lines
 
 
+def test_a_line_whose_taking_was_cut_short_is_not_given_again() -> None:
+    taken: list[str] = []
+
+    def take(line: str) -> None:
+        taken.append(line)
+        if line == "training":
+            raise KeyboardInterrupt
+
+    splitter = LineSplitter(take)
+    splitter.feed(b"training")  # text and line end come apart where Python does not buffer
+    with pytest.raises(KeyboardInterrupt):
+        splitter.feed(b"\nstep 1\nste")
+    splitter.feed(b"p 2\n")
+    assert taken == ["training", "step 1", "step 2"]
+
+
 # A stage below a parent that dies at once, as below DVC; the stage saves on SIGTERM and takes a while.
 STAGE = """
 import pathlib, signal, sys, time
