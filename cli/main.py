@@ -76,6 +76,7 @@ COMMANDS = {
     "init": Command("cli.init", "start a project on your own text"),
     "finetune": Command("cli.finetune_arguments", "train on your text in one line"),
     "generate": Command("cli.generate_arguments", "write text with a model"),
+    "app": Command("cli.app", "a web page that writes text with your models"),
     "import": Command("cli.import_model", "read weights made elsewhere: nanoGPT, state dicts, Hugging Face ..."),
     "completion": Command("cli.completion", "print the completion script of a shell"),
 }
