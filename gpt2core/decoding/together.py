@@ -1,0 +1,125 @@
+"""Texts that several threads ask for: decoded one batch at a time, those that wait with equal options in one batch.
+
+Batches form by themselves: what is asked for while one is decoded makes up the next. Nothing waits for company.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from gpt2core.decoding.generate import generate
+from gpt2core.tokenizer import Tokenizer
+
+# Keys and values of one row of the 124M model take 75 MB at 1,024 tokens.
+MAX_ROWS = 32
+
+
+@dataclass(eq=False)
+class Job:
+    """One prompt; `seeds` has one for each text that is drawn, and is empty where none is."""
+
+    token_ids: list[int]
+    options: dict[str, Any]  # of `generate`, but for the seed
+    seeds: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)  # what follows the prompt, without the end of text
+    error: Exception | None = None
+    done: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows that decode this prompt."""
+        beams, copies = self.options.get("num_beams", 1), self.options.get("num_return_sequences", 1)
+        return int(beams if beams > 1 else copies)
+
+
+class SharedDecoder:
+    """A model for many threads. `seconds` is the longest that a job waits, and then that it is decoded."""
+
+    def __init__(self, model: Callable[[Tensor], Tensor], tokenizer: Tokenizer, seconds: float | None = None) -> None:
+        self.model, self.tokenizer, self.seconds = model, tokenizer, seconds
+        self._waiting: list[Job] = []
+        self._changed = threading.Condition()
+        self._decoding = False
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Fill in the texts of the jobs. Raises what `generate` raises, and TimeoutError where others took too long."""
+        deadline = None if self.seconds is None else time.monotonic() + self.seconds
+        with self._changed:
+            self._waiting.extend(jobs)
+        while batch := self._next_batch(jobs, deadline):
+            try:
+                self._decode(batch)
+            finally:
+                with self._changed:
+                    self._decoding = False
+                    self._changed.notify_all()
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
+
+    def _next_batch(self, jobs: Sequence[Job], deadline: float | None) -> list[Job]:
+        """Wait until the model is free, and take what has waited longest with what goes with it; none once all is done.
+
+        It is not always the caller's own: whoever waits decodes for all.
+        """
+        with self._changed:
+            while True:
+                if all(job.done for job in jobs):
+                    return []
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    self._waiting = [job for job in self._waiting if job not in jobs]
+                    raise TimeoutError
+                if not self._decoding:
+                    self._decoding = True
+                    return self._take()
+                self._changed.wait(left)
+
+    def _take(self) -> list[Job]:
+        batch: list[Job] = []
+        rows = 0
+        for job in self._waiting:
+            if batch and (job.options != batch[0].options or rows + job.rows > MAX_ROWS):
+                continue
+            batch.append(job)
+            rows += job.rows
+        self._waiting = [job for job in self._waiting if job not in batch]
+        return batch
+
+    def _decode(self, batch: list[Job]) -> None:
+        try:
+            self._decode_together(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].error = error
+            else:  # one's mistake is not another's
+                for job in batch:
+                    self._decode([job])
+        finally:
+            for job in batch:
+                job.done = True
+
+    def _decode_together(self, batch: list[Job]) -> None:
+        options = dict(batch[0].options)
+        if self.seconds is not None:
+            options["max_time"] = min(options.get("max_time", self.seconds), self.seconds)
+        result = generate(
+            self.model,
+            [job.token_ids for job in batch],
+            seed=[seed for job in batch for seed in job.seeds] or None,
+            tokenizer=self.tokenizer,
+            return_dict_in_generate=True,
+            **options,
+        )
+        counts = result.new_tokens.tolist()
+        texts = []
+        for row, count, reason in zip(result.sequences.tolist(), counts, result.finish_reasons, strict=True):
+            new = row[result.prompt_length : result.prompt_length + count]
+            texts.append(self.tokenizer.decode(new[:-1] if reason == "eos" else new))
+        copies = len(texts) // len(batch)
+        for number, job in enumerate(batch):
+            job.texts = texts[number * copies : (number + 1) * copies]
