@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 
 from tasks.failures import failure_line
 from tasks.outputs import restore_outputs
@@ -18,6 +19,9 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
     However it fails, the outputs of its last good run are there again afterwards.
     """
     finished = False
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character stops nothing
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         main()
         finished = True

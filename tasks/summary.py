@@ -1,6 +1,8 @@
 """What a finished pipeline says: where the results are and what to do with them. Run as `python -m tasks.summary`."""
 
 import os
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 from gpt2core.errors import UserError
 from gpt2core.files import read_json
 from tasks import paths
+from tasks.params import load_params
 from tasks.stage import run_stage, say
 from tasks.tracking_store import is_local, mlruns, redact, tracking_uri
 
@@ -39,14 +42,26 @@ def summary_lines() -> list[str]:
         rows.append(("gate", " ".join(registered["gate"]["reasons"])))
     if os.environ.get("GPT2_FLOW_RUN_ID"):  # this folder goes when the flow run ends
         model = f"models:/{registered['name']}/{registered['version']}" if registered else str(paths.BEST_MODEL)
-        rows.append(("generate", f'gpt2 generate --model {model} --prompt "ROMEO."'))
+        rows.append(("generate", generate_command(model)))
         return _boxed(rows)
+    # `gpt2 finetune` puts the model and the reports where it was asked to.
+    output = os.environ.get("GPT2_OUTPUT_DIR")
+    report, project = (output, f"{output}/project/") if output else (paths.REPORT_PAGE.parent.as_posix(), "")
     if paths.REPORT_PAGE.exists():
-        rows.append(("report", f"{paths.REPORT_PAGE}, and the same as {paths.REPORT_PDF.name}"))
-    rows.append(("more", f"{paths.SAMPLES_PAGE} (samples), {paths.PLOTS}/ (curves), {paths.LOGS}/ (log)"))
-    rows.append(("generate", f'gpt2 generate --model {paths.BEST_MODEL} --prompt "ROMEO."'))
+        rows.append(("report", f"{report}/{paths.REPORT_PAGE.name}, and the same as {paths.REPORT_PDF.name}"))
+    more = (
+        f"{report}/{paths.SAMPLES_PAGE.name} (samples), {project}{paths.PLOTS}/ (curves), {project}{paths.LOGS}/ (log)"
+    )
+    rows.append(("more", more))
+    rows.append(("generate", generate_command(output or str(paths.BEST_MODEL))))
     rows.append(("MLflow UI", ui_command()))
     return _boxed(rows)
+
+
+def generate_command(model: str) -> str:
+    prompt = next(iter(load_params().sample.prompts), "")
+    quoted = f'"{prompt}"' if re.fullmatch(r"[\w .,:;?'-]*", prompt) else shlex.quote(prompt)
+    return f"gpt2 generate --model {shlex.quote(model)} --prompt {quoted}"
 
 
 def _boxed(rows: list[tuple[str, str]]) -> list[str]:
@@ -61,7 +76,7 @@ def ui_command() -> str:
     if uri.startswith("http"):
         return f"open {redact(uri)}"
     if is_local():
-        here = mlruns().parent == Path.cwd().resolve()
+        here = mlruns().parent == Path.cwd().resolve() or "GPT2_OUTPUT_DIR" in os.environ
         uri = f"sqlite:///{((paths.MLRUNS if here else mlruns()) / 'mlflow.db').as_posix()}"
     return f"mlflow ui --backend-store-uri {redact(uri)}   then http://127.0.0.1:5000"
 
