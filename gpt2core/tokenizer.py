@@ -66,11 +66,14 @@ class Tokenizer:
             lengths[rank] = len(token)
         return lengths
 
+    def vocabulary(self) -> dict[str, int]:
+        """Each token with its id, spelled as in the Hugging Face layout's vocab.json."""
+        return {_spell(token): rank for token, rank in _ranks().items()} | {END_OF_TEXT: self.eot_id}
+
     def save(self, directory: Path | str) -> None:
         """Write the files from which `transformers.AutoTokenizer.from_pretrained(directory)` loads offline."""
         directory = Path(directory)
-        vocab = {_spell(token): rank for token, rank in _ranks().items()}
-        vocab[END_OF_TEXT] = self.eot_id
+        vocab = self.vocabulary()
         merges = [(_spell(left), _spell(right)) for left, right in _merges()]
         special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
         write_text(directory / "vocab.json", json.dumps(vocab, ensure_ascii=False))

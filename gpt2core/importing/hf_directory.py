@@ -1,0 +1,108 @@
+"""Directories in the Hugging Face layout, as transformers of any year wrote them."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gpt2core.errors import UserError
+from gpt2core.hf import read_config
+from gpt2core.importing.source import Source, read_safetensors, read_small_json
+from gpt2core.importing.torch_file import read_torch_file
+from gpt2core.tokenizer import Tokenizer
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def read_hf_directory(directory: Path) -> Source:
+    """Tensors and sizes. Raises UserError for another architecture, another tokenizer, or a file that is damaged."""
+    directory = directory.resolve()
+    config = read_config(directory)
+    notes = check_tokenizer(directory)
+    tensors: dict[str, Tensor] = {}
+    files = _weight_files(directory)
+    for file in files:
+        content = read_safetensors(file) if file.suffix == ".safetensors" else read_torch_file(file)
+        if not isinstance(content, dict) or not all(isinstance(item, Tensor) for item in content.values()):
+            raise UserError(f"{file} holds no state dict (names with tensors).")
+        tensors.update(content)
+    sizes = {name: getattr(config, name) for name in ("n_head", "n_layer", "n_embd", "block_size")}
+    form = "safetensors" if files[0].suffix == ".safetensors" else "pytorch_model.bin"
+    shards = f", {len(files)} shards" if len(files) > 1 else ""
+    settings = {**config.as_dict(), "hugging_face": True}
+    return Source(f"a Hugging Face directory ({form}{shards})", tensors, sizes, settings, "config.json", notes)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    for name in _WEIGHTS:
+        index = directory / f"{name}.index.json"
+        if index.exists():
+            names = _index_files(within(index, directory))
+            return [within(directory / file, directory) for file in names]
+        if (directory / name).exists():
+            return [within(directory / name, directory)]
+    if (directory / "adapter_config.json").exists():
+        raise UserError(f"{directory} is a LoRA adapter; merge it into its model (`merge_and_unload()`) and save that.")
+    raise UserError(f"{directory} has a config.json, but neither {' nor '.join(_WEIGHTS)}; fetch the weights as well.")
+
+
+def _index_files(index: Path) -> list[str]:
+    weight_map = read_small_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map; fetch or save it again.")
+    # Only the file's name counts: an index must not lead out of its directory.
+    return sorted({Path(str(name)).name for name in weight_map.values()})
+
+
+def within(file: Path, directory: Path) -> Path:
+    """`file`, links followed. Raises UserError where it is missing or leads out of `directory`.
+
+    The hub's cache is made of links: from `models--NAME/snapshots/REVISION` to `models--NAME/blobs`.
+    """
+    target = file.resolve()
+    if not target.is_file():
+        raise UserError(f"{file} is missing; fetch or save it again.")
+    home = directory.parent.parent if directory.parent.name == "snapshots" else directory
+    if not target.is_relative_to(home.resolve()):
+        raise UserError(f"{file} is a link that leads out of {directory}; put the file itself there.")
+    return target
+
+
+def check_tokenizer(directory: Path) -> list[str]:
+    """Notes on tokens added to GPT-2's. Raises UserError where the tokenizer beside the weights is another."""
+    vocabulary, added = _vocabulary(directory)
+    if vocabulary is None:
+        return []
+    ours = Tokenizer().vocabulary()
+    differing = [
+        token for token, number in vocabulary.items() if number < Tokenizer.n_vocab and ours.get(token) != number
+    ]
+    if len(vocabulary) < Tokenizer.n_vocab - 1 or differing:
+        raise UserError(
+            f"{directory}: its tokenizer is not GPT-2's ({len(vocabulary):,} tokens, {len(differing):,} of them other "
+            "than GPT-2's); this project has that one only."
+        )
+    extra = sorted({token for token, number in {**vocabulary, **added}.items() if number >= Tokenizer.n_vocab})
+    if not extra:
+        return []
+    return [f"tokens added to GPT-2's are not taken over: {', '.join(extra[:5])}{' ...' if len(extra) > 5 else ''}"]
+
+
+def _vocabulary(directory: Path) -> tuple[dict[str, int] | None, dict[str, int]]:
+    """Tokens with their numbers, and those added later; None without tokenizer files."""
+    added: dict[str, Any] = {}
+    if (directory / "added_tokens.json").exists():
+        added = read_small_json(within(directory / "added_tokens.json", directory))
+    vocabulary: Any = None
+    if (directory / "vocab.json").exists():
+        vocabulary = read_small_json(within(directory / "vocab.json", directory))
+    elif (directory / "tokenizer.json").exists():
+        content = read_small_json(within(directory / "tokenizer.json", directory))
+        vocabulary = content.get("model", {}).get("vocab") if isinstance(content.get("model"), dict) else None
+        for token in content.get("added_tokens") or []:
+            added[str(token["content"])] = token["id"]
+    if vocabulary is None:
+        return None, {}
+    if not isinstance(vocabulary, dict) or not all(isinstance(number, int) for number in vocabulary.values()):
+        raise UserError(f"{directory}: its tokenizer is not GPT-2's (another kind of vocabulary).")
+    return vocabulary, {token: number for token, number in added.items() if isinstance(number, int)}
