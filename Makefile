@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test setup lint serve
+.PHONY: run test torture setup lint serve
 
 run: setup
 	@touch .venv/run-started
@@ -13,7 +13,11 @@ run: setup
 	@test reports/registered.json -nt .venv/run-started || python -m tasks.summary
 
 test: setup
-	@python -m pytest
+	@python -m pytest -n 2 --dist loadfile
+
+# Kills whole pipelines at random moments; an hour or two for a thousand kills.
+torture: setup
+	@python -m tests.torture --kills $(or $(KILLS),1000)
 
 lint: setup
 	@ruff check . && ruff format --check . && mypy
