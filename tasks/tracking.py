@@ -201,6 +201,8 @@ def start_run(params: Params, run_name: str | None = None, resume_run_id: str | 
         client.update_run(run.info.run_id, status="RUNNING")
     tracked = TrackedRun(client, run)
     tracked.log_params(params)
+    if paths.PARAMS.exists():
+        tracked.log_artifact(paths.PARAMS)  # to the letter, for `gpt2 rerun`
     tracked.watch_system()
     return tracked
 

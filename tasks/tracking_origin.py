@@ -8,13 +8,20 @@ from pathlib import Path
 
 from gpt2core.files import read_json, sha256_file
 from tasks import paths
+from tasks.code_version import code_commit, code_sha256, package_version
+from tasks.tracking_store import project_root
 
 UNKNOWN = "unknown"
 
 
 def origin_tags() -> dict[str, str]:
-    """Where a run came from: commit, pipeline state, data, flow run, user."""
-    tags = _git_tags()
+    """Where a run came from: code, commit, pipeline state, data, folder, flow run, user."""
+    tags = {**_git_tags(), "code_sha256": code_sha256(), "code_version": package_version()}
+    if commit := code_commit():
+        tags["code_commit"] = commit
+    tags["project_folder"] = _project_folder()
+    if rerun_of := os.environ.get("GPT2_RERUN_OF"):
+        tags["rerun_of"] = rerun_of
     if paths.DVC_LOCK.exists():
         tags["dvc_lock_sha256"] = sha256_file(paths.DVC_LOCK)
     manifest = paths.TOKENS / "manifest.json"
@@ -29,6 +36,14 @@ def origin_tags() -> dict[str, str]:
     except (KeyError, OSError):  # a container's user without a name
         tags["mlflow.user"] = UNKNOWN
     return tags
+
+
+def _project_folder() -> str:
+    """Where `gpt2 rerun` finds the text and DVC's cache: from the folder that holds `mlruns/`, where it is within."""
+    here, root = Path.cwd().resolve(), project_root()
+    if os.environ.get("GPT2_FLOW_RUN_ID"):  # its own folder goes with the run
+        return "."
+    return here.relative_to(root).as_posix() if here.is_relative_to(root) else str(here)
 
 
 def _git_tags() -> dict[str, str]:
