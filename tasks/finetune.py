@@ -52,7 +52,9 @@ def train(params: Params, interruption: Interruption) -> str:
     from gpt2core import runtime
     from gpt2core.tokens import open_tokens
     from gpt2core.trainer import Trainer
+    from tasks.loss_reference import log_reference, loss_reference
     from tasks.training_log import MLflowRows, Progress, TrainingLog
+    from tasks.training_watch import StatusFile, Warnings
 
     first = int(os.environ.get("RANK", "0")) == 0
     threads = runtime.set_threads(params.run.threads)
@@ -90,13 +92,18 @@ def train(params: Params, interruption: Interruption) -> str:
     log.say(f"model: {start}, {model.num_parameters():,} parameters")
     log.say(f"tokens: {tokens.manifest['tokens']:,} loaded, of them {len(batches.split):,} to train on")
     log.say(f"batches an epoch: {batches.batches_per_epoch:,}")
+    reference = loss_reference(model, batches.split, params.data.source)
+    log.compare_with(reference)
     tracked = start_run(params, run_name(params), resume_run_id=trainer.extra.get("run_id"))
     if not resumed:
         trainer.start_over()
     trainer.extra["run_id"] = tracked.run_id
     tracked.log_dataset(tokens.manifest, split="train")
+    log_reference(reference, tracked)
     log.attach(progress)
-    trainer.listeners = (log, progress, MLflowRows(tracked))
+    warnings = Warnings(reference, tracked, log.say, params.model.init)
+    status_file = (StatusFile(tracked, warnings),) if "GPT2_FLOW_RUN_ID" in os.environ else ()
+    trainer.listeners = (log, progress, MLflowRows(tracked), warnings, *status_file)
     status = "FAILED"
     try:
         result = trainer.fit()

@@ -8,9 +8,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gpt2core.events import Row, TrainerEvents
+from gpt2core.loss_reference import LossReference
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.trainer import Trainer
 from tasks import paths
+from tasks.pace import Pace
 from tasks.tracking import TrackedRun
 
 # Where no terminal redraws a bar, a line as often as this.
@@ -26,9 +28,16 @@ class TrainingLog(TrainerEvents):
         self._file = self.path.open("a", encoding="utf-8", buffering=1)  # a line is on disk when it is written
         self._tokenizer = Tokenizer()
         self._bar: Progress | None = None
+        self._reference: LossReference | None = None
 
     def attach(self, bar: "Progress") -> None:
         self._bar = bar
+
+    def compare_with(self, reference: LossReference) -> None:
+        """Say what losses can be held against, and at each evaluation where its loss stands."""
+        self._reference = reference
+        for line in reference.lines():
+            self.say(line)
 
     def say(self, message: str) -> None:
         """A line to the file and, around the bar, to the console."""
@@ -64,9 +73,11 @@ class TrainingLog(TrainerEvents):
         message += f"train_eval_loss {row['train_eval_loss']:.4f}"
         if row.get("val_loss") is not None:
             message += (
-                f", val_loss {row['val_loss']:.4f}, val_perplexity {row['val_perplexity']:.1f}, "
+                f", val_loss {row['val_loss']:.4f}, val_perplexity {_plain(row['val_perplexity'] or 0.0)}, "
                 f"val_token_accuracy {row['val_token_accuracy']:.1%}"
             )
+        if self._reference is not None:
+            message += f", {self._reference.place(row.get('val_loss') or row['train_eval_loss'])}"
         self.say(message)
 
     def on_sample(self, step: int, token_ids: list[int]) -> None:
@@ -92,8 +103,8 @@ class Progress(TrainerEvents):
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
-        self._said_at = self._started_at = time.monotonic()
-        self._first_step = 0
+        self._said_at = time.monotonic()
+        self._pace = Pace()
 
     def print(self, message: str) -> None:
         if self._bar is not None:
@@ -102,28 +113,32 @@ class Progress(TrainerEvents):
             print(message, flush=True)
 
     def on_start(self, trainer: Trainer) -> None:
-        self._started_at, self._first_step = time.monotonic(), trainer.step
+        self._pace.start(trainer.step)
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=trainer.total_steps,
                 initial=trainer.step,
                 desc="training",
                 unit="step",
-                bar_format="{desc} |{bar}| step {n_fmt}/{total_fmt}{postfix}  at most {remaining} left",
+                bar_format="{desc} |{bar}| step {n_fmt}/{total_fmt}{postfix}",
+                dynamic_ncols=True,
             )
 
     def on_step(self, trainer: Trainer, train_loss: float) -> None:
-        elapsed = max(1e-9, time.monotonic() - self._started_at)
-        steps = trainer.step - self._first_step
-        speed = steps * trainer.tokens_per_step / elapsed
-        facts = f"loss {trainer.average.value:.3f}  lr {trainer.learning_rate:.1e}  {speed:,.0f} tok/s"
+        self._pace.tick(trainer.step)
         if self._bar is not None:
-            self._bar.set_postfix_str(facts, refresh=False)
+            self._bar.set_postfix_str(self._facts(trainer), refresh=False)
             self._bar.update()
         elif time.monotonic() - self._said_at > LINE_SECONDS:
             self._said_at = time.monotonic()
-            left = tqdm.format_interval(elapsed / steps * (trainer.total_steps - trainer.step))
-            print(f"step {trainer.step}/{trainer.total_steps}  {facts}  at most {left} left", flush=True)
+            print(f"step {trainer.step}/{trainer.total_steps}  {self._facts(trainer)}", flush=True)
+
+    def _facts(self, trainer: Trainer) -> str:
+        speed = self._pace.steps_per_second * trainer.tokens_per_step
+        left = tqdm.format_interval(self._pace.seconds_for(trainer.total_steps - trainer.step) or 0.0)
+        return (
+            f"loss {trainer.average.value:.3f}  lr {trainer.learning_rate:.1e}  {speed:,.0f} tok/s  at most {left} left"
+        )
 
     def close(self) -> None:
         if self._bar is not None:
@@ -142,3 +157,8 @@ class MLflowRows(TrainerEvents):
 
     def on_checkpoint(self, step: int, directory: Path) -> None:
         self.run.flush()
+
+
+def _plain(perplexity: float) -> str:
+    """One decimal, unless that would be a line of digits."""
+    return f"{perplexity:.1f}" if perplexity < 1e7 else f"{perplexity:.1e}"
