@@ -15,7 +15,7 @@ VARIABLES = {
     BLUE: "var(--blue)", ORANGE: "var(--orange)", GREEN: "var(--green)", GREY: "var(--muted)",
     INK: "var(--ink)", GRID: "var(--grid)",
 }  # fmt: skip
-WIDE, NARROW, SMALL = (8.0, 3.6), (4.4, 3.3), (4.0, 2.4)  # inches; a page shows one at about 100 pixels an inch
+WIDE, NARROW, SMALL = (8.0, 3.3), (4.4, 3.3), (4.0, 2.4)  # inches; a page shows one at about 100 pixels an inch
 FONT_SIZE = 8.5  # points
 LINE_OF_TEXT = 11.0
 LABEL_ROOM = 1.2  # inches
@@ -54,7 +54,7 @@ def loss_figure(
         labels = [(f"{line.short} {loss_text(last)}", last, line.color) for line, last in draw_loss(axes, history)]
         _from_the_start(axes, history)
         labels += _levels(axes, train.get("target_loss"), references)
-        _mark_best(axes, history, train.get("best_step"))
+        _mark_best(axes, history, train)
         _label_at_the_right(axes, labels, size)
         drawings.append(_svg(figure, f"loss-{name}", words))
     return Figure("Loss, nats a token", words, words, *drawings)
@@ -122,11 +122,12 @@ def _levels(axes: Any, target: float | None, references: Sequence[tuple[str, flo
     return labels
 
 
-def _mark_best(axes: Any, history: History, best_step: int | None) -> None:
-    row = next((row for row in history if row["step"] == best_step), {})
-    value = row.get("val_loss") if row.get("val_loss") is not None else row.get("train_eval_loss")
+def _mark_best(axes: Any, history: History, train: Mapping[str, Any]) -> None:
+    """A ring around what the model was kept for."""
+    row = next((row for row in history if row["step"] == train.get("best_step")), {})
+    value = row.get("train_eval_loss" if train.get("best_by") == "train_loss" else "val_loss")
     if value is not None:
-        axes.plot([best_step], [value], marker="o", markersize=9, fillstyle="none", color=INK, markeredgewidth=1.1)
+        axes.plot([row["step"]], [value], marker="o", markersize=9, fillstyle="none", color=INK, markeredgewidth=1.1)
 
 
 def _label_at_the_right(axes: Any, labels: Sequence[tuple[str, float, str]], size: tuple[float, float]) -> None:

@@ -165,6 +165,7 @@ def use(inputs: Inputs) -> Section:
     blocks: list[Block] = [
         Paragraph("In the project's folder, with its environment activated (source .venv/bin/activate):"),
         Code("Write text", f"gpt2 generate --model {uri} --prompt {shlex.quote(prompt)}"),
+        Code("Write text in a web page", f"gpt2 app --model {uri}"),
         Code(
             "In Python, without this project's code",
             "import mlflow, torch\n\n"
@@ -186,9 +187,10 @@ def use(inputs: Inputs) -> Section:
         )
     blocks.append(Code("Train on from it, in params.yaml", f"model:\n  init: {uri}"))
     blocks.append(
-        Paragraph(
-            "As long as it is the last run here, models/best holds the same weights in the layout of Hugging Face: "
-            'AutoModelForCausalLM.from_pretrained("models/best").'
+        Code(
+            "With transformers, as long as this is the last run here",
+            "from transformers import AutoModelForCausalLM\n\n"
+            'model = AutoModelForCausalLM.from_pretrained("models/best")',
         )
     )
     return Section("use", "Use this model", blocks)
@@ -213,7 +215,7 @@ def origin(inputs: Inputs, comparison: Comparison) -> Section:
         ("Started", f"{started:%Y-%m-%d %H:%M} UTC" if started else "unknown"),
         ("Training took", duration_text(inputs.train.get("wall_seconds"))),
         ("Device", _device(inputs)),
-        ("Processor", f"{facts['cpu']}, {facts['cpus']} CPUs, {facts['threads']} threads used" if facts else ""),
+        ("Processor", f"{facts['cpu']}, {facts['cpus']} CPUs, threads used: {facts['threads']}" if facts else ""),
         ("Software", f"Python {facts['python']}, PyTorch {facts['torch']}, {facts['system']}" if facts else ""),
         ("Git commit", commit + (dirty.get(tags.get("git_dirty", ""), "") if commit != "unknown" else "")),
         ("sha256 of dvc.lock", tags.get("dvc_lock_sha256", "unknown")),

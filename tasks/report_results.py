@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from gpt2core.loss_reference import published_for
 from tasks.report_blocks import (
     Block,
     Cell,
@@ -94,26 +95,30 @@ def scores(inputs: Inputs) -> Section:
     ]
     protocol = inputs.evaluation["protocol"]
     limit = protocol.get("max_tokens")
-    note = (
-        f"Sliding windows of {protocol['block_size']:,} tokens, {protocol['stride']:,} new ones each"
-        + (f", over at most the first {limit:,} tokens of a split. " if limit else ", over whole splits. ")
-        + f"For comparison: guessing among all {inputs.config['vocab_size']:,} tokens alike has a loss of "
-        f"{loss_text(math.log(inputs.config['vocab_size']))}"
-    )
-    unigram = inputs.evaluation.get("unigram_loss")
-    note += (
-        f", guessing each by how often it occurs in the training text (unigram) {loss_text(unigram)}."
-        if unigram
-        else "."
+    note = f"Sliding windows of {protocol['block_size']:,} tokens, {protocol['stride']:,} new ones each" + (
+        f", over at most the first {limit:,} tokens of a split." if limit else ", over whole splits."
     )
     caption = "Scores before and after training" if held_out else "Scores after training"
     blocks: list[Block] = [
         Table(caption, ["Measure", *(name for name, _ in columns)], rows, tuple(range(1, len(columns) + 1)), note)
     ]
+    blocks.append(Paragraph(reference_sentence(inputs)))
     gate = inputs.registered["gate"]
     passed = "passed" if gate.get("passed") else "was refused by"
     blocks.append(Paragraph(f"The model {passed} the gate of the registry. {' '.join(gate.get('reasons', []))}"))
     return Section("scores", "Scores", blocks)
+
+
+def reference_sentence(inputs: Inputs) -> str:
+    """What the loss can be held against."""
+    vocab_size, unigram = inputs.config["vocab_size"], inputs.evaluation.get("unigram_loss")
+    uniform = loss_text(math.log(vocab_size))
+    said = f"Is that normal? Guessing among all {vocab_size:,} tokens alike has a loss of {uniform}"
+    if unigram is not None:
+        said += f", guessing each by how often it occurs in the training text (unigram) {loss_text(unigram)}"
+    known = published_for(inputs.train["n_params"], inputs.params.data.source)
+    published = "; ".join(f"{entry.model} {entry.loss:.2f} on {entry.text}" for entry in known)
+    return f"{said}. Published losses of held-out text: {published}."
 
 
 def training(inputs: Inputs) -> Section:
@@ -161,7 +166,7 @@ def _before(entry: dict[str, Any]) -> Sample:
         label=f"Before training, {_setting(entry)}",
         prompt=entry["prompt"],
         text=shortened(entry["text"], MAX_CHARACTERS),
-        note="",
+        note="The same prompt, way of decoding and seed as after training.",
         before=True,
     )
 

@@ -123,7 +123,7 @@ def test_one_mlflow_run_has_everything_of_the_execution(project: Project, monkey
     assert {"data_sha256", "git_commit", "dvc_lock_sha256"} <= set(run.data.tags)
     assert run.inputs.dataset_inputs
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert {"params.yaml", "dvc.lock", "plots", "samples", "logs"} <= artifacts
+    assert {"params.yaml", "dvc.lock", "plots", "samples", "logs", "report.html", "report.pdf"} <= artifacts
 
 
 def test_dvc_compares_metrics_params_and_experiments(project: Project) -> None:
