@@ -51,6 +51,13 @@ class OneLineParser(argparse.ArgumentParser):
                 self.error(f"unknown flag {flag}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
         return super().parse_known_args(args, namespace)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            nearest = get_close_matches(str(value), choices, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there is {', '.join(choices)}"
+            raise argparse.ArgumentError(action, f"{value!r} is unknown; {hint}")
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"gpt2: error: {message} (see {self.prog} --help)\n")
 
@@ -78,6 +85,12 @@ COMMANDS = {
     "generate": Command("cli.generate_arguments", "write text with a model"),
     "app": Command("cli.app", "a web page that writes text with your models"),
     "import": Command("cli.import_model", "read weights made elsewhere: nanoGPT, state dicts, Hugging Face ..."),
+    "export": Command("cli.export", "write a Hugging Face directory with a model card, checked in two runtimes"),
+    "push": Command("cli.push", "publish a model on the Hugging Face hub; --dry-run shows what would go there"),
+    "runs": Command("cli.runs", "list the runs"),
+    "compare": Command("cli.compare", "hold two runs against each other"),
+    "rerun": Command("cli.rerun", "make a run again, and compare"),
+    "models": Command("cli.models", "list registered models, promote one, roll back"),
     "completion": Command("cli.completion", "print the completion script of a shell"),
 }
 GROUPS = {

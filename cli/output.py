@@ -1,11 +1,13 @@
 """What commands print: lines of JSON, tables that fit a terminal, text on whatever the terminal can show."""
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 WIDTH = 80  # columns that every terminal has
+MIN_COLUMN = 8
 
 
 def use_plain_streams() -> None:
@@ -37,15 +39,20 @@ def is_utf8() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
-def put_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> None:
+def put_table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,), gives_way: int | None = None
+) -> None:
     """Columns two blanks apart: those numbered in `left` begin at the left, numbers end at the right.
 
-    Where it would be wider than 80 columns, the widest of the `left` columns give way, with `~` in the middle.
+    Where it would be wider than the terminal, the column `gives_way`, or else the widest of `left`, is shortened.
     """
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
-    excess = sum(widths) + 2 * (len(widths) - 1) - WIDTH
-    while excess > 0 and (widest := max(left, key=lambda i: widths[i])) is not None and widths[widest] > 8:
-        widths[widest] -= 1
+    excess = sum(widths) + 2 * (len(widths) - 1) - terminal_width()
+    while excess > 0:
+        column = gives_way if gives_way is not None else max(left, key=lambda i: widths[i])
+        if widths[column] <= MIN_COLUMN:
+            break
+        widths[column] -= 1
         excess -= 1
     for row in [headers, *rows]:
         cells = [
@@ -53,6 +60,11 @@ def put_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: Se
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         put("  ".join(cells).rstrip() + "\n")
+
+
+def terminal_width() -> int:
+    """Columns of the terminal; 80 in a pipe, or where it is narrower."""
+    return max(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns) if sys.stdout.isatty() else WIDTH
 
 
 def shortened(text: str, width: int) -> str:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -22,25 +21,34 @@ class PipelineError(Exception):
     """A stage failed, and has said why."""
 
 
-def run_stages(
-    folder: Path, *, store: Path, output_to_stderr: bool, stages: Sequence[str] = (), **environment: str
-) -> None:
-    """The stages of the project in `folder`, or by force those named, tracked in the store of the folder `store`.
+def run_stages(folder: Path, *, store: Path, output_to_stderr: bool, **environment: str) -> None:
+    """All stages of the project in `folder`, by DVC, tracked in the store of the folder `store`.
 
     Ctrl-C and SIGTERM reach the running stage; a training saves its checkpoint. Raises InterruptedPipelineError then,
     and PipelineError for a stage that failed.
     """
-    command = [sys.executable, "-m", "tasks.reproduce", *(["--force", *stages] if stages else [])]
+    _run("tasks.reproduce", folder, stage_environment(store, **environment), output_to_stderr, signal.SIGTERM)
+
+
+def run_stage(folder: Path, stage: str, *, store: Path, output_to_stderr: bool) -> None:
+    """One stage of the project in `folder`, without DVC and what that knows of earlier runs. Raises as `run_stages`."""
+    _run(f"tasks.{stage}", folder, stage_environment(store), output_to_stderr, signal.SIGINT)
+
+
+def _run(
+    module: str, folder: Path, environment: dict[str, str], output_to_stderr: bool, request: signal.Signals
+) -> None:
+    """`python -m MODULE`, which leaves where it is sent `request`."""
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", module],
         cwd=folder,
-        env=stage_environment(store, **environment),
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr if output_to_stderr else None,
         # A terminal's Ctrl-C is for us: it would reach the stage twice otherwise.
         start_new_session=True,
     )
-    with _Forwarding(process) as forwarding:
+    with _Forwarding(process, request) as forwarding:
         code = process.wait()
     if forwarding.heard or code == INTERRUPTED:
         raise InterruptedPipelineError
@@ -51,8 +59,9 @@ def run_stages(
 class _Forwarding:
     """Hands Ctrl-C, SIGTERM and the terminal's end on to a process, instead of ending this one."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", request: signal.Signals) -> None:
         self._process = process
+        self._request = request
         self.heard = False
         self._signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])]
 
@@ -69,4 +78,4 @@ class _Forwarding:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.heard = True
         if os.name == "posix":
-            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(self._request)

@@ -57,7 +57,8 @@ def cached_files(md5: str, target: Path, cache: Path) -> Iterator[tuple[Path, Pa
         yield cache / "files" / "md5" / entry["md5"][:2] / entry["md5"][2:], target / entry["relpath"]
 
 
-def cache_directory() -> Path | None:
+def cache_directory(project: Path = Path()) -> Path | None:
+    """DVC's cache of the project, wherever its configuration puts it; None where there is no project."""
     command = [sys.executable, "-m", "dvc", "cache", "dir"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return Path(found.stdout.strip()) if found.returncode == 0 else None
+    found = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    return project / found.stdout.strip() if found.returncode == 0 else None

@@ -1,8 +1,7 @@
-"""`python -m tasks.reproduce [STAGE ...]`: the project's stages by DVC, in a process that can be asked to leave.
+"""`python -m tasks.reproduce`: the project's stages by DVC, in a process that can be asked to leave.
 
 What DVC says becomes a heading a stage. On SIGTERM, or where the process that started this one has ended, the running
-stage is interrupted, so that a training saves its checkpoint; the exit code is 130 then. `--force` runs the stages
-named, each alone, whatever DVC knows about them.
+stage is interrupted, so that a training saves its checkpoint; the exit code is 130 then.
 """
 
 import logging
@@ -79,17 +78,6 @@ class Headings(logging.Handler):
             print(f"dvc: {record.getMessage()}", file=sys.stderr, flush=True)
 
 
-def reproduce(stages: list[str], *, force: bool) -> None:
-    """All stages, or with `force` those named, one after the other. Raises DVC's errors."""
-    from dvc.repo import Repo
-
-    if not force:
-        Repo().reproduce()
-        return
-    for stage in stages:
-        Repo().reproduce(stage, single_item=True, force=True)
-
-
 def problem_of(error: BaseException) -> str | None:
     """What to say of DVC's error; None for a stage that has said itself what was wrong."""
     from dvc.lock import LockError
@@ -109,7 +97,6 @@ def problem_of(error: BaseException) -> str | None:
 
 
 def main() -> int:
-    arguments = sys.argv[1:]
     stopping = Stopping()
     stopping.listen()
     logger = logging.getLogger("dvc")
@@ -119,9 +106,10 @@ def main() -> int:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     from dvc.exceptions import DvcException
+    from dvc.repo import Repo
 
     try:
-        reproduce([name for name in arguments if name != "--force"], force="--force" in arguments)
+        Repo().reproduce()
     except KeyboardInterrupt:
         return INTERRUPTED
     except DvcException as error:

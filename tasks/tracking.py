@@ -201,8 +201,9 @@ def start_run(params: Params, run_name: str | None = None, resume_run_id: str | 
         client.update_run(run.info.run_id, status="RUNNING")
     tracked = TrackedRun(client, run)
     tracked.log_params(params)
-    if paths.PARAMS.exists():
-        tracked.log_artifact(paths.PARAMS)  # to the letter, for `gpt2 rerun`
+    for file in (paths.PARAMS, paths.DVC_LOCK):  # to the letter, for `gpt2 rerun`
+        if file.exists():
+            tracked.log_artifact(file)
     tracked.watch_system()
     return tracked
 

@@ -20,8 +20,6 @@ def origin_tags() -> dict[str, str]:
     if commit := code_commit():
         tags["code_commit"] = commit
     tags["project_folder"] = _project_folder()
-    if rerun_of := os.environ.get("GPT2_RERUN_OF"):
-        tags["rerun_of"] = rerun_of
     if paths.DVC_LOCK.exists():
         tags["dvc_lock_sha256"] = sha256_file(paths.DVC_LOCK)
     manifest = paths.TOKENS / "manifest.json"
