@@ -1,9 +1,12 @@
-"""The training process among others: its memory allocator, its ranks, signals, and the death of its parent."""
+"""A stage's process among others: its memory allocator, its ranks, signals, listeners, the death of its parent."""
 
+import io
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import NoReturn, Self
 
@@ -13,7 +16,7 @@ import psutil
 # a training step on a CPU runs about twice as fast.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "68719476736", "MALLOC_TOP_PAD_": "67108864"}
 SHELLS = {"sh", "bash", "dash", "zsh"}
-WATCH_SECONDS = 1.0
+WATCH_SECONDS = 0.5
 
 
 def keep_freed_memory() -> None:
@@ -28,26 +31,26 @@ def spawn_ranks(count: int, module: str) -> NoReturn:
     os.execve(sys.executable, [sys.executable, *arguments], {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM or the terminal's end, raised where the process stands, so that what is open is closed."""
+
+
 class Interruption:
-    """Hears SIGTERM, SIGINT and the death of the process that started this one; a second SIGINT ends it at once."""
+    """Hears SIGTERM, SIGHUP and SIGINT and lets the work come to a good place; a second SIGINT ends it at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._left = threading.Event()
-        self._ancestors = _starters()
 
     def requested(self) -> bool:
         return self.signal is not None
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
-        threading.Thread(target=self._watch_parent, name="watch-parent", daemon=True).start()
+        self._before = {number: signal.signal(number, self._hear) for number in (*leave_signals(), signal.SIGINT)}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._left.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -57,21 +60,109 @@ class Interruption:
         self.signal = number
         print("\nstopping after this step; the checkpoint is being saved ...", file=sys.stderr, flush=True)
 
-    def _watch_parent(self) -> None:
-        # DVC leaves its stages running when it is killed; the next `dvc repro` would start a second writer.
-        while not self._left.wait(WATCH_SECONDS):
-            if self.signal is None and not all(process.is_running() for process in self._ancestors):
-                self.signal = signal.SIGTERM
+
+def leave_signals() -> list[int]:
+    """Signals that ask this process to leave, but those that whoever started it has told it to ignore (`nohup`)."""
+    asked = [signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])]
+    return [number for number in asked if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+@contextmanager
+def raise_when_asked_to_leave() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise TerminatedError: files and MLflow's run are closed on the way out."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough; a second one must not cut the closing short
+        raise TerminatedError(number)
+
+    before = {number: signal.signal(number, leave) for number in leave_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def leave_with_parent() -> Iterator[None]:
+    """This process gets SIGTERM as soon as what started it is gone.
+
+    DVC leaves its stages running when it is killed; the next `dvc repro` would start a second writer.
+    """
+    ancestors, left = _starters(), threading.Event()
+
+    def watch() -> None:
+        while all(map(is_alive, ancestors)):
+            if left.wait(WATCH_SECONDS):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+
+
+class _Lasting(io.TextIOWrapper):
+    """Text to a terminal or pipe; when that is gone (a closed window, a killed reader) what is said goes nowhere.
+
+    A training must not end because nobody listens: its log file and MLflow have every line.
+    """
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            self._listen_no_more()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError:
+            self._listen_no_more()
+
+    def _listen_no_more(self) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.fileno())
+        os.close(null)
+
+
+def outlive_listeners() -> None:
+    """Standard output and error that neither a closed terminal nor a character it cannot show brings down."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        # Whoever has put a stream of his own there, such as a test, keeps it.
+        if stream is getattr(sys, f"__{name}__") and type(stream) is io.TextIOWrapper:
+            encoding = stream.encoding
+            lasting = _Lasting(stream.detach(), encoding, errors="replace", line_buffering=True)
+            setattr(sys, name, lasting)
+            setattr(sys, f"__{name}__", lasting)  # the detached one can no longer be flushed
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; a dead one that nobody has waited for yet does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _starters() -> list[psutil.Process]:
-    """The parent and, where that is a shell or torchrun, what started it."""
+    """What started this process: DVC, behind the shell it runs its stages by and behind torchrun.
+
+    None where a person typed the command: whoever closes the terminal after `nohup` wants it to go on.
+    """
     processes: list[psutil.Process] = []
     try:
         parent = psutil.Process().parent()
         while parent is not None and parent.pid > 1:
+            shell = parent.name() in SHELLS
+            if shell and "-c" not in parent.cmdline():
+                break
             processes.append(parent)
-            if parent.name() not in SHELLS and "torch.distributed.run" not in parent.cmdline():
+            if not shell and "torch.distributed.run" not in parent.cmdline():
                 break
             parent = parent.parent()
     except psutil.Error:
