@@ -22,6 +22,8 @@ TRAIN_KEYS = {
     "train_loss_full",
     "val_loss",
     "best_val_loss",
+    "best_step",
+    "best_by",
     "target_loss",
     "target_reached",
     "stop_reason",
