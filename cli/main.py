@@ -82,6 +82,7 @@ class Command:
 COMMANDS = {
     "init": Command("cli.init", "start a project on your own text"),
     "finetune": Command("cli.finetune_arguments", "train on your text in one line"),
+    "evaluate": Command("cli.evaluate_arguments", "how well a model knows a text"),
     "generate": Command("cli.generate_arguments", "write text with a model"),
     "app": Command("cli.app", "a web page that writes text with your models"),
     "import": Command("cli.import_model", "read weights made elsewhere: nanoGPT, state dicts, Hugging Face ..."),
