@@ -68,12 +68,14 @@ class Desk:
         self._tokenizer = Tokenizer()
         self._turns = Turns(limits.running, limits.waiting)
         self._threads = ThreadPoolExecutor(limits.running, thread_name_prefix="gpt2-app")
+        self._stops: set[Event] = set()
 
     async def ask(self, question: Question, stop: Event) -> AsyncIterator[Progress]:
         """Yields as the texts grow, then the whole of them; ends early where `stop` is set, with what is there.
 
         Raises UserError with one line for the visitor, whatever went wrong.
         """
+        self._stops.add(stop)
         try:
             async for progress in self._ask(question, stop):
                 yield progress
@@ -87,6 +89,13 @@ class Desk:
             ) from None
         finally:
             stop.set()  # also where the visitor has left
+            self._stops.discard(stop)
+
+    def close(self) -> None:
+        """Stop all texts, so that their threads end."""
+        for stop in list(self._stops):
+            stop.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _ask(self, question: Question, stop: Event) -> AsyncIterator[Progress]:
         self.limits.check(question.prompt, question.setting)

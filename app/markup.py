@@ -1,6 +1,7 @@
 """What the page shows of a text, as HTML. All that came from a visitor or a model is escaped here."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -109,7 +110,7 @@ def _finished(question: Question, answer: Answer, number: int, count: int) -> st
     ]
     mean = mean_log_prob(written)
     if mean is not None:
-        facts.insert(1, f"{-mean:.2f} nats a token")
+        facts.insert(1, f"perplexity {math.exp(min(-mean, 100)):,.1f}")
     learned = sum(stop - start for start, stop in written.passages)
     note = (
         f'<p class="learned">{learned} of {len(written.text.token_ids)} tokens stand word for word in the training '

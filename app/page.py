@@ -59,6 +59,7 @@ def build_page(desk: Desk, examples: Sequence[str], *, with_commands: bool = Tru
             handlers.generate,
             [prompt, model, second, decoding, records, *fields.values()],
             [alert, status, output, command, generate, stop, records, history],
+            api_name="press_generate",
             concurrency_limit=None,  # `desk` has its own queue, in which visitors see their place
             **hidden,
         )

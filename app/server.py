@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Sequence
 
-from app.launch import keep_gradio_quiet, launch
+from app.launch import launch, prepare_gradio
 from gpt2core.decoding.packed_linear import Weights
 from gpt2core.errors import UserError
 
@@ -18,7 +18,7 @@ def serve(models: Sequence[str], weights: Weights, host: str, port: int, auth: s
     """Raises UserError, before anything is served, for a model, address or login that will not do."""
     login = read_login(host, auth or os.environ.get(AUTH_VARIABLE))
     port = check_port(host, port)
-    keep_gradio_quiet()
+    prepare_gradio()
 
     from app.desk import Desk
     from app.limits import Limits
@@ -31,8 +31,10 @@ def serve(models: Sequence[str], weights: Weights, host: str, port: int, auth: s
     shelf = Shelf(ProjectModels(models), weights, limits.models_in_memory)
     for name in models:
         shelf.load(name)
-    page = build_page(Desk(shelf, limits, TrainingText.of_project()), project_examples())
-    launch(page, server_name=host, server_port=port, auth=login, prevent_thread_lock=True)
+    desk = Desk(shelf, limits, TrainingText.of_project())
+    launch(
+        build_page(desk, project_examples()), server_name=host, server_port=port, auth=login, prevent_thread_lock=True
+    )
     shown = f"[{host}]" if ":" in host else host
     print(f"The page is at http://{shown}:{port} (Ctrl-C ends it).", flush=True)
     if not is_loopback(host):
@@ -44,7 +46,7 @@ def serve(models: Sequence[str], weights: Weights, host: str, port: int, auth: s
     try:
         threading.Event().wait()
     finally:
-        page.close(verbose=False)
+        desk.close()
 
 
 def read_login(host: str, auth: str | None) -> tuple[str, str] | None:

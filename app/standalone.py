@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.launch import keep_gradio_quiet, launch
+from app.launch import launch, prepare_gradio
 from gpt2core.decoding.packed_linear import Weights
 
 
@@ -12,7 +12,7 @@ def serve_model(directory: Path, weights: Weights, examples: Sequence[str]) -> N
 
     Raises UserError for a folder that holds no model.
     """
-    keep_gradio_quiet()
+    prepare_gradio()
     from app.desk import Desk
     from app.limits import Limits
     from app.models import FixedModels, Shelf

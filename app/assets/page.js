@@ -21,17 +21,20 @@
     for (const [other, p] of others) {
       const row = table.insertRow();
       if (other === text) row.className = "own";
-      const name = cell(row, visible(other));
+      cell(row, visible(other));
       const bar = document.createElement("span");
       bar.className = "bar";
       bar.style.width = `${Math.max(1, 100 * p)}%`;
-      name.append(bar);
+      row.insertCell().append(bar);
       cell(row, percent(p));
     }
     panel.replaceChildren(head, table);
     panel.style.display = "block";
     document.querySelectorAll(".t.current").forEach((other) => other.classList.remove("current"));
     token.classList.add("current");
+    token.scrollIntoView({ block: "nearest" });
+    panel.style.left = panel.style.top = "";
+    if (matchMedia("(max-width: 860px)").matches) return;  // there it lies at the lower edge
     const place = token.getBoundingClientRect();
     panel.style.left = `${Math.max(8, Math.min(place.left, innerWidth - panel.offsetWidth - 8))}px`;
     const below = place.bottom + 6;
