@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from gpt2core.config import GPTConfig
 from gpt2core.directories import replaced_directory
 from gpt2core.errors import UserError
-from gpt2core.files import write_json
+from gpt2core.files import sha256_file, write_json
 from tasks import paths
 from tasks.environment import environment
 from tasks.failures import failure_line
@@ -125,6 +125,7 @@ def train(params: Params, interruption: Interruption) -> str:
             record = {**tracked.record(params.run.experiment), "environment": environment(run.device, threads)}
             write_outputs(trainer.best_directory, record, trainer.history, metrics)
             tracked.log_metrics(numbers(metrics))
+            tracked.set_tags({"weights_sha256": sha256_file(paths.BEST_MODEL / "model.safetensors")})
             status = "FINISHED"
     except Exception as error:
         log.say(f"stopped: {failure_line('finetune', error) or type(error).__name__}")
@@ -243,7 +244,9 @@ def describe_stop(reason: str, params: Params) -> str:
 
 
 def leave_interrupted(interruption: Interruption) -> NoReturn:
-    print("interrupted; the checkpoint is saved, and the next `dvc repro` goes on from it", file=sys.stderr, flush=True)
+    if "GPT2_COMMAND" not in os.environ:  # which says itself how to go on
+        how = "interrupted; the checkpoint is saved, and the next `dvc repro` goes on from it"
+        print(how, file=sys.stderr, flush=True)
     sys.exit(128 + (interruption.signal or signal.SIGTERM))
 
 

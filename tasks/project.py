@@ -119,6 +119,7 @@ def stage_environment(store: Path, **more: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(code_root()), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONUNBUFFERED": "1",
         "DVC_NO_ANALYTICS": "true",
+        "GPT2_COMMAND": "1",
         "GPT2_PROJECT_ROOT": str(store.resolve()),
         **more,
     }
