@@ -200,7 +200,7 @@ def other_runs(inputs: Inputs, comparison: Comparison) -> Section:
     kind = "Held-out" if inputs.held_out else "Training"
     rows = [_run_row(comparison.this, name, "This run")]
     rows += [_run_row(run, name, _differences(run)) for run in comparison.others]
-    note = f"Perplexity and loss of the {SPLIT_NAMES[split]} split, as each run measured them. Newest first."
+    note = f"Scores of the {SPLIT_NAMES[split]} split as each run measured them; newest first, as of this report."
     if any(not run.same_data for run in comparison.others):
         note += " Runs on other data cannot be compared by these numbers."
     table = Table(

@@ -42,6 +42,7 @@ def summary_lines() -> list[str]:
         rows.append(("gate", " ".join(registered["gate"]["reasons"])))
     if os.environ.get("GPT2_FLOW_RUN_ID"):  # this folder goes when the flow run ends
         model = f"models:/{registered['name']}/{registered['version']}" if registered else str(paths.BEST_MODEL)
+        rows.append(("report", f"{paths.REPORT_PAGE.name} and {paths.REPORT_PDF.name}, artifacts of its MLflow run"))
         rows.append(("generate", generate_command(model)))
         return _boxed(rows)
     # `gpt2 finetune` puts the model and the reports where it was asked to.
