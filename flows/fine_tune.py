@@ -6,19 +6,16 @@
 
 import argparse
 import os
-import re
 import sys
-import time
 import urllib.request
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
@@ -37,6 +34,7 @@ from flows.overrides import (
     check_merged,
     parse_overrides,
 )
+from flows.progress import Progress
 from flows.workspace import open_workspace, remove_workspace
 from gpt2core.errors import UserError
 from gpt2core.files import read_json
@@ -48,35 +46,8 @@ STAGES = ("download", "tokenize", "finetune", "evaluate", "sample", "plot", "reg
 
 # Share of a run's time, roughly, so that the progress bar does not stand at 2/8 for all of the training.
 _WEIGHTS = {"finetune": 14.0}
-_STEP = re.compile(r"\bstep (\d+)/(\d+)")
-_UPDATE_SECONDS = 5.0
 # After each stage; there need not be a remote storage.
 _DVC_ADVICE = "Use `dvc push` to send your updates"
-
-
-class Progress:
-    """A progress artifact of the flow run, moved on at most every few seconds."""
-
-    def __init__(self) -> None:
-        self._done = 0.0
-        self._total = sum(_WEIGHTS.get(stage, 1.0) for stage in STAGES)
-        self._updated_at = time.monotonic()
-        created = create_progress_artifact(0.0, key="fine-tune-progress", description="Stages of fine-tune")
-        self._artifact_id: UUID = created  # type: ignore[assignment]  # the annotation is of the async variant
-
-    def within(self, stage: str, line: str) -> None:
-        """Read `step 120/2000` from a line of the training."""
-        found = _STEP.search(line) if stage == "finetune" else None
-        if found and time.monotonic() - self._updated_at > _UPDATE_SECONDS:
-            self._show(self._done + _WEIGHTS["finetune"] * min(1.0, int(found[1]) / max(1, int(found[2]))))
-
-    def finished(self, stage: str) -> None:
-        self._done += _WEIGHTS.get(stage, 1.0)
-        self._show(self._done)
-
-    def _show(self, done: float) -> None:
-        self._updated_at = time.monotonic()
-        update_progress_artifact(self._artifact_id, progress=round(100 * done / self._total, 1))
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -87,12 +58,13 @@ def run_stage(stage: str, workspace: Path, environment: Mapping[str, str], progr
     def on_line(line: str) -> None:
         if line.startswith(_DVC_ADVICE):
             return
-        logger.info(line)
-        progress.within(stage, line)
+        (logger.warning if line.startswith("warning: ") else logger.info)(line)
 
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
+    progress.started(stage)
     try:
-        run_child(command, directory=workspace, environment=environment, on_line=on_line)
+        with progress.of_training(workspace) if stage == "finetune" else nullcontext():
+            run_child(command, directory=workspace, environment=environment, on_line=on_line)
     except ChildError as error:
         return Failed(message=f"stage {stage} failed: {error}")
     progress.finished(stage)
@@ -153,7 +125,7 @@ def kept_line(workspace: Path, flow_run_id: str) -> str:
 def _run_stages(workspace: Path, flow_run_id: str, say: Callable[..., None]) -> Any:
     """All stages and the summary; the Failed state of the first stage that fails, else None."""
     environment = child_environment(flow_run_id)
-    progress = Progress()
+    progress = Progress([(stage, _WEIGHTS.get(stage, 1.0)) for stage in STAGES], get_run_logger().warning)
     for stage in STAGES:
         named = run_stage.with_options(name=stage, task_run_name=stage)
         state = named(stage, workspace, environment, progress, return_state=True)

@@ -28,7 +28,7 @@ from flows.pool import (
     worker_is_online,
     worker_name,
 )
-from flows.services import Service, Services, end, left_over, listener
+from flows.services import MLFLOW_PAGE, Service, Services, end, left_over, listener
 from gpt2core.errors import UserError
 from tasks import paths
 from tasks.stage import say
@@ -51,6 +51,8 @@ def serve(prefect_port: int, mlflow_port: int) -> None:
     api = f"http://{HOST}:{prefect_port}/api"
     store = open_store()
     environment = {**SERVER_ENVIRONMENT, **os.environ, "PREFECT_API_URL": api, "PYTHONUNBUFFERED": "1"}
+    if not is_remote(store):
+        environment[MLFLOW_PAGE] = f"http://{HOST}:{mlflow_port}"
     services = Services(ROOT, ROOT / paths.LOGS, environment)
     with stop_signals():
         try:

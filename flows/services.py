@@ -16,6 +16,8 @@ import psutil
 
 from gpt2core.errors import UserError
 
+# A variable in the environment of a flow run: where the MLflow answers that was started beside it.
+MLFLOW_PAGE = "GPT2_MLFLOW_PAGE"
 _START_SECONDS = 120.0
 _STOP_SECONDS = 40.0
 _COMMAND_LENGTH = 120

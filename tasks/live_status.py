@@ -27,13 +27,14 @@ class LiveStatus:
     def percent(self) -> float:
         return round(100 * self.step / max(1, self.total_steps), 1)
 
-    def sentence(self) -> str:
+    def sentence(self, *, ended: bool = False) -> str:
+        """Its facts in one line; one that has `ended` has no time left."""
         parts = [f"step {self.step:,} of at most {self.total_steps:,}"]
         if self.loss is not None:
             parts.append(f"loss {self.loss:.3f}")
         if self.tokens_per_second is not None:
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
-        if self.seconds_left is not None:
+        if self.seconds_left is not None and not ended:
             minutes, seconds = divmod(round(self.seconds_left), 60)
             parts.append(f"at most {minutes}:{seconds:02} left")
         if self.warnings:

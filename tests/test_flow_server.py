@@ -72,6 +72,12 @@ class Server:
         rows = self.post("logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run]}}, "sort": "TIMESTAMP_ASC"})
         return "\n".join(row["message"] for row in rows)
 
+    def artifact(self, flow_run: str, key: str) -> dict[str, Any]:
+        """The newest of that key, {} where there is none yet."""
+        wanted = {"flow_run_id": {"any_": [flow_run]}, "key": {"any_": [key]}}
+        found = self.post("artifacts/filter", {"artifacts": wanted, "sort": "UPDATED_DESC"})
+        return found[0] if found else {}
+
     def wait_for(self, flow_run: str, kind: str, seconds: float = 300) -> None:
         try:
             wait_until(lambda: self.state(flow_run)["type"] == kind, seconds)
@@ -174,11 +180,22 @@ def test_runs_complete_queue_and_are_cancelled_with_a_checkpoint(server: Server)
     server.wait_for(first, "COMPLETED")
     (run,) = mlflow_runs(server.root, first)
     assert "cached_from" not in run.data.tags
+    assert server.artifact(first, "fine-tune-progress")["data"] == 100.0
+    training = server.artifact(first, "training-progress")
+    assert training["data"] == 100.0
+    assert re.fullmatch(r"finished: step 4 of at most 4, loss 1\d\.\d+, [\d,]+ tokens/s", training["description"])
     assert not (server.root / "workspaces" / first).exists()
 
     # One place in the pool: the last one waits while the endless one trains.
     wait_until(lambda: re.search(r"step \d+/1000000", server.log(endless)) is not None, 120)
     assert server.state(again)["type"] == "SCHEDULED"
+    wait_until(lambda: bool(server.artifact(endless, "training-progress")), 20)
+    live = server.artifact(endless, "training-progress")
+    assert live["data"] < 100
+    assert "of at most 1,000,000" in live["description"]
+    assert "finetune: step " in server.artifact(endless, "fine-tune-progress")["description"]
+    (training_run,) = mlflow_runs(server.root, endless)
+    assert f"/runs/{training_run.info.run_id})" in server.artifact(endless, "mlflow-run")["data"]
     checkpoints = server.root / "workspaces" / endless / "models/checkpoints"
     assert not list(checkpoints.rglob("*.safetensors"))
     server.post(f"flow_runs/{endless}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
