@@ -1,5 +1,6 @@
 """Listeners of the training loop: the console, the log file, MLflow."""
 
+import os
 import sys
 import time
 from datetime import datetime
@@ -15,6 +16,8 @@ from tasks import paths
 from tasks.pace import Pace
 from tasks.tracking import TrackedRun
 
+_BAR = "training |{bar}| step {n_fmt}/{total_fmt}"
+MIN_BAR = 8  # columns
 # Where no terminal redraws a bar, a line as often as this.
 LINE_SECONDS = 10.0
 
@@ -115,30 +118,36 @@ class Progress(TrainerEvents):
     def on_start(self, trainer: Trainer) -> None:
         self._pace.start(trainer.step)
         if sys.stderr.isatty():
-            self._bar = tqdm(
-                total=trainer.total_steps,
-                initial=trainer.step,
-                desc="training",
-                unit="step",
-                bar_format="{desc} |{bar}| step {n_fmt}/{total_fmt}{postfix}",
-                dynamic_ncols=True,
-            )
+            self._bar = tqdm(total=trainer.total_steps, initial=trainer.step, bar_format=_BAR, dynamic_ncols=True)
 
     def on_step(self, trainer: Trainer, train_loss: float) -> None:
         self._pace.tick(trainer.step)
         if self._bar is not None:
-            self._bar.set_postfix_str(self._facts(trainer), refresh=False)
+            self._bar.bar_format = self._line(trainer, os.get_terminal_size(sys.stderr.fileno()).columns)
             self._bar.update()
         elif time.monotonic() - self._said_at > LINE_SECONDS:
             self._said_at = time.monotonic()
-            print(f"step {trainer.step}/{trainer.total_steps}  {self._facts(trainer)}", flush=True)
+            print(f"step {trainer.step}/{trainer.total_steps}  {'  '.join(self._facts(trainer))}", flush=True)
 
-    def _facts(self, trainer: Trainer) -> str:
+    def _facts(self, trainer: Trainer) -> list[str]:
         speed = self._pace.steps_per_second * trainer.tokens_per_step
         left = tqdm.format_interval(self._pace.seconds_for(trainer.total_steps - trainer.step) or 0.0)
-        return (
-            f"loss {trainer.average.value:.3f}  lr {trainer.learning_rate:.1e}  {speed:,.0f} tok/s  at most {left} left"
-        )
+        return [
+            f"loss {trainer.average.value:.3f}",
+            f"lr {trainer.learning_rate:.1e}",
+            f"{speed:,.0f} tok/s",
+            f"at most {left} left",
+        ]
+
+    def _line(self, trainer: Trainer, columns: int) -> str:
+        """As many facts as leave room for a bar; the learning rate goes first, the loss stays."""
+        loss, rate, speed, left = self._facts(trainer)
+        room = columns - len(f"training ||  step {trainer.total_steps}/{trainer.total_steps}") - MIN_BAR
+        for facts in ([loss, rate, speed, left], [loss, speed, left], [loss, left], [loss]):
+            text = "".join(f"  {fact}" for fact in facts)
+            if len(text) <= room:
+                break
+        return _BAR + text
 
     def close(self) -> None:
         if self._bar is not None:
