@@ -90,14 +90,18 @@ def read_text(name: str) -> str:
 
 def write(imported: "ImportedModel", source: str, output: "Any") -> None:
     """The model with its tokenizer, and `import.json`, which says where it came from."""
+    from pathlib import Path
+
     from gpt2core.directories import replaced_directory
     from gpt2core.files import write_json
     from gpt2core.tokenizer import Tokenizer
 
     with replaced_directory(output) as partial:
         imported.model.save_pretrained(partial)
+        # safetensors makes a file for its owner only; whoever may read the rest may read this.
+        (partial / "model.safetensors").chmod((partial / "config.json").stat().st_mode)
         Tokenizer().save(partial)
-        write_json(partial / "import.json", {"source": os.path.basename(source.rstrip("/\\")), **facts(imported)})
+        write_json(partial / "import.json", {"source": Path(source).name, **facts(imported)})
 
 
 def facts(imported: "ImportedModel") -> dict[str, Any]:

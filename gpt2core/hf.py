@@ -170,16 +170,16 @@ def from_hf_state(tensors: dict[str, Tensor], *, tied: bool) -> dict[str, Tensor
     return state
 
 
-def to_hf_state(model: GPT) -> dict[str, Tensor]:
+def to_hf_state(model: GPT, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Tensors as transformers' GPT2LMHeadModel names and shapes them; a missing qkv bias is written as zeros."""
     state = {}
     for name, parameter in model.named_parameters():
-        tensor = parameter.detach().to("cpu", torch.float32)
+        tensor = parameter.detach().to("cpu", dtype)
         key = name if name == "lm_head.weight" else f"transformer.{name}"
         state[key] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).contiguous()
     if not model.config.qkv_bias:
         for layer in range(model.config.n_layer):
-            state[f"transformer.h.{layer}.attn.c_attn.bias"] = torch.zeros(3 * model.config.n_embd)
+            state[f"transformer.h.{layer}.attn.c_attn.bias"] = torch.zeros(3 * model.config.n_embd, dtype=dtype)
     return state
 
 
@@ -220,12 +220,12 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
-def save_pretrained(model: GPT, directory: Path) -> None:
+def save_pretrained(model: GPT, directory: Path, dtype: torch.dtype = torch.float32) -> None:
     """See `GPT.save_pretrained`; each file takes its name only when it is whole."""
     directory.mkdir(parents=True, exist_ok=True)
     with atomic_path(directory / "model.safetensors") as partial:
-        save_tensors(to_hf_state(model), partial, metadata={"format": "pt"})
-    config = hf_config(model.config)
+        save_tensors(to_hf_state(model, dtype), partial, metadata={"format": "pt"})
+    config = {**hf_config(model.config), "dtype": str(dtype).removeprefix("torch.")}
     write_json(directory / "config.json", config)
     eos = config["eos_token_id"]
     write_json(directory / "generation_config.json", {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos})

@@ -169,6 +169,7 @@ def _ranks() -> dict[bytes, int]:
     return {base64.b64decode(token): int(rank) for token, rank in pairs}
 
 
+@lru_cache(maxsize=1)
 def _merges() -> list[tuple[bytes, bytes]]:
     """The pairs that make the tokens of more than one byte, in order of rank."""
     ranks = _ranks()

@@ -1,0 +1,111 @@
+"""What is known of a model beside its weights: what it was trained on, how it was measured, where it came from."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt2core.config import GPTConfig
+from gpt2core.files import read_json
+from gpt2core.hf import RELEASED
+from tasks import paths
+from tasks.tracking import report_metrics
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Each is empty where it is not known. `metrics` are named as in MLflow: `evaluate/test_perplexity`."""
+
+    config: GPTConfig
+    name: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    verdict: str | None = None
+    held_out: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)  # data/raw/provenance.json
+    tokens: dict[str, int] = field(default_factory=dict)  # of each split
+    settings: dict[str, str] = field(default_factory=dict)  # params of the run, as `train.learning_rate`
+    run_name: str | None = None
+    imported: dict[str, Any] = field(default_factory=dict)  # import.json
+
+    @property
+    def base_model(self) -> str | None:
+        """The hub's name of the released model it was fine-tuned from."""
+        return RELEASED.get(self.settings.get("model.init", "")) or RELEASED.get(str(self.imported.get("source")))
+
+
+def gather_facts(model: str, directory: Path, config: GPTConfig) -> ModelFacts:
+    """The facts of the model called `model`, whose weights are in `directory`."""
+    if model.startswith("models:/"):
+        return _of_version(model, config)
+    if _is_best_model(directory):
+        return _of_project(config)
+    imported = directory / "import.json"
+    return ModelFacts(config, Path(model).name, imported=read_json(imported) if imported.is_file() else {})
+
+
+def _is_best_model(directory: Path) -> bool:
+    return paths.RUN.is_file() and directory.resolve() == paths.BEST_MODEL.resolve()
+
+
+def _of_project(config: GPTConfig) -> ModelFacts:
+    """Of models/best, from the reports of the run that made it."""
+    run = read_json(paths.RUN)
+    evaluation = read_json(paths.EVALUATE_METRICS) if paths.EVALUATE_METRICS.is_file() else {}
+    return ModelFacts(
+        config,
+        name=str(run.get("run_name") or "gpt2"),
+        metrics=report_metrics(),
+        verdict=evaluation.get("verdict"),
+        held_out=evaluation.get("held_out"),
+        settings=_settings(str(run.get("run_id"))),
+        run_name=run.get("run_name"),
+        **_data_sheet(),
+    )
+
+
+def _of_version(uri: str, config: GPTConfig) -> ModelFacts:
+    """Of a registered model, from the run that made it; the data sheet only where that run's data is still here."""
+    from tasks.registry import registered_versions
+
+    name, version, alias = _split_uri(uri)
+    found = next(entry for entry in registered_versions(name) if version == entry.version or alias in entry.aliases)
+    here = paths.RUN.is_file() and read_json(paths.RUN).get("run_id") == found.run_id
+    return ModelFacts(
+        config,
+        name=found.run_name or name,
+        metrics=found.metrics,
+        verdict=found.verdict,
+        held_out=next((split for split in ("test", "val") if f"evaluate/{split}_loss" in found.metrics), None),
+        settings=_settings(found.run_id),
+        run_name=found.run_name,
+        **(_data_sheet() if here else {}),
+    )
+
+
+def _split_uri(uri: str) -> tuple[str, str | None, str | None]:
+    """Name, version and alias of `models:/NAME/VERSION` or `models:/NAME@ALIAS`."""
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    name, _, version = name.partition("/")
+    return name, version or None, alias or None
+
+
+def _data_sheet() -> dict[str, Any]:
+    if not (paths.PROVENANCE.is_file() and (paths.TOKENS / "manifest.json").is_file()):
+        return {}
+    splits = read_json(paths.TOKENS / "manifest.json")["splits"]
+    return {
+        "data": read_json(paths.PROVENANCE),
+        "tokens": {name: int(split["tokens"]) for name, split in splits.items()},
+    }
+
+
+def _settings(run_id: str) -> dict[str, str]:
+    """Parameters of an MLflow run; none where the run or its store is not here."""
+    from tasks.registry import store_exists
+    from tasks.tracking_store import connect
+
+    if not store_exists():
+        return {}
+    try:
+        return dict(connect().get_run(run_id).data.params)
+    except Exception:  # a run of another store: the card then says less
+        return {}

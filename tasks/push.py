@@ -1,0 +1,111 @@
+"""A directory of a model to a hub: what would go there, and sending it."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2core.errors import UserError
+
+# A folder with these in it is no model: a key or a checkpoint's state would become public.
+_NEVER = re.compile(r"\.env.*|.*\.(?:pem|key|pkl|pickle)|id_(?:rsa|ed25519).*|optimizer\..*|trainer\.json|\.netrc")
+_NEEDED = ("config.json", "README.md")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What goes to the hub."""
+
+    directory: Path
+    files: list[tuple[str, int]]  # names with sizes in bytes
+    left_out: list[str]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(size for _, size in self.files)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises UserError unless it is OWNER/NAME as the hub allows it."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        valid = False
+    else:
+        valid = repo_id.count("/") == 1
+    if not valid:
+        raise UserError(
+            f"{repo_id!r} is no name of a repository; write OWNER/NAME of letters, digits, '-', '_' and '.'."
+        )
+
+
+def plan_upload(directory: Path) -> Upload:
+    """The files of an exported model. Raises UserError where the directory is none."""
+    missing = [name for name in _NEEDED if not (directory / name).is_file()]
+    if missing or not any(directory.glob("*.safetensors")):
+        what = ", ".join(missing) or "model.safetensors"
+        raise UserError(f"{directory} has no {what}; push a folder that `gpt2 export` wrote.")
+    files, left_out = [], []
+    for file in sorted(directory.iterdir()):
+        if file.is_symlink() or not file.is_file() or _NEVER.fullmatch(file.name):
+            left_out.append(file.name)
+        else:
+            files.append((file.name, file.stat().st_size))
+    return Upload(directory, files, left_out)
+
+
+def send(upload: Upload, repo_id: str, *, private: bool, token: str | None) -> str:
+    """Create the repository where it is not, and upload in one commit; returns its address.
+
+    Raises UserError, one line and without the token, where the hub does not take it.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=upload.directory,
+            allow_patterns=[name for name, _ in upload.files],
+            commit_message="Upload a GPT-2",
+        )
+    except Exception as error:  # the client raises many kinds
+        raise UserError(_why(error, repo_id, api.endpoint)) from None
+    return f"{api.endpoint}/{repo_id}"
+
+
+def find_token(variable: str | None) -> str | None:
+    """The token in the environment variable; None leaves it to the hub's client.
+
+    Raises UserError where there is none.
+    """
+    from huggingface_hub import get_token
+
+    if variable is None:
+        if get_token() is None:
+            raise UserError("no token of the hub: run `hf auth login`, or set HF_TOKEN and push again.")
+        return None
+    token = os.environ.get(variable, "").strip()
+    if not token:
+        raise UserError(
+            f"--token-from-env: the environment variable {variable} is empty; set it to a token of the hub."
+        )
+    return token
+
+
+def _why(error: Exception, repo_id: str, endpoint: str) -> str:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        status = error.response.status_code
+        if status == 401:
+            return f"{endpoint} does not know this token; make a new one with write access and push again."
+        if status == 403:
+            return f"{endpoint}: this token may not write to {repo_id}; use one with write access, or another OWNER."
+        message = str(getattr(error, "server_message", None) or "").strip().splitlines() or ["no reason given"]
+        return f"{endpoint} refused {repo_id} (HTTP {status}: {message[0][:200]})."
+    return f"{endpoint} cannot be reached ({type(error).__name__}); no file was published. Try again with a network."
