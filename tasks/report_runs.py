@@ -1,5 +1,6 @@
 """The champion and the last runs of the experiment, as MLflow has them, beside the run that is reported."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -105,9 +106,17 @@ def describe(run: "Run", this: "Run", held_out: str | None, champion: "ModelVers
         recall=_finite(metrics.get("evaluate/verbatim_recall")),
         steps=int(steps) if steps is not None else None,
         same_data=run.data.tags.get("data_sha256") == this.data.tags.get("data_sha256"),
-        differing=differing(run.data.params, this.data.params),
+        differing=differing(final_params(run), final_params(this)),
         champion=str(champion.version) if champion and champion.run_id == run.info.run_id else None,
     )
+
+
+def final_params(run: "Run") -> dict[str, str]:
+    """Its parameters as they were at its end; MLflow itself keeps the first value, of a run that was gone on with."""
+    try:
+        return {**run.data.params, **json.loads(run.data.tags.get("params_changed_later", "{}"))}
+    except ValueError:  # a tag is cut off where it is too long
+        return dict(run.data.params)
 
 
 def differing(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[tuple[str, str, str]]:

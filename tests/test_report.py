@@ -313,6 +313,7 @@ def test_the_last_five_runs_are_newest_first_with_the_champion_marked(
 
     oldest = made("run-1", 1, "0.1")
     ids = [made(f"run-{hour}", hour, "0.003") for hour in range(2, 8)]
+    client.set_tag(ids[3], "params_changed_later", '{"train.stop.max_steps": "90"}')
     made("run-6 (cached)", 8, "0.003", cached_from=ids[4])
     made("broken", 9, "0.003", end="FAILED")
     made("elsewhere", 10, "0.003", data_sha256="other")
@@ -328,6 +329,7 @@ def test_the_last_five_runs_are_newest_first_with_the_champion_marked(
     assert rows[-1][-1] == "train.learning_rate 0.1 (here 0.003)"
     assert (rows[1][1], rows[2][1]) == ("110.0 other data", "107.0")
     assert rows[3][-1] == "no setting"
+    assert rows[4][-1] == "train.stop.max_steps 90 (here -)"  # as it was at that run's end
     assert not [row for row in rows[:-1] if "champion" in row[0]]
 
 
