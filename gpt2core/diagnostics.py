@@ -219,7 +219,7 @@ class Diagnostics:
         if smooth > facts.unigram_loss - 0.15:
             # Down to token frequencies a loss falls in a few hundred steps; slowly is too slowly.
             far = smooth > facts.unigram_loss + 0.5
-            if fall + 2 * error < 0.03 * smooth and (far or not falls) and steps >= 2 * FLAT_STEPS:
+            if fall + 2 * error < 0.03 * smooth and (far or (not falls and steps >= 2 * FLAT_STEPS)):
                 return (
                     f"the loss is still {smooth:.2f} after {steps:,} steps that hardly changed it: the model knows at "
                     f"most how frequent each token is ({facts.unigram_loss:.2f})",
