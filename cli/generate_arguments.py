@@ -4,9 +4,19 @@ import argparse
 
 from cli.flags import add_decoding_flags
 
+EXAMPLES = """\
+examples:
+  gpt2 generate --model my_model --prompt "Once upon a time" --seed 1
+  gpt2 generate --model gpt2 --prompt "To be" --num-sequences 3 --temperature 0.7
+  gpt2 generate --model models:/gpt2@champion --decoding beam --num-beams 5
+  gpt2 generate --prompt "To be" --weights int8 --stream
+  gpt2 generate --prompt-file prompts.jsonl --output texts.jsonl
+  cat letter.txt | gpt2 generate - --max-new-tokens 40 --json"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Write text with a model. docs/decoding.md shows each way of decoding and when to choose it."
+    parser.epilog = EXAMPLES
     parser.add_argument(
         "--model",
         default="models/best",
