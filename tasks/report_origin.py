@@ -186,13 +186,8 @@ def use(inputs: Inputs) -> Section:
             )
         )
     blocks.append(Code("Train on from it, in params.yaml", f"model:\n  init: {uri}"))
-    blocks.append(
-        Code(
-            "With transformers, as long as this is the last run here",
-            "from transformers import AutoModelForCausalLM\n\n"
-            'model = AutoModelForCausalLM.from_pretrained("models/best")',
-        )
-    )
+    folder = f"export/{registered['name']}-{registered['version']}"
+    blocks.append(Code("For transformers and other programs", f"gpt2 export --model {uri} --output-dir {folder}"))
     return Section("use", "Use this model", blocks)
 
 
@@ -206,11 +201,9 @@ def origin(inputs: Inputs, comparison: Comparison) -> Section:
     dirty = {"true": ", with changes that were not committed", "false": ", nothing changed since"}
     commit = tags.get("git_commit", "unknown")
     started = comparison.this.started_at if comparison.this else None
+    run_id = comparison.this.run_id if comparison.this else inputs.record["run_id"]
     rows = [
-        (
-            "MLflow run",
-            f"{inputs.record.get('run_name', '')} ({comparison.this.run_id})" if comparison.this else "unknown",
-        ),
+        ("MLflow run", f"{inputs.record.get('run_name', '')} ({run_id})"),
         ("Experiment", f"{inputs.record.get('experiment', inputs.params.run.experiment)}, in {_store(inputs)}"),
         ("Started", f"{started:%Y-%m-%d %H:%M} UTC" if started else "unknown"),
         ("Training took", duration_text(inputs.train.get("wall_seconds"))),
@@ -224,7 +217,8 @@ def origin(inputs: Inputs, comparison: Comparison) -> Section:
         ("Prefect flow run", tags.get("prefect_flow_run_id", "")),
         ("Restored from run", tags.get("cached_from", "")),
     ]
-    return Section("origin", "Where it came from", [Facts([(name, value) for name, value in rows if value])])
+    again = Code("Make this run again, and compare", f"gpt2 rerun {run_id}")
+    return Section("origin", "Where it came from", [Facts([(name, value) for name, value in rows if value]), again])
 
 
 def _store(inputs: Inputs) -> str:
