@@ -50,6 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")  # a closed hub must not answer on a connection kept open
         self.end_headers()
         self.wfile.write(body)
 

@@ -48,6 +48,8 @@ def read_source(path: Path) -> Source:
     """What is at `path`, a file or a directory. Raises UserError where it is nothing that can be read."""
     if path.is_dir():
         return _read_directory(path)
+    if path.with_name(f"{path.name}.index").is_file():
+        return _read_tf(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder.")
     if path.suffix == ".index" or re.search(r"\.data-\d{5}-of-\d{5}$", path.name):
