@@ -56,6 +56,11 @@ def default_of(decoding: Decoding, key: str) -> Any:
     return STRATEGIES[decoding].keys.get(key, _PAGE_DEFAULTS.get(key))
 
 
+def as_typed(value: Any) -> str:
+    """A value as it stands in a field."""
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def read_setting(decoding: str, typed: Mapping[str, Any]) -> DecodingSetting:
     """The setting that the fields hold; fields of other strategies are passed over.
 

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from app.desk import Desk, Progress, Question
-from app.fields import checked_setting, default_of, field_specs, read_setting, uses
+from app.fields import as_typed, checked_setting, default_of, field_specs, in_labels, read_setting, uses
 from app.history import Record, as_json_lines, records_of
 from app.markup import alert_html, answers_html, command_html, history_html, status_html
 from gpt2core.errors import UserError
@@ -52,7 +52,7 @@ class Handlers:
             history = history_html(kept, self._with_commands)
             yield ["", "", keep, command_html(new), *idle, kept, history]
         except UserError as error:
-            yield [alert_html(str(error)), "", keep, keep, *idle, keep, keep]
+            yield [alert_html(in_labels(str(error))), "", keep, keep, *idle, keep, keep]
         finally:
             stop.set()
             stops.discard(stop)
@@ -102,11 +102,10 @@ class Handlers:
     def choose_strategy(decoding: Decoding) -> list[Any]:
         """Show the fields of a strategy, with its own defaults; what all strategies share stays as it was typed."""
         updates = []
-        for key, spec in field_specs().items():
+        for key in field_specs():
             update: dict[str, Any] = {"visible": uses(decoding, key)}
             if any(key in strategy.keys for strategy in STRATEGIES.values()) and key != "num_sequences":
-                value = default_of(decoding, key)
-                update["value"] = "" if value is None and spec.kind == "choice" else value
+                update["value"] = as_typed(default_of(decoding, key))
             updates.append(gr.update(**update))
         return updates
 

@@ -6,10 +6,10 @@ from typing import Any
 import gradio as gr
 
 from app.desk import Desk
-from app.fields import DEFAULT_NEW_TOKENS, FieldSpec, default_of, field_specs, uses
+from app.fields import DEFAULT_NEW_TOKENS, FieldSpec, as_typed, default_of, field_specs, uses
 from app.handlers import Handlers
 from app.markup import SCALE, history_html
-from tasks.decoding_settings import STRATEGIES, Decoding
+from tasks.decoding_settings import DRAWS, STRATEGIES, Decoding
 
 FIRST_STRATEGY: Decoding = "sample"
 COLUMN = 140  # pixels: two fields beside each other
@@ -106,14 +106,15 @@ def _setting_fields(desk: Desk) -> dict[str, Any]:
 def _component(spec: FieldSpec) -> Any:
     common: dict[str, Any] = {
         "label": spec.label, "info": spec.info, "visible": uses(FIRST_STRATEGY, spec.key), "elem_id": f"set-{spec.key}",
-        "value": default_of(FIRST_STRATEGY, spec.key), "min_width": COLUMN,
+        "value": as_typed(default_of(FIRST_STRATEGY, spec.key)), "min_width": COLUMN,
     }  # fmt: skip
     if spec.kind == "choice":
         choices = [("default", ""), *((choice, choice) for choice in spec.choices)]
-        return gr.Dropdown(choices, filterable=False, **{**common, "value": common["value"] or ""})
+        return gr.Dropdown(choices, filterable=False, **common)
     if spec.kind in ("lines", "ids"):
         return gr.Textbox(lines=2 if spec.kind == "lines" else 1, **common)
-    return gr.Number(placeholder="", **common)
+    # Not gr.Number, which sends 0 for an empty field.
+    return gr.Textbox(placeholder="off" if spec.key in DRAWS else "default", max_lines=1, **common)
 
 
 def _legend() -> str:

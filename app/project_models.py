@@ -36,7 +36,7 @@ class ProjectModels:
     def directory(self, name: str) -> Path:
         if name.startswith(REGISTERED):
             return self._registered(name)
-        if name in self._given and not Path(name).is_dir():
+        if name in self._given and name in RELEASED and not Path(name).is_dir():
             return find_weights(name)
         place = Path(name) if name in self._given else (self._root / name).resolve()
         if name not in self._given and not place.is_relative_to(self._root):

@@ -12,7 +12,7 @@ import torch
 
 from app.alternatives import token_choices
 from app.command_line import command_of
-from app.fields import default_of, field_specs, read_setting, uses
+from app.fields import as_typed, default_of, field_specs, read_setting, uses
 from app.limits import Limits
 from app.markup import pieces
 from app.models import FixedModels, LoadedModel, Shelf
@@ -42,7 +42,7 @@ def model() -> PackedGPT:
 
 @pytest.mark.parametrize("decoding", STRATEGIES)
 def test_untouched_fields_are_the_strategy_as_generate_has_it(decoding: Any) -> None:
-    typed = {key: default_of(decoding, key) for key in field_specs()}
+    typed = {key: as_typed(default_of(decoding, key)) for key in field_specs()}
     expected = DecodingSetting(decoding=decoding, max_new_tokens=100, past_block_size="slide")
     assert read_setting(decoding, typed).options() == expected.options()
 
@@ -61,6 +61,8 @@ def test_only_the_fields_of_the_strategy_are_in_use() -> None:
     [
         ("sample", {"top_p": 1.5}, "Top p (1.5) must be"),
         ("sample", {"top_k": 2.5}, "Top k (2.5) must be a whole number."),
+        ("sample", {"temperature": "warm"}, "Temperature (warm) must be a number."),
+        ("sample", {"top_k": "2.5"}, "Top k (2.5) must be a whole number."),
         ("sample", {"temperature": float("inf")}, "Temperature (inf) must be a finite number."),
         ("sample", {"seed": "abc"}, "Seed (abc) must be a whole number."),
         ("sample", {"seed": "-1"}, "Seed (-1) must be"),
@@ -81,7 +83,7 @@ def test_a_wrong_number_is_named_as_the_page_names_it(
 
 
 def test_an_empty_field_turns_a_cut_of_the_distribution_off() -> None:
-    options = read_setting("sample", {"top_k": None, "top_p": None, "temperature": 0.7}).options()
+    options = read_setting("sample", {"top_k": "", "top_p": None, "temperature": "0.7"}).options()
     assert (options["top_k"], options["top_p"], options["temperature"]) == (None, None, 0.7)
 
 

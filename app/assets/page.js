@@ -10,7 +10,7 @@
       panel = document.createElement("div");
       panel.id = "alternatives";
       panel.setAttribute("role", "status");
-      document.body.append(panel);
+      document.querySelector("#answer").append(panel);
     }
     const [probability, rank, others] = JSON.parse(token.dataset.t);
     const text = token.textContent;

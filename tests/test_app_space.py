@@ -1,0 +1,122 @@
+"""The folder that `gpt2 app --export-space` writes, run as a Hugging Face Space runs it."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from cli.main import main
+from gpt2core.config import GPTConfig
+from gpt2core.model import GPT
+
+# A Space has only what requirements.txt names: what else is installed here must not be asked for.
+RUN = (
+    "import runpy, sys; sys.path.insert(0, ''); "
+    "sys.modules.update(dict.fromkeys(('mlflow', 'dvc', 'prefect', 'transformers', 'cli', 'flows'))); "
+    "runpy.run_path('app.py', run_name='__main__')"
+)
+
+
+def export(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpt2", "app", "--export-space", *arguments])
+    main()
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    torch.manual_seed(0)
+    GPT(GPTConfig(50257, 32, n_layer=1, n_head=2, n_embd=8)).save_pretrained(tmp_path / "models/best")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_space_runs_by_itself_and_writes_what_generate_writes(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(monkeypatch, "space")
+    assert capsys.readouterr().out.startswith("space holds the page and models/best.")
+    monkeypatch.setattr(
+        sys, "argv", ["gpt2", "generate", "--prompt", "Once", "--decoding", "greedy", "--max-new-tokens", "8"]
+    )
+    main()
+    expected = capsys.readouterr().out
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"GRADIO_SERVER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    with (project / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN], cwd=project / "space", env=environment, stdout=log, stderr=log
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/config", process, project / "log")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api/call/generate", timeout=30) as client:
+            event = client.post("", json={"data": ["Once", "", "greedy", {"max_new_tokens": 8}, None]}).json()
+            answer = client.get(f"/{event['event_id']}").text
+    finally:
+        process.kill()
+        process.wait()
+    ((record,),) = json.loads(answer.partition("data: ")[2])
+    assert f"{record['prompt']}{record['text']}\n" == expected
+
+
+def wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            httpx.get(address, timeout=5)
+            return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    pytest.fail(log.read_text())
+
+
+def test_a_space_says_what_it_is_and_pins_what_it_needs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(monkeypatch, "space")
+    front = (project / "space/README.md").read_text(encoding="utf-8").split("---")[1]
+    requirements = (project / "space/requirements.txt").read_text().splitlines()[1:]
+    pins = dict(line.split("==") for line in requirements)
+    assert f"sdk: gradio\nsdk_version: {pins['gradio']}\n" in front
+    assert "app_file: app.py\nlicense: mit\n" in front
+    pinned = (Path(__file__).parent.parent / "requirements.txt").read_text()
+    for package, version in pins.items():
+        assert re.search(rf"^{package}=={re.escape(version)}\b", pinned, re.MULTILINE), package
+    imported = {
+        name
+        for file in (project / "space").rglob("*.py")
+        for name in re.findall(r"^(?:from|import) (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    known = {*sys.stdlib_module_names, "app", "tasks", "gpt2core", *pins}
+    assert imported - known - {"pyarrow", "zstandard"} == set()  # those two read corpora
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["models"], "models is there already; name a new folder, or delete it."),
+        (["space", "--model", "no/such"], "There is no model 'no/such'"),
+        (["space", "--model", "models/best", "--model", "models/best"], "a Space has one model, not 2"),
+    ],
+)
+def test_a_space_that_cannot_be_made_is_one_line_and_leaves_nothing(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit):
+        export(monkeypatch, *arguments)
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert [path.name for path in project.iterdir()] == ["models"]
