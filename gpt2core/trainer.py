@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from gpt2core import checkpoint as ckpt
 from gpt2core import optim, runtime
 from gpt2core.batches import Batches
-from gpt2core.directories import replaced_directory
 from gpt2core.errors import UserError
 from gpt2core.evaluate import Tokens
 from gpt2core.events import ROW_KEYS, Row, TrainerEvents, TrainResult
+from gpt2core.health import Health, HealthState, Verdict
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
+from gpt2core.saving import Keeper
 from gpt2core.stopping import LossAverage, StopState, lower, note_skipped_step
 from gpt2core.trainer_config import TrainerConfig
 from gpt2core.validation import Validation
@@ -44,8 +46,12 @@ class Trainer:
         fingerprint: dict[str, Any],
         listeners: Sequence[TrainerEvents] = (),
         interrupted: Callable[[], bool] = lambda: False,
+        background_saves: bool | None = None,
     ) -> None:
-        """`fingerprint` says what a checkpoint belongs to; `interrupted` is asked between micro-steps."""
+        """`fingerprint` says what a checkpoint belongs to; `interrupted` is asked between micro-steps.
+
+        `background_saves`: a thread writes the checkpoints; None: where a GPU trains.
+        """
         self.model, self.train_batches, self.config, self.run = model, train, config, run
         self.validation = Validation(
             model,
@@ -65,11 +71,16 @@ class Trainer:
         self.total_steps = self._total_steps()
         self.eval_interval = config.eval_interval or train.batches_per_epoch
         self.step = 0
+        self.ended: str | None = None  # why, where the run resumed had come to its end
         self.history: list[Row] = []
         self._interval_losses: list[float] = []  # since the last row
         self.stop = StopState()
         self.average = LossAverage()
+        self.health = Health(config.spike_rollback)
         self.wall_seconds = 0.0
+        background = run.device.type == "cuda" if background_saves is None else background_saves
+        self.keeper = Keeper(checkpoints, config.keep_last, background=background, note=self._note)
+        self._saved_step: int | None = None  # of the newest checkpoint
         model.to(run.device)
         model.gradient_checkpointing = config.gradient_checkpointing
         self.optimizers = optim.build_optimizers(
@@ -92,12 +103,17 @@ class Trainer:
             self._note(line)
         self._interval_started = self._segment_started = time.perf_counter()
         self._segment_wall = self.wall_seconds
-        reason = None
+        reason = self.ended
+        if self._saved_step is None:  # what a run that must go back before its first checkpoint goes back to
+            self._save()
         while reason is None and self.step < self.total_steps:
-            train_loss, grad_norm = self._train_step(forward)
-            if train_loss is None:
+            train_loss, grad_norm, verdict = self._train_step(forward)
+            self.keeper.poll()
+            if train_loss is None or verdict is None:
                 reason = "interrupted"
                 break
+            if verdict.go_back and self._go_back(verdict.go_back):
+                continue
             self.step += 1
             self.wall_seconds = self._segment_wall + time.perf_counter() - self._segment_started
             reason = self._after_step(train_loss, grad_norm)
@@ -105,8 +121,11 @@ class Trainer:
                 self._save()
         return self._finish(reason or self._limit_reason())
 
-    def _train_step(self, forward: torch.nn.Module) -> tuple[float | None, float | None]:
-        """One optimizer update; returns the mean loss over all micro-batches and devices, and the gradient's norm."""
+    def _train_step(self, forward: torch.nn.Module) -> tuple[float | None, float | None, Verdict | None]:
+        """One optimizer update: the mean loss over all micro-batches and devices, the gradient's norm, what to do.
+
+        All are None where the run was interrupted.
+        """
         factor = optim.learning_rate_factor(
             self.step,
             schedule=self.config.schedule,
@@ -124,7 +143,7 @@ class Trainer:
         for start in range(0, len(token_ids), micro):
             if self._any_rank_interrupted():
                 self._zero_grad()
-                return None, None
+                return None, None, None
             last = start + micro >= len(token_ids)
             sync = forward.no_sync() if isinstance(forward, DistributedDataParallel) and not last else nullcontext()
             with sync, self.run.autocast():
@@ -137,26 +156,50 @@ class Trainer:
             total /= runtime.world_size()
         return self._update(total.item())
 
-    def _update(self, train_loss: float) -> tuple[float, float]:
+    def _update(self, train_loss: float) -> tuple[float, float, Verdict]:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         limit = self.config.max_grad_norm if self.config.max_grad_norm is not None else math.inf
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-        if math.isfinite(train_loss) and math.isfinite(grad_norm):
-            self.stop.skipped_in_a_row = 0
+        verdict = self.health.judge(self.step, train_loss, grad_norm)
+        if verdict.note is not None:
+            self._note(verdict.note)
+        if verdict.take:
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
-        else:
-            self._note(
-                f"step {self.step + 1}: the loss or its gradient is not finite; batch {self.step} is skipped, "
-                "the weights stay as they were"
-            )
-            # fp16 finds its scale by overflowing; only the other formats have a problem then.
-            if not self.scaler.is_enabled():
-                note_skipped_step(self.stop, self.step + 1, self.step)
         self.scaler.update()
         self._zero_grad()
-        return train_loss, grad_norm
+        if verdict.finite:
+            self.stop.skipped_in_a_row = 0
+            return train_loss, grad_norm, verdict
+        # fp16 finds its scale by overflowing: that is no problem until there is nothing left to scale.
+        if not (self.scaler.is_enabled() and math.isfinite(train_loss) and self.scaler.get_scale() > 1):
+            note_skipped_step(self.stop, self.step + 1, self.step)
+        if self.step and self.health.may_go_back and not self._weights_are_finite():
+            verdict = replace(verdict, go_back=(self.step - 1,))  # its update has made them so
+        return train_loss, grad_norm, verdict
+
+    def _weights_are_finite(self) -> bool:
+        return math.isfinite(torch.nn.utils.get_total_norm(self.model.parameters()).item())
+
+    def _go_back(self, batches: tuple[int, ...]) -> bool:
+        """To the newest checkpoint of before `batches`, which are left out from then on; False where there is none."""
+        self.keeper.poll(leave=0)
+        found, damaged = self._newest_checkpoint(at_most=batches[0])
+        for line in damaged:
+            self._note(line)
+        if found is None:
+            self._note(f"step {self.step + 1}: there is no checkpoint to go back to")
+            return False
+        left_out, rollbacks, step = (*self.health.state.left_out, *batches), self.health.state.rollbacks + 1, self.step
+        self._restore(found)
+        self.health.pass_by(left_out, rollbacks)
+        if runtime.rank() == 0:
+            self.keeper.remove_after(self.step)
+        self._interval_started = time.perf_counter()
+        named = f"batch {batches[0]}" if len(batches) == 1 else f"batches {batches[0]} to {batches[-1]}"
+        self._note(f"step {step + 1}: back to the checkpoint at step {self.step}; from there {named} will be passed by")
+        return True
 
     def _after_step(self, train_loss: float, grad_norm: float | None) -> str | None:
         """Log, evaluate and apply the stop rules; returns why to stop, or None."""
@@ -279,7 +322,12 @@ class Trainer:
         if reason == "target_loss":
             train_loss_full = self.validation.full_pass()
             self._note(f"full pass over train: {train_loss_full:.5f}, target {target:g} on {self.config.metric}")
-        self._save(finished=None if reason == "interrupted" else reason)
+        self.keeper.poll(leave=0)
+        if reason != "interrupted":
+            self._save(finished=reason)
+        elif self._saved_step != self.step:
+            self._save()
+        self.keeper.finish()
         return TrainResult(
             steps=self.step,
             tokens_seen=self.tokens_seen,
@@ -302,27 +350,26 @@ class Trainer:
 
     @property
     def best_directory(self) -> Path:
-        return self.checkpoints / "best"
+        return self.keeper.best_directory
 
-    def resume(self) -> bool:
+    def resume(self, was_lost: Callable[[dict[str, Any]], bool] = lambda extra: False) -> bool:
         """Go on from the newest whole checkpoint of this very run; returns whether there was one.
 
-        A run that has ended is not gone on with, unless its stop settings have changed since.
+        A run that has ended is not gone on with, unless its stop settings have changed since, or its result never
+        arrived: then `fit` only gives the result again. `was_lost` is asked so, with the run's `extra`.
         Raises UserError for a checkpoint of another run.
         """
-        if runtime.rank() != 0:
-            dist.barrier()  # the first rank sets damaged ones aside
-        found, damaged = ckpt.newest_valid(self.checkpoints)
-        if runtime.rank() == 0 and dist.is_initialized():
-            dist.barrier()
+        found, damaged = self._newest_checkpoint()
         self._early_notes += damaged
         if found is None:
             return False
         differing = [key for key, value in self.fingerprint.items() if found.state["fingerprint"].get(key) != value]
         if differing:
             raise UserError(f"{found.directory} is of another run: {', '.join(differing)} differ; move it away.")
-        ended = found.state["finished"] is not None
-        if ended and (found.state["stop_settings"] == self._stop_settings or found.state["step"] >= self.total_steps):
+        ended, same = found.state["finished"], found.state["stop_settings"] == self._stop_settings
+        if ended is not None and same and was_lost(found.state["extra"]):
+            self.ended = ended
+        elif ended is not None and (same or found.state["step"] >= self.total_steps):
             return False
         self._restore(found)
         return True
@@ -343,11 +390,21 @@ class Trainer:
         for directory in directories:
             shutil.rmtree(directory)
 
+    def _newest_checkpoint(self, at_most: int | None = None) -> tuple[ckpt.Checkpoint | None, list[str]]:
+        if runtime.rank() != 0:
+            dist.barrier()  # the first rank sets damaged ones aside
+        found = ckpt.newest_valid(self.checkpoints, at_most)
+        if runtime.rank() == 0 and dist.is_initialized():
+            dist.barrier()
+        return found
+
     def _restore(self, found: ckpt.Checkpoint) -> None:
         saved = GPT.from_pretrained(found.directory)
         self.model.load_state_dict(saved.state_dict())
         optim.load_optimizer_tensors(self.optimizers, self.model, found.optimizer)
         state = found.state
+        self.health.state = HealthState(**state.get("health", {}))  # checkpoints of before have none
+        self._saved_step = state["step"]
         self.step, self.history, self.extra = state["step"], state["history"], state["extra"]
         self.stop, self.average = StopState(**state["stop"]), LossAverage(**state["average"])
         if not self.best_directory.is_dir():  # somebody removed it: the next evaluation is the best there is
@@ -359,34 +416,35 @@ class Trainer:
     def _save(self, finished: str | None = None) -> None:
         if runtime.rank() != 0:
             return
-        state = {
+        if not self._weights_are_finite():
+            self._note(f"step {self.step}: the weights are not finite, so there is no checkpoint")
+            return
+        state = {  # all of it copied: a thread may write it while training goes on
             "fingerprint": self.fingerprint,
             "step": self.step,
             "stop": self.stop.as_dict(),
             "average": {"total": self.average.total, "weight": self.average.weight},
-            "interval_losses": self._interval_losses,
+            "health": self.health.state.as_dict(),
+            "interval_losses": list(self._interval_losses),
             "wall_seconds": self.wall_seconds,
             "scaler": self.scaler.state_dict(),
             "finished": finished,
             "stop_settings": self._stop_settings,
             "extra": self.extra,
-            "history": self.history,
+            "history": list(self.history),
         }
-        directory = self.checkpoints / f"step-{self.step:08d}"
-        try:
-            ckpt.save_checkpoint(directory, self.model, optim.optimizer_tensors(self.optimizers, self.model), state)
-        except OSError as error:
-            self._note(f"checkpoint at step {self.step} could not be saved ({error}); the earlier ones are intact")
-            return
-        ckpt.remove_older(self.checkpoints, self.config.keep_last)
-        self._emit("on_checkpoint", self.step, directory)
+        step = self.step
+
+        def done(directory: Path) -> None:
+            self._saved_step = step
+            self._emit("on_checkpoint", step, directory)
+
+        self.keeper.save(step, self.model, optim.optimizer_tensors(self.optimizers, self.model), state, done)
 
     def _save_best(self, score: float) -> None:
-        if runtime.rank() != 0:
-            return
-        with replaced_directory(self.best_directory) as partial:
-            self.model.save_pretrained(partial)
-        self._emit("on_best", self.step, self.config.best_by, score, self.best_directory)
+        if runtime.rank() == 0:
+            said = ("on_best", self.step, self.config.best_by, score, self.best_directory)
+            self.keeper.save_best(self.step, self.model, lambda: self._emit(*said))
 
     @property
     def _stop_settings(self) -> dict[str, Any]:

@@ -23,7 +23,10 @@ def package_version() -> str:
     project = code_root() / "pyproject.toml"
     if project.is_file():
         return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
-    return importlib.metadata.version(PACKAGE)
+    try:
+        return importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:  # a copy of the packages alone
+        return "unknown"
 
 
 def code_sha256(root: Path | None = None) -> str:

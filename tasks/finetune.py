@@ -10,11 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
+
 from gpt2core.config import GPTConfig
 from gpt2core.directories import replaced_directory
 from gpt2core.errors import UserError
 from gpt2core.files import sha256_file, write_json
 from tasks import paths
+from tasks.code_version import code_sha256
 from tasks.environment import environment
 from tasks.failures import failure_line
 from tasks.initial_model import initial_model
@@ -80,7 +83,7 @@ def train(params: Params, interruption: Interruption) -> str:
         fingerprint=fingerprint,
         interrupted=interruption.requested,
     )
-    resumed = params.train.resume and trainer.resume()
+    resumed = params.train.resume and trainer.resume(was_lost)
     if not first:
         return trainer.fit().stop_reason
 
@@ -94,10 +97,17 @@ def train(params: Params, interruption: Interruption) -> str:
     log.say(f"batches an epoch: {batches.batches_per_epoch:,}")
     reference = loss_reference(model, batches.split, params.data.source)
     log.compare_with(reference)
-    tracked = start_run(params, run_name(params), resume_run_id=trainer.extra.get("run_id"))
+    tracked = start_run(
+        params,
+        run_name(params),
+        resume_run_id=trainer.extra.get("run_id"),
+        resume_key=trainer.checkpoints.name if params.train.resume else None,
+    )
     if not resumed:
         trainer.start_over()
-    trainer.extra["run_id"] = tracked.run_id
+        trainer.extra = {"run_id": tracked.run_id, **recorded()}
+    if trainer.ended:
+        log.say("this run had come to its end, but DVC has not recorded its results: they are written again")
     tracked.log_dataset(tokens.manifest, split="train")
     log_reference(reference, tracked)
     log.attach(progress)
@@ -193,6 +203,8 @@ def trainer_config(params: Params, device: str, val_tokens: int) -> Any:
 
 def fingerprint_of(params: Params, config: dict[str, Any], data_sha256: str, precision: str) -> dict[str, Any]:
     train = params.train.model_dump()
+    if train["spike_rollback"] is None:  # so checkpoints of before there was such a setting still fit
+        del train["spike_rollback"]
     return {
         "data_sha256": data_sha256,
         "seed": params.run.seed,
@@ -207,6 +219,27 @@ def checkpoints_of(fingerprint: dict[str, Any]) -> Any:
     """A folder of its own for each kind of run, so that going back to earlier params finds its checkpoints."""
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
     return paths.CHECKPOINTS / digest[:12]
+
+
+def recorded() -> dict[str, str]:
+    """What DVC has recorded of this stage, and the code that runs it."""
+    try:
+        entry = yaml.safe_load(paths.DVC_LOCK.read_text(encoding="utf-8"))["stages"]["finetune"]
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        entry = None
+    return {
+        "recorded_sha256": hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest(),
+        "code_sha256": code_sha256(),
+    }
+
+
+def was_lost(extra: dict[str, Any]) -> bool:
+    """Whether a training that has ended was killed before DVC took its results: nothing was recorded since it began.
+
+    Else the stage runs because somebody wants it trained anew, or because the code has changed.
+    """
+    now = recorded()
+    return {key: extra.get(key) for key in now} == now
 
 
 def run_name(params: Params) -> str:

@@ -1,7 +1,9 @@
 """The MLflow run of a pipeline execution: `finetune` starts it, every later stage reopens it from models/run.json."""
 
+import hashlib
 import json
 import re
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +50,7 @@ BEST_CHECKPOINT = "checkpoints/best"  # in a run's artifacts
 _PARAM_LIMIT = 6000  # characters that MLflow keeps of a parameter
 _TAG_LIMIT = 5000
 _TABLES_TAG = "mlflow.loggedArtifacts"
+_RESUME_TAG = "resume_key"
 
 
 class TrackedRun:
@@ -187,16 +190,23 @@ class TrackedRun:
             say(f"tracking: warning: {what} did not reach MLflow run {self.run_name}: {one_line(error)}")
 
 
-def start_run(params: Params, run_name: str | None = None, resume_run_id: str | None = None) -> TrackedRun:
+def start_run(
+    params: Params, run_name: str | None = None, resume_run_id: str | None = None, resume_key: str | None = None
+) -> TrackedRun:
     """The run of a training: a new one, or `resume_run_id` again where the store has it.
+
+    `resume_key` says what makes it this training: one of that key that was killed before its first checkpoint is gone
+    on with, too.
 
     It has every parameter, the tags that say where it came from, and the machine's load until `finish`.
     Raises UserError where the store cannot be used.
     """
     client = connect()
-    run = _find_run(client, resume_run_id) if resume_run_id else None
+    experiment = experiment_id(client, params.run.experiment)
+    tags = {_RESUME_TAG: _resume_tag(resume_key)} if resume_key else {}
+    run = _find_run(client, resume_run_id) if resume_run_id else _killed_run(client, experiment, tags)
     if run is None:
-        run = client.create_run(experiment_id(client, params.run.experiment), run_name=run_name, tags=origin_tags())
+        run = client.create_run(experiment, run_name=run_name, tags={**origin_tags(), **tags})
     else:
         client.update_run(run.info.run_id, status="RUNNING")
     tracked = TrackedRun(client, run)
@@ -320,6 +330,20 @@ def _read_run_record() -> dict[str, str]:
         raise UserError(f"{paths.RUN} is missing: run the stage finetune first (`dvc repro finetune`).") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{paths.RUN} is damaged (no run_id in it): run `dvc repro --force finetune`.") from None
+
+
+def _resume_tag(key: str) -> str:
+    """The training `key` in this folder of this machine: others may share the store."""
+    return hashlib.sha256(f"{socket.gethostname()}\0{Path.cwd()}\0{key}".encode()).hexdigest()[:16]
+
+
+def _killed_run(client: "MlflowClient", experiment: str, tags: Mapping[str, str]) -> "Run | None":
+    """The newest run with these tags, where it neither finished nor failed."""
+    if not tags:
+        return None
+    condition = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
+    found = client.search_runs([experiment], condition, max_results=1, order_by=["attributes.start_time DESC"])
+    return found[0] if found and found[0].info.status in ("RUNNING", "KILLED") else None
 
 
 def _find_run(client: "MlflowClient", run_id: str) -> "Run | None":
