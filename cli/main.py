@@ -92,6 +92,10 @@ COMMANDS = {
     "compare": Command("cli.compare", "hold two runs against each other"),
     "rerun": Command("cli.rerun", "make a run again, and compare"),
     "models": Command("cli.models", "list registered models, promote one, roll back"),
+    "doctor": Command("cli.doctor", "look at this machine and this project, and say what to do"),
+    "verify": Command("cli.verify", "hold tokens, checkpoints and models against their hashes"),
+    "gc": Command("cli.gc", "remove what no run, alias or lock file refers to; only says what without --yes"),
+    "relocate": Command("cli.relocate", "mend the paths in mlruns/ after the folder was moved or copied"),
     "completion": Command("cli.completion", "print the completion script of a shell"),
 }
 GROUPS = {
@@ -99,6 +103,7 @@ GROUPS = {
     "use a model": ("generate", "app"),
     "compare and keep": ("runs", "compare", "rerun", "models"),
     "exchange": ("import", "export", "push"),
+    "look after it": ("doctor", "verify", "gc", "relocate"),
 }
 EXIT_CODES = "exit codes: 0 done, 1 it failed (one line says why), 2 wrong flags, 130 interrupted"
 

@@ -19,7 +19,7 @@ from gpt2core.files import atomic_path, write_text
 from tasks import paths
 from tasks.params_file import merged, with_values
 
-WORKSPACES = Path("workspaces")
+WORKSPACES = paths.WORKSPACES
 
 # What a run makes again, gets from DVC's cache or never reads. (git knows its ignored files itself.)
 _LEFT_OUT = frozenset(

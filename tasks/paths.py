@@ -22,3 +22,4 @@ REGISTERED = Path("reports/registered.json")
 REPORT_PAGE = Path("reports/report.html")
 REPORT_PDF = Path("reports/report.pdf")
 MLRUNS = Path("mlruns")
+WORKSPACES = Path("workspaces")  # a folder for each flow run

@@ -1,0 +1,154 @@
+"""What the local MLflow store holds that nothing refers to: deleted runs, files of runs that are not in it, spools."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tasks.doctor_store import database, open_database
+from tasks.garbage_files import Garbage, size_of
+from tasks.relocate import path_of
+from tasks.tracking_store import mlruns
+
+
+@dataclass(frozen=True)
+class DeletedRun(Garbage):
+    """A run that was deleted in MLflow and that no registered version came from, with the models it logged."""
+
+    run_id: str = ""
+    model_ids: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = field(default=())
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(size_of(folder) for folder in self.folders if folder.exists())
+
+
+def deleted_runs() -> list[DeletedRun]:
+    """As `mlflow gc` finds them, but for those that a registered version came from: their checkpoint is its weights."""
+    if not database().exists():
+        return []
+    with open_database(database()) as connection:
+        rows = connection.execute(
+            "SELECT run_uuid, name, artifact_uri FROM runs WHERE lifecycle_stage = 'deleted' "
+            "AND run_uuid NOT IN (SELECT run_id FROM model_versions WHERE run_id IS NOT NULL)"
+        ).fetchall()
+        used = {source.rsplit("/", 1)[-1] for (source,) in connection.execute("SELECT source FROM model_versions")}
+        logged = connection.execute("SELECT source_run_id, model_id, artifact_location FROM logged_models").fetchall()
+    found = []
+    for run_id, name, uri in rows:
+        own = [(model, place) for source, model, place in logged if source == run_id and model not in used]
+        folders = [folder for place in (uri, *(place for _, place in own)) if (folder := _own_folder(place))]
+        found.append(
+            DeletedRun(
+                folders[0] if folders else mlruns() / "artifacts" / run_id, "deleted runs",
+                f"{name}, deleted in MLflow", run_id, tuple(model for model, _ in own), tuple(folders),
+            )
+        )  # fmt: skip
+    return found
+
+
+def remove_deleted_runs(runs: Iterable[DeletedRun]) -> None:
+    """Their files, and then what the store has of them, by the functions that `mlflow gc` uses."""
+    runs = list(runs)
+    if not runs:
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    from tasks.tracking_store import connect, tracking_uri
+
+    connect()
+    store = SqlAlchemyStore(tracking_uri(), (mlruns() / "artifacts").as_uri())
+    for run in runs:
+        for folder in run.folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        for model in run.model_ids:
+            store._hard_delete_logged_model(model)
+        store._hard_delete_run(run.run_id)
+
+
+def _own_folder(place: str | None) -> Path | None:
+    """The folder of a run or model in this project's artifacts, with what is only its wrapping; None elsewhere."""
+    path = path_of(place or "")
+    artifacts = (mlruns() / "artifacts").resolve()
+    if path is None or not path.resolve().is_relative_to(artifacts) or path.resolve() == artifacts:
+        return None
+    return path.parent if path.name == "artifacts" else path
+
+
+def unknown_artifacts() -> list[Garbage]:
+    """Folders of artifacts whose run or model the store does not have: removed for good, or never finished."""
+    top = mlruns() / "artifacts"
+    if not top.is_dir() or not database().exists():
+        return []
+    # The folders first: a run is in the store before it has a folder.
+    folders = [folder for folder in sorted(top.iterdir()) if folder.is_dir() and folder.name != "models"]
+    models = [folder for folder in sorted((top / "models").glob("m-*")) if folder.is_dir()]
+    with open_database(database()) as connection:
+        runs = {run_id for (run_id,) in connection.execute("SELECT run_uuid FROM runs")}
+        known = {model for (model,) in connection.execute("SELECT model_id FROM logged_models")}
+        places = {str(path_of(uri or "")) for (uri,) in connection.execute("SELECT artifact_uri FROM runs")}
+    return [
+        Garbage(folder, "artifacts", "of a run that is not in the store")
+        for folder in folders
+        if _is_id(folder.name) and folder.name not in runs and str(folder / "artifacts") not in places
+    ] + [
+        Garbage(folder, "artifacts", "of a model that is not in the store")
+        for folder in models
+        if folder.name not in known
+    ]
+
+
+def _is_id(name: str) -> bool:
+    """Whether MLflow named the folder: others are somebody's own."""
+    return len(name) == 32 and all(letter in "0123456789abcdef" for letter in name)
+
+
+def spools() -> list[Garbage]:
+    """Spooled metrics that the store has already, or whose run it has no more."""
+    waiting = undelivered()
+    found = []
+    for file in sorted((mlruns() / "spool").glob("*.jsonl")):
+        if file.stem not in waiting:
+            found.append(Garbage(file, "spools", "metrics that MLflow has already, or whose run is gone"))
+    return found
+
+
+def undelivered() -> dict[str, int]:
+    """How many spooled metrics of each run the store has not."""
+    files = sorted((mlruns() / "spool").glob("*.jsonl"))
+    if not files or not database().exists():
+        return {}
+    waiting = {}
+    with open_database(database()) as connection:
+        for file in files:
+            run = connection.execute("SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", (file.stem,)).fetchone()
+            points = _points(file)
+            count = sum(not _is_there(connection, file.stem, point) for point in points) if run == ("active",) else 0
+            if count:
+                waiting[file.stem] = count
+    return waiting
+
+
+def _points(file: Path) -> list[tuple[str, float, int, int]]:
+    points = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            key, value, timestamp, step = json.loads(line)
+            points.append((str(key), float(value), int(timestamp), int(step)))
+        except (ValueError, TypeError):
+            continue  # the last line of a process that was killed while writing it
+    return points
+
+
+def _is_there(connection: sqlite3.Connection, run_id: str, point: tuple[str, float, int, int]) -> bool:
+    key, value, timestamp, step = point
+    return (
+        connection.execute(
+            "SELECT 1 FROM metrics WHERE run_uuid = ? AND key = ? AND step = ? AND timestamp = ? AND value = ?",
+            (run_id, key, step, timestamp, value),
+        ).fetchone()
+        is not None
+    )
