@@ -14,6 +14,7 @@ FORBIDDEN = {
     "gpt2core": {"tasks", "flows", "cli", "mlflow", "prefect", "dvc", "pandas"},
     "tasks": {"flows", "cli", "prefect"},
     "cli": {"flows", "prefect"},
+    "app": {"flows", "cli", "prefect", "mlflow", "dvc"},
 }
 
 
