@@ -1,6 +1,8 @@
 """Atomic, checksummed checkpoint directories; the manifest, written last, makes one whole.
 
 A checkpoint is a directory in the Hugging Face layout, with the optimizer's tensors and the trainer's state beside.
+The number of completed steps in that state is also the place in the data, in the schedule and of every device's random
+numbers: a batch, a learning rate and a dropout mask are functions of the step and the settings.
 """
 
 import json
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from gpt2core.directories import replaced_directory
 from gpt2core.errors import UserError
-from gpt2core.files import read_json, sha256_file, write_json
+from gpt2core.files import read_json, sha256_file, write_json, write_text
 from gpt2core.hf import save_tensors
 from gpt2core.model import GPT
 
@@ -40,12 +42,14 @@ def save_checkpoint(directory: Path, model: GPT, optimizer: dict[str, Tensor], s
     with replaced_directory(directory) as partial:
         model.save_pretrained(partial)
         save_tensors(optimizer, partial / OPTIMIZER)
-        write_json(partial / STATE, state)
+        # In one line: indented, the history of a long run takes seconds.
+        write_text(partial / STATE, json.dumps(state, allow_nan=False))
         files = {
             path.name: {"size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
             for path in sorted(partial.iterdir())
         }
-        write_json(partial / MANIFEST, {"format_version": FORMAT_VERSION, "files": files})
+        facts = {key: state[key] for key in ("step", "fingerprint") if key in state}
+        write_json(partial / MANIFEST, {"format_version": FORMAT_VERSION, **facts, "files": files})
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
@@ -82,14 +86,23 @@ def step_of(directory: Path) -> int:
     return int(directory.name.removeprefix("step-"))
 
 
-def newest_valid(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint under `root`, and a line for each damaged one, which is set aside."""
+def newest_valid(root: Path, at_most: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint under `root`, and a line for each damaged one, which is set aside.
+
+    `at_most`: of that step or before. What a killed save has left is cleared away, so nobody may be saving there.
+    """
     damaged: list[str] = []
-    for old in root.glob(".*.old"):  # a save was cut between its two renames
+    for partial in root.glob(".*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+    for old in root.glob(".*.old"):
         target = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
-        if not target.exists():
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:  # the save was cut between its two renames
             old.rename(target)
     for directory in reversed(step_directories(root)):
+        if at_most is not None and step_of(directory) > at_most:
+            continue
         try:
             return load_checkpoint(directory), damaged
         except DamagedCheckpointError as error:

@@ -30,9 +30,15 @@ def replace_directory(source: Path, target: Path) -> None:
     """
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
+    replaces = target.exists()
+    if replaces:
         target.rename(old)
-    source.rename(target)
+    try:
+        source.rename(target)
+    except OSError:
+        if replaces:
+            old.rename(target)
+        raise
     if os.name == "posix":  # a rename lasts once its directory is flushed
         _flush(target.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -121,5 +121,7 @@ def load_optimizer_tensors(
         parameter = parameters[parameter_name]
         # A step count stays where torch made it; fused AdamW wants it on the parameter's device.
         states.setdefault(parameter, {})[key] = tensor.to(parameter.device, copy=True)
+    for optimizer in optimizers:
+        optimizer.state.clear()
     for parameter, state in states.items():
         owners[parameter].state[parameter] = state

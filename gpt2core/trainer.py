@@ -189,7 +189,6 @@ class Trainer:
         for line in damaged:
             self._note(line)
         if found is None:
-            self._note(f"step {self.step + 1}: there is no checkpoint to go back to")
             return False
         left_out, rollbacks, step = (*self.health.state.left_out, *batches), self.health.state.rollbacks + 1, self.step
         self._restore(found)

@@ -36,3 +36,4 @@ class TrainerConfig:
     sample_tokens: int
     sample_interval: str  # evaluation | epoch
     seed: int
+    spike_rollback: float | None = None  # z-score

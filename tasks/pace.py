@@ -32,4 +32,4 @@ class Pace:
     def seconds_for(self, steps: int) -> float | None:
         """What `steps` more take at the average so far, evaluations and checkpoints included; None before the first."""
         done = self._last_step - self._first_step
-        return steps * (self._last_at - self._started_at) / done if done else None
+        return steps * (self._last_at - self._started_at) / done if done > 0 else None

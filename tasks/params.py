@@ -179,6 +179,9 @@ class Train(Section):
     checkpoint_interval: int = Field(250, ge=1)
     keep_last: int = Field(2, ge=1)
     """Checkpoints kept beside the best."""
+    spike_rollback: float | None = Field(None, ge=3)
+    """Standard deviations above the losses before it at which a batch is left out; after three in a row the run goes
+    back to its last checkpoint and passes them by. null: a spike is only reported."""
     best_by: Literal["auto", "val_loss", "train_loss"] = "auto"
     """What models/best is chosen by; auto: val_loss, but train_loss where the target is one of train."""
     resume: bool = True
