@@ -51,12 +51,20 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def exported(arguments: argparse.Namespace, folder: Any) -> Any:
-    """The folder as it is where it has a card, else the model, exported into `folder`."""
+    """The folder as it is where it has a card, else the model, exported into `folder`.
+
+    Raises UserError for flags of the card where there is one, and as `export_model` does.
+    """
     from pathlib import Path
 
+    from gpt2core.errors import UserError
     from tasks.export import export_model
 
     if (Path(arguments.model) / "README.md").is_file():
+        if arguments.license or arguments.language or arguments.dtype != "fp32":
+            raise UserError(
+                f"{arguments.model} has its card already: give --license, --language and --dtype to `gpt2 export`."
+            )
         return Path(arguments.model)
     name = arguments.repo_id.rpartition("/")[2]
     options = {"dtype": arguments.dtype, "licence": arguments.license, "language": arguments.language}

@@ -214,6 +214,9 @@ def test_push_dry_run_lists_what_would_go(gpt2, exported: Path, tmp_path: Path) 
     assert listed["published"] is None
     assert listed["size_bytes"] == sum(file["size_bytes"] for file in listed["files"])
     (exported / ".env").unlink()
+    code, _, err = gpt2("push", exported, "me/plays", "--dry-run", "--license", "mit")
+    assert code == 1
+    assert "has its card already" in err
 
 
 @pytest.mark.parametrize("repo_id", ["plays", "me/pl ays", "a/b/c", "me/", "me/..plays"])

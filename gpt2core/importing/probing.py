@@ -77,8 +77,9 @@ def choose_reading(model: GPT, token_ids: list[int], *, given_heads: int | None,
     set_heads(model, heads)
     notes = []
     if given_heads is None:
-        how = "the text is likeliest with it" if clear else f"assumed, by GPT-2's head size of {USUAL_HEAD_DIM}"
-        notes.append(f"n_head {heads}: not in the file; {how} (--n-head overrules)")
+        assumed = f"assumed, by GPT-2's head size of {USUAL_HEAD_DIM}; if it had another number, give --n-head"
+        how = "the text is likeliest with it (--n-head overrules)" if clear else assumed
+        notes.append(f"n_head {heads}: not in the file; {how}")
     if turned:
         turn_attention(model)
         as_it_lay = losses[heads, False]
