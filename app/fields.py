@@ -47,7 +47,9 @@ def label_of(key: str) -> str:
 
 
 def uses(decoding: Decoding, key: str) -> bool:
-    """Whether a strategy has this key."""
+    """Whether a strategy has this key; a seed only where something is drawn."""
+    if key == "seed":
+        return "do_sample" in STRATEGIES[decoding].chosen_by
     return key in STRATEGIES[decoding].keys or key in EVERYWHERE
 
 

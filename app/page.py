@@ -94,7 +94,9 @@ def _setting_fields(desk: Desk) -> dict[str, Any]:
     for key, most in sliders.items():
         start = DEFAULT_NEW_TOKENS if key == "max_new_tokens" else 1
         made[key] = gr.Slider(1, most, start, step=1, label=specs[key].label, visible=uses(FIRST_STRATEGY, key))
-    made["seed"] = gr.Textbox(label="Seed", placeholder="empty: another each time", info=specs["seed"].info)
+    made["seed"] = gr.Textbox(
+        label="Seed", placeholder="empty: another each time", elem_id="set-seed", info=specs["seed"].info
+    )
     rest = [spec for key, spec in specs.items() if key not in made]
     with gr.Row(elem_classes="pairs"):
         made |= {spec.key: _component(spec) for spec in rest if spec.is_basic}

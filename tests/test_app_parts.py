@@ -5,6 +5,7 @@ import socket
 import sys
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from app.alternatives import token_choices
 from app.command_line import command_of
+from app.desk import Desk
 from app.fields import as_typed, default_of, field_specs, read_setting, uses
 from app.limits import Limits
 from app.markup import pieces
@@ -51,6 +53,8 @@ def test_only_the_fields_of_the_strategy_are_in_use() -> None:
     assert uses("sample", "temperature")
     assert not uses("greedy", "temperature")
     assert uses("contrastive", "top_k")
+    assert uses("beam-sample", "seed")
+    assert not uses("beam", "seed")
     assert not uses("contrastive", "top_p")
     # A field of another strategy may still hold something.
     assert read_setting("greedy", {"temperature": 0.5}).options().get("temperature") is None
@@ -196,6 +200,16 @@ def save(directory: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     GPT(GPTConfig(50257, 16, n_layer=1, n_head=1, n_embd=4)).save_pretrained(directory)
     return directory
+
+
+def test_a_page_without_any_model_says_so_and_how_to_get_one() -> None:
+    from app.handlers import Handlers
+
+    page = Handlers(Desk(Shelf(FixedModels({}), "fp32", 1), Limits()), with_commands=True)
+    *_, alert = page.open_page(SimpleNamespace(query_params={}))  # type: ignore[arg-type]
+    assert "There is no model yet: train one (`make run`), or type the folder of one." in alert
+    with pytest.raises(UserError, match="No model is chosen"):
+        page._question("To be", None, None, "greedy", {})
 
 
 def test_few_models_stay_in_memory_and_one_that_was_trained_again_is_read_again(tmp_path: Path) -> None:
