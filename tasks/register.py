@@ -222,9 +222,7 @@ def announce(run: TrackedRun, params: Params, versions: Versions, verdict: Verdi
 
 def log_run_artifacts(run: TrackedRun) -> None:
     """What the run's page should hold beside the models, where the stages before have not put it there already."""
-    for file in (paths.PARAMS, paths.DVC_LOCK):
-        if file.exists():
-            run.log_artifact(file)
+    run.log_settings()
     if paths.DVC_LOCK.exists():
         run.set_tags({"dvc_lock_sha256": sha256_file(paths.DVC_LOCK)})
     there = run.artifacts()

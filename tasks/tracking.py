@@ -97,6 +97,12 @@ class TrackedRun:
     def log_artifact(self, path: Path, artifact_path: str | None = None) -> None:
         self._attempt(str(path), lambda: self.client.log_artifact(self.run_id, str(path), artifact_path))
 
+    def log_settings(self) -> None:
+        """params.yaml and dvc.lock, to the letter but for secrets: what `gpt2 rerun` starts from."""
+        for file in (paths.PARAMS, paths.DVC_LOCK):
+            if file.exists():
+                self.log_text(redact(file.read_text(encoding="utf-8")), file.name)
+
     def log_artifacts(self, directory: Path, artifact_path: str | None = None) -> None:
         self._attempt(str(directory), lambda: self.client.log_artifacts(self.run_id, str(directory), artifact_path))
 
@@ -211,9 +217,7 @@ def start_run(
         client.update_run(run.info.run_id, status="RUNNING")
     tracked = TrackedRun(client, run)
     tracked.log_params(params)
-    for file in (paths.PARAMS, paths.DVC_LOCK):  # to the letter, for `gpt2 rerun`
-        if file.exists():
-            tracked.log_artifact(file)
+    tracked.log_settings()
     tracked.watch_system()
     return tracked
 

@@ -66,9 +66,12 @@ def _local_uri() -> str:
     return f"sqlite:///{(mlruns() / 'mlflow.db').as_posix()}"
 
 
+_SECRET_IN_QUERY = re.compile(r"([?&][\w.-]*(?:token|key|sig|secret|passw|credential|auth)[\w.-]*)=[^&\s'\"]+", re.I)
+
+
 def redact(text: str) -> str:
-    """`text` without the `user:password@` of any address in it."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+    """`text` without the secrets of any address in it: `user:password@`, and tokens, keys and signatures after `?`."""
+    return _SECRET_IN_QUERY.sub(r"\1=REDACTED", re.sub(r"(?<=://)[^/@\s]+@", "", text))
 
 
 def one_line(error: BaseException) -> str:

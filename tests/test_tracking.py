@@ -91,11 +91,10 @@ def test_a_run_has_every_parameter_and_says_where_it_came_from(project, monkeypa
 def test_artifacts_lie_below_mlruns_where_they_can_be_read_again(project):
     with start_run(params_with()) as run:
         run.log_text("hello", "notes/hello.txt")
-        run.log_artifact(paths.PARAMS)
     stored = connect().get_run(run.run_id)
     assert stored.info.artifact_uri.startswith((project / "mlruns/artifacts").as_uri())
     assert (project / "mlruns/artifacts" / run.run_id / "artifacts/notes/hello.txt").read_text() == "hello"
-    assert [item.path for item in connect().list_artifacts(run.run_id)] == ["notes", "params.yaml"]
+    assert [item.path for item in connect().list_artifacts(run.run_id)] == ["dvc.lock", "notes", "params.yaml"]
 
 
 def test_git_commit_is_recorded_and_only_changed_code_makes_it_dirty(project):
@@ -240,6 +239,19 @@ def test_passwords_are_not_shown(project, monkeypatch):
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert redact("postgresql://u:p@host/db and http://x/") == "postgresql://host/db and http://x/"
+
+
+def test_no_secret_of_an_address_reaches_the_run(project):
+    address = "https://me:hunter2@host/corpus.txt?part=2&X-Amz-Signature=deadbeef&access_token=hunter3"
+    Path("params.yaml").write_text(f"data: {{source: '{address}'}}\n")
+    with start_run(parse_params({"data": {"source": address, "sha256": "0" * 64}})) as run:
+        run.log_dataset({"source": address, "splits": {"train": {"tokens": 1, "documents": 1, "sha256": "0"}}}, "train")
+    stored = connect().get_run(run.run_id)
+    written = Path(connect().download_artifacts(run.run_id, "params.yaml")).read_text()
+    everything = written + str(stored.to_dictionary())
+    assert "host/corpus.txt?part=2" in written
+    for secret in ("hunter2", "deadbeef", "hunter3"):
+        assert secret not in everything
 
 
 def test_a_broken_store_is_one_clear_line(bare_project):
