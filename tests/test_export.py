@@ -62,6 +62,7 @@ def gpt2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
+@pytest.mark.slow
 def test_the_command_says_what_was_checked(gpt2, model_directory: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     code, out, err = gpt2("export", "--model", model_directory, "--output-dir", output)
@@ -234,6 +235,7 @@ def push(server: Hub, directory: Path, repo_id: str, *flags: str, **variables: s
     return subprocess.run(command, env={**environment, **variables}, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_push_uploads_every_file_as_it_is(exported: Path, tmp_path: Path) -> None:
     with hub() as server:
         result = push(server, exported, "me/plays", "--private", "--token-from-env", "MY_TOKEN", MY_TOKEN=TOKEN)

@@ -237,6 +237,7 @@ def test_llm_c(nano: NanoGPT, tmp_path: Path) -> None:
     refused(tmp_path / "old.bin", "llm.c file of version 1")
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_generate_loads(checkpoint: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     from cli.main import main
 
