@@ -4,6 +4,8 @@ import argparse
 import filecmp
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,27 @@ def run(arguments: argparse.Namespace) -> None:
         if not value:
             raise UserError(f"{flag} is missing: gpt2 finetune --train-file my.txt --output-dir my_model.")
     output = Path(arguments.output_dir).expanduser()
-    project = output / PROJECT
     check_output(output)
     parameters = checked_params(arguments, output)
+    with alone_in(output):
+        train(arguments, output, parameters)
+
+
+@contextmanager
+def alone_in(output: Path) -> Iterator[None]:
+    """Raises UserError where another command works in the folder: the settings that it runs by must not change."""
+    from filelock import FileLock, Timeout
+
+    (output / PROJECT).mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output / PROJECT / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"another command works in {output}; wait for its end, and run again.") from None
+
+
+def train(arguments: argparse.Namespace, output: Path, parameters: str) -> None:
+    project = output / PROJECT
     write_project(project, parameters, use_git=False)
     before = content(project / paths.DVC_LOCK)
     try:

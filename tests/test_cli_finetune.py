@@ -1,7 +1,6 @@
 """`gpt2 finetune`: what its flags mean, and one real run that is interrupted, finished, evaluated and made again."""
 
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -18,6 +17,8 @@ from cli.main import build_parser
 from gpt2core.errors import UserError
 from gpt2core.files import read_json, sha256_file
 from tasks.params import Params, load_params, parse_params
+from tasks.runs import find_run
+from tasks.tracking_store import connect
 from tests.command import PROGRAM, Result, environment, run_here
 
 CORPUS = Path(__file__).resolve().parent.parent / "data/corpus/shakespeare-plays.txt"
@@ -154,10 +155,10 @@ class Folder:
             text=True, preexec_fn=hear_interrupts,
         )  # fmt: skip
 
-    def gpt2(self, *arguments: str, code: int = 0) -> str:
+    def run(self, *arguments: str) -> str:
         process = self.start(*arguments)
         out, err = process.communicate(timeout=300)
-        assert process.returncode == code, out + err
+        assert process.returncode == 0, out + err
         return out
 
 
@@ -179,12 +180,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
         time.sleep(0.05)
     family = psutil.Process(process.pid).children(recursive=True)
     assert family
+    assert "another command works in my_model" in folder.start(*FLAGS).communicate(timeout=60)[1]
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     folder.interrupted = Result(process.returncode, out, err)
     folder.orphans = psutil.wait_procs(family, timeout=5)[1]
-    folder.again = folder.gpt2(*FLAGS)
+    folder.again = folder.run(*FLAGS)
     return folder
+
+
+@pytest.fixture
+def gpt2(folder: Folder, capsys, monkeypatch):
+    """In this process, which has MLflow loaded already."""
+    monkeypatch.chdir(folder.root)
+    for name in ("MLFLOW_TRACKING_URI", "GPT2_PROJECT_ROOT", "GPT2_FLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> str:
+        result = run_here(capsys, monkeypatch, *arguments)
+        assert result.code == 0, result.err
+        return result.out
+
+    return run
 
 
 pipeline = [
@@ -221,33 +238,33 @@ class TestOneRun:
 
     def test_the_same_command_after_its_end_changes_nothing(self, folder: Folder) -> None:
         before = (folder.root / "my_model/model.safetensors").stat().st_mtime_ns
-        found = json.loads(folder.gpt2(*FLAGS, "--json"))
+        found = json.loads(folder.run(*FLAGS, "--json"))
         assert found["changed"] is False
         assert found["train"]["steps"] == 150
         assert found["model"] == "models:/my_model/1"
         assert (folder.root / "my_model/model.safetensors").stat().st_mtime_ns == before
 
-    def test_it_is_one_run_in_the_store_of_the_folder(self, folder: Folder) -> None:
-        (run,) = json.loads(folder.gpt2("runs", "--json"))
+    def test_it_is_one_run_in_the_store_of_the_folder(self, folder: Folder, gpt2) -> None:
+        (run,) = json.loads(gpt2("runs", "--json"))
         assert run["state"] == "done"
         assert run["params"]["train.batch_size"] == "4"
         assert run["tags"]["project_folder"] == "my_model/project"
         assert run["tags"]["weights_sha256"] == sha256_file(folder.root / "my_model/model.safetensors")
 
-    def test_evaluate_gives_the_numbers_of_the_pipeline(self, folder: Folder) -> None:
+    def test_evaluate_gives_the_numbers_of_the_pipeline(self, folder: Folder, gpt2) -> None:
         protocol = ["--max-tokens", "200", "--device", "cpu", "--precision", "fp32", "--json"]
-        found = json.loads(folder.gpt2("evaluate", "--model", "my_model", "--data", "my_model/project", *protocol))
+        found = json.loads(gpt2("evaluate", "--model", "my_model", "--data", "my_model/project", *protocol))
         expected = read_json(folder.root / "my_model/project/reports/metrics/evaluate.json")
         for split in ("train", "val", "test"):
             assert found["scores"][split]["loss"] == pytest.approx(expected[split]["loss"], abs=1e-5)
-        texts = folder.gpt2("evaluate", "--model", "my_model", "--file", "my.txt", "--max-tokens", "200")
+        texts = gpt2("evaluate", "--model", "my_model", "--file", "my.txt", "--max-tokens", "200")
         assert "my.txt" in texts
         assert f"{expected['train']['loss']:.4f}"[:6] in texts, "the text begins with the training text"
 
-    def test_a_rerun_gives_the_same_weights_to_the_last_bit(self, folder: Folder) -> None:
+    def test_a_rerun_gives_the_same_weights_to_the_last_bit(self, folder: Folder, gpt2) -> None:
         shutil.move(folder.root / "my.txt", folder.root / "gone.txt")  # DVC's cache has it
         try:
-            found = json.loads(folder.gpt2("rerun", "models:/my_model@champion", "--dir", "again", "--json"))
+            found = json.loads(folder.run("rerun", "models:/my_model@champion", "--dir", "again", "--json"))
         finally:
             shutil.move(folder.root / "gone.txt", folder.root / "my.txt")
         assert found["same_weights"] is True
@@ -259,19 +276,18 @@ class TestOneRun:
         assert load_params(folder.root / "again/params.yaml") == load_params(
             folder.root / "my_model/project/params.yaml"
         )
-        runs = json.loads(folder.gpt2("runs", "--json"))
+        runs = json.loads(gpt2("runs", "--json"))
         assert runs[0]["tags"]["rerun_of"] == runs[1]["run_id"]
-        assert "all settings are the same" in folder.gpt2("compare", runs[0]["run_id"], runs[1]["run_id"])
-        assert len(folder.gpt2("models", "list", "my_model").splitlines()) == 2, "the registry stays as it is"
+        assert "all settings are the same" in gpt2("compare", runs[0]["run_id"], runs[1]["run_id"])
+        assert len(gpt2("models", "list", "my_model").splitlines()) == 2, "the registry stays as it is"
 
-    def test_a_run_of_other_code_is_not_made_again_in_silence(self, folder: Folder) -> None:
-        script = (
-            "from tasks.tracking_store import connect; from tasks.runs import list_runs; run = list_runs()[-1].run_id; "
-            "connect().set_tag(run, 'code_sha256', 'ab' * 32); connect().set_tag(run, 'code_commit', 'ab' * 20)"
+    def test_a_run_of_other_code_is_not_made_again_in_silence(self, folder: Folder, gpt2, capsys, monkeypatch) -> None:
+        run = find_run("models:/my_model/1").run_id
+        connect().set_tag(run, "code_sha256", "ab" * 32)
+        connect().set_tag(run, "code_commit", "ab" * 20)
+        result = run_here(capsys, monkeypatch, "rerun", run, "--dir", "other")
+        assert result.code == 1
+        assert (
+            "was made by other code (version 0.1.0, commit abababababab, which is in no repository here)" in result.err
         )
-        subprocess.run([sys.executable, "-c", script], cwd=folder.root, env=environment(), check=True)
-        process = folder.start("rerun", "models:/my_model/1", "--dir", os.fspath(folder.root / "other"))
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 1
-        assert "was made by other code (version 0.1.0, commit abababababab, which is in no repository here)" in errors
         assert not (folder.root / "other").exists()
