@@ -10,7 +10,7 @@ export DVC_NO_ANALYTICS := true
 run: setup
 	@touch .venv/run-started
 	@dvc repro
-	@test reports/registered.json -nt .venv/run-started || python -m tasks.summary
+	@test reports/report.html -nt .venv/run-started || python -m tasks.summary
 
 test: setup
 	@python -m pytest -n 2 --dist loadfile
