@@ -68,7 +68,7 @@ class Health:
         state.spikes_in_a_row += 1
         text = (
             f"step {step}: the loss of batch {batch} is a spike: {train_loss:.3f}, "
-            f"{z:.1f} standard deviations above the {middle:.3f} of the {len(state.recent)} before it"
+            f"{z:.1f} standard deviations above the {middle:.3f} of those before it"
         )
         if not back:
             self._remember(train_loss)
@@ -88,12 +88,18 @@ class Health:
         self.state.rollbacks = rollbacks
 
     def _distance(self, loss: float) -> tuple[float, float]:
-        """Median of the last losses, and how many standard deviations `loss` is above it."""
-        recent = self.state.recent
+        """Median of the last losses, and how many standard deviations `loss` is above it.
+
+        The spread is that around the line on which they fall: early in a run the fall itself is the greater part.
+        """
+        recent, half = self.state.recent, len(self.state.recent) // 2
         if len(recent) < LEAST_LOSSES:
             return math.nan, -math.inf
-        middle = median(recent)
-        spread = 1.4826 * median(abs(value - middle) for value in recent)
+        middle = median(recent[half:])
+        slope = (middle - median(recent[:half])) / half
+        level = [value - slope * place for place, value in enumerate(recent)]
+        centre = median(level)
+        spread = 1.4826 * median(abs(value - centre) for value in level)
         return middle, (loss - middle) / max(spread, LEAST_SPREAD * middle)
 
     def _remember(self, loss: float) -> None:
