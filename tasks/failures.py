@@ -12,6 +12,7 @@ SMALLER = {
     "finetune": "lower train.micro_batch_size (it must divide train.batch_size) or set train.gradient_checkpointing",
     "evaluate": "lower evaluate.batch_size",
     "sample": "lower num_sequences or num_beams in sample.settings",
+    "app": "ask for fewer outputs or beams, or for a shorter text",
     "gpt2": "lower --num-sequences, --num-beams, --batch-size or --max-new-tokens",
 }
 
