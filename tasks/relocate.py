@@ -1,12 +1,13 @@
 """After the project's folder was moved or copied: MLflow keeps artifact places absolute, and they point to the old one.
 
-`tracking_store.connect` mends the places of its own experiments on the way; this finds every place, also of what other
-tools wrote, says what it changed, and keeps a copy of the database as it was.
+The first run in the new place mends them on the way (`tracking_store.connect`); this does it for those who only want to
+load a model, says what it changed, and keeps a copy of the database as it was.
 """
 
 import re
 import sqlite3
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ PLACES = (
     ("workspaces", "trace_archival_location"),
 )
 TRACE_PLACE = "mlflow.artifactLocation"  # a trace's place is one of its tags
+TABLES = (*dict.fromkeys(table for table, _ in PLACES), "trace_tags")
 BACKUP = "mlflow.db.before-relocate"
 
 
@@ -73,9 +75,10 @@ def relocate(*, dry_run: bool = False) -> Relocation:
         raise UserError(f"{database} cannot be mended ({one_line(error)}); nothing was changed.") from None
 
 
-def misplaced(connection: sqlite3.Connection, directory: Path) -> list[Change]:
+def misplaced(connection: sqlite3.Connection, directory: Path, tables: Sequence[str] = TABLES) -> list[Change]:
     """The places that lie in another `mlruns/` than `directory`, but for those whose files are only there."""
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    tables = [table for table in tables if table in there]
     found = []
     for table, column in PLACES:
         if table not in tables or column not in {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}:
@@ -126,6 +129,12 @@ def _apply(connection: sqlite3.Connection, database: Path, changes: tuple[Change
     with closing(sqlite3.connect(partial)) as copy:
         connection.backup(copy)
     partial.replace(backup)
+    change_places(connection, changes)
+    return backup
+
+
+def change_places(connection: sqlite3.Connection, changes: Sequence[Change]) -> None:
+    """All of them, or none."""
     with connection:
         for change in changes:
             key = f" AND key = '{TRACE_PLACE}'" if change.table == "trace_tags" else ""
@@ -133,7 +142,6 @@ def _apply(connection: sqlite3.Connection, database: Path, changes: tuple[Change
                 f"UPDATE {change.table} SET {change.column} = ? WHERE {change.column} = ?{key}",
                 (change.new, change.old),
             )
-    return backup
 
 
 def old_folder(store: str) -> str:

@@ -33,15 +33,6 @@ _MLFLOW_SETTINGS = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
-# Columns in which MLflow keeps absolute places of artifacts.
-_PLACES = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "storage_location"),
-    ("model_versions", "source"),
-)
-
 
 def project_root() -> Path:
     """The folder that holds `mlruns/`: GPT2_PROJECT_ROOT (a flow run's workspace has it set), else the working one."""
@@ -177,7 +168,7 @@ def _prepare_local_store(directory: Path) -> None:
     with FileLock(directory / ".store.lock"):
         if not database.exists():
             _create_database(database)
-        _relocate(database, _artifact_location(directory))
+        _mend_places(database, directory)
 
 
 def _create_database(database: Path) -> None:
@@ -196,21 +187,13 @@ def _create_database(database: Path) -> None:
     partial.replace(database)
 
 
-def _relocate(database: Path, location: str) -> None:
+def _mend_places(database: Path, directory: Path) -> None:
     """MLflow keeps artifact places absolute: after the project's folder moved or was copied, point them here."""
-    with closing(sqlite3.connect(database, timeout=20)) as connection, connection:
-        rows = connection.execute(
-            "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE 'file://%/mlruns/artifacts'"
-        ).fetchall()
-        for (old,) in rows:
-            if old == location:
-                continue
-            for table, column in _PLACES:
-                connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
-                    (location, len(old) + 1, old, len(old) + 1, f"{old}/"),
-                )
+    from tasks.relocate import change_places, misplaced
+
+    with closing(sqlite3.connect(database, timeout=20)) as connection:
+        if misplaced(connection, directory, tables=("experiments",)):  # few rows: most starts end here
+            change_places(connection, misplaced(connection, directory))
 
 
 def restored_runs() -> dict[str, str]:
