@@ -15,10 +15,10 @@ from tasks.project import in_git, is_project, params_text, published, write_pipe
 
 EXAMPLES = """\
 examples:
-  gpt2 init plays                                      the bundled plays, a small model from scratch
-  gpt2 init novel --train-file my.txt                  your own text
-  gpt2 init novel --train-file my.txt --model gpt2     from the released weights
-  cd novel && dvc repro                                train, evaluate, sample, register, report
+  gpt2 init plays                                   the bundled plays
+  gpt2 init novel --train-file my.txt               your own text
+  gpt2 init novel --train-file my.txt --model gpt2  from the released weights
+  cd novel && dvc repro                             train, evaluate, register ...
 
 `gpt2 finetune` does the same in one line, without a project to look after."""
 

@@ -104,6 +104,7 @@ GROUPS = {
     "compare and keep": ("runs", "compare", "rerun", "models"),
     "exchange": ("import", "export", "push"),
     "look after it": ("doctor", "verify", "gc", "relocate"),
+    "shell": ("completion",),
 }
 EXIT_CODES = "exit codes: 0 done, 1 it failed (one line says why), 2 wrong flags, 130 interrupted"
 
@@ -112,7 +113,7 @@ def overview() -> str:
     """`gpt2 --help`."""
     lines = ["usage: gpt2 COMMAND [flags]      `gpt2 COMMAND --help` explains each one", "", DESCRIPTION]
     grouped = [name for names in GROUPS.values() for name in names]
-    groups = {**GROUPS, "and": tuple(name for name in COMMANDS if name not in grouped)}
+    groups = {**GROUPS, "more": tuple(name for name in COMMANDS if name not in grouped)}
     for title, names in groups.items():
         own = [f"  {name:<12}{COMMANDS[name].help}" for name in names if name in COMMANDS]
         lines += ["", f"{title}:", *own] if own else []
