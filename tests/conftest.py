@@ -1,5 +1,30 @@
 """Tests compute with small tensors: one thread is faster than two that wait for each other."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Chromium: Playwright's own, or the system's."""
+    from playwright.sync_api import Error, sync_playwright
+
+    with sync_playwright() as playwright:
+        own = Path(playwright.chromium.executable_path).exists()
+        found = None if own else shutil.which("chromium") or shutil.which("google-chrome")
+        try:
+            opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        except Error:
+            pytest.skip("no Chromium here: `playwright install chromium`, or install it as chromium or google-chrome")
+        yield opened
+        opened.close()

@@ -26,7 +26,7 @@ from gpt2core.token_writer import write_tokens
 from gpt2core.tokenizer import Tokenizer
 
 pytest.importorskip("playwright")
-from playwright.sync_api import Browser, Error, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.xdist_group("app")  # one server and one browser for all
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,19 +85,6 @@ def server(project: Path) -> Iterator[str]:
     assert process.wait(timeout=10) == 130
     log.close()
     assert (project / "server.log").read_text() == "gpt2: interrupted\n"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        installed = Path(playwright.chromium.executable_path).exists()
-        found = None if installed else shutil.which("chromium") or shutil.which("google-chrome")
-        try:
-            opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        except Error:
-            pytest.skip("no Chromium here: `playwright install chromium`, or install it as chromium or google-chrome")
-        yield opened
-        opened.close()
 
 
 class Visit:

@@ -4,7 +4,6 @@ import io
 import math
 import re
 import shlex
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -22,7 +21,6 @@ from tasks.report_runs import Comparison, OtherRun, compare
 from tasks.tracking import TrackedRun
 from tasks.tracking_store import connect, experiment_id
 
-CHROMIUM = next((path for path in ("/usr/bin/chromium", "/usr/bin/google-chrome") if Path(path).exists()), None)
 SHA = "0123456789abcdef" * 4
 
 
@@ -379,18 +377,6 @@ def test_a_spike_is_still_there_when_a_long_curve_is_thinned() -> None:
     assert kept[steps.index(7_777)] == 50.0
     assert (steps[0], steps[-1]) == (0, 19_999)
     assert steps == sorted(steps)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
