@@ -418,6 +418,7 @@ class Trainer:
         if not self._weights_are_finite():
             self._note(f"step {self.step}: the weights are not finite, so there is no checkpoint")
             return
+        self._emit("before_checkpoint", self.step)
         state = {  # all of it copied: a thread may write it while training goes on
             "fingerprint": self.fingerprint,
             "step": self.step,

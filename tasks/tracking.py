@@ -4,8 +4,9 @@ import hashlib
 import json
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,6 +18,7 @@ from tasks.params import Params, load_params
 from tasks.stage import say
 from tasks.tracking_buffer import MetricBuffer, Point, SystemMetrics
 from tasks.tracking_origin import UNKNOWN, origin_tags
+from tasks.tracking_outbox import Outbox
 from tasks.tracking_store import (
     connect,
     experiment_id,
@@ -31,6 +33,7 @@ from tasks.tracking_store import (
 )
 
 if TYPE_CHECKING:
+    from filelock import FileLock
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
@@ -49,12 +52,11 @@ __all__ = [
 BEST_CHECKPOINT = "checkpoints/best"  # in a run's artifacts
 _PARAM_LIMIT = 6000  # characters that MLflow keeps of a parameter
 _TAG_LIMIT = 5000
-_TABLES_TAG = "mlflow.loggedArtifacts"
 _RESUME_TAG = "resume_key"
 
 
 class TrackedRun:
-    """One MLflow run. Nothing here stops a stage: where the store fails, metrics wait in a spool and the rest warns."""
+    """One MLflow run. Nothing here stops a stage: where the store fails, what it was to be told waits in `spool/`."""
 
     def __init__(self, client: "MlflowClient", run: "Run") -> None:
         self.client = client
@@ -66,7 +68,12 @@ class TrackedRun:
         self._next_system_step = 1 + max(
             (step for key, step in last_steps.items() if key.startswith("system/")), default=-1
         )
-        self._buffer = MetricBuffer(self._write, mlruns() / "spool" / f"{self.run_id}.jsonl", last_steps)
+        spool = mlruns() / "spool"
+        self._lock = _lock_of(self.run_id)
+        with suppress(TimeoutError):  # a second stage of this run is at work as well
+            self._lock.acquire(timeout=0)
+        self._outbox = Outbox(client, self.run_id, self.run_name, spool / self.run_id)
+        self._buffer = MetricBuffer(self._write, spool / f"{self.run_id}.jsonl", last_steps, also=self._outbox.deliver)
         self._system: SystemMetrics | None = None
 
     def record(self, experiment: str) -> dict[str, str]:
@@ -76,14 +83,12 @@ class TrackedRun:
 
     def log_params(self, params: Params) -> None:
         """Every parameter, as `train.learning_rate`. MLflow never changes one: a later change goes to a tag."""
-        from mlflow.entities import Param
-
         values = _param_values(params)
-        new = [Param(key, value) for key, value in values.items() if key not in self._params]
+        new = {key: value for key, value in values.items() if key not in self._params}
         changed = {key: value for key, value in values.items() if self._params.get(key, value) != value}
         if new:
-            self._attempt("parameters", lambda: self.client.log_batch(self.run_id, params=new))
-            self._params.update({param.key: param.value for param in new})
+            self._post("parameters", {"do": "params", "params": new})
+            self._params.update(new)
         if changed:
             self.set_tags({"params_changed_later": json.dumps(changed, sort_keys=True, ensure_ascii=False)})
 
@@ -92,10 +97,10 @@ class TrackedRun:
         self._buffer.add(metrics, step, timestamp)
 
     def log_text(self, text: str, artifact_file: str) -> None:
-        self._attempt(artifact_file, lambda: self.client.log_text(self.run_id, text, artifact_file))
+        self._post(artifact_file, {"do": "text", "text": text, "file": artifact_file})
 
     def log_artifact(self, path: Path, artifact_path: str | None = None) -> None:
-        self._attempt(str(path), lambda: self.client.log_artifact(self.run_id, str(path), artifact_path))
+        self._post(str(path), {"do": "file", "path": str(path), "artifact_path": artifact_path})
 
     def log_settings(self) -> None:
         """params.yaml and dvc.lock, to the letter but for secrets: what `gpt2 rerun` starts from."""
@@ -104,56 +109,41 @@ class TrackedRun:
                 self.log_text(redact(file.read_text(encoding="utf-8")), file.name)
 
     def log_artifacts(self, directory: Path, artifact_path: str | None = None) -> None:
-        self._attempt(str(directory), lambda: self.client.log_artifacts(self.run_id, str(directory), artifact_path))
+        self._post(str(directory), {"do": "files", "path": str(directory), "artifact_path": artifact_path})
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], artifact_file: str) -> None:
         """Rows of one shape as a table that MLflow's page shows; a table of that name is replaced, not continued."""
         columns = list(rows[0]) if rows else []
         table = {"columns": columns, "data": [[row[column] for column in columns] for row in rows]}
-
-        def log() -> None:
-            self.client.log_text(self.run_id, json.dumps(table, ensure_ascii=False), artifact_file)
-            # What `mlflow.load_table` and the page look for; `log_table` itself would append to the last table.
-            tables = json.loads(self.client.get_run(self.run_id).data.tags.get(_TABLES_TAG, "[]"))
-            entry = {"path": artifact_file, "type": "table"}
-            if entry not in tables:
-                self.client.set_tag(self.run_id, _TABLES_TAG, json.dumps([*tables, entry]))
-
-        self._attempt(artifact_file, log)
+        self._post(artifact_file, {"do": "table", "text": json.dumps(table, ensure_ascii=False), "file": artifact_file})
 
     def artifacts(self) -> set[str]:
-        """Names at the top of the run's artifacts."""
-        names: set[str] = set()
-        self._attempt(
-            "the list of artifacts", lambda: names.update(i.path for i in self.client.list_artifacts(self.run_id))
-        )
-        return names
+        """Names at the top of the run's artifacts; none where the store fails."""
+        try:
+            return set(self._artifact_names())
+        except Exception as error:  # requests, SQLAlchemy, boto and MLflow each raise their own
+            say(f"tracking: warning: the artifacts of MLflow run {self.run_name} cannot be listed: {one_line(error)}")
+            return set()
 
     def _artifact_names(self) -> list[str]:
         return [item.path for item in self.client.list_artifacts(self.run_id)]
 
     def log_dataset(self, manifest: Mapping[str, Any], split: str) -> None:
         """The split as an MLflow dataset: name, digest, source, and its tokens and documents."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         facts = manifest["splits"][split]
         source = redact(str(manifest.get("source") or UNKNOWN))
-        dataset = Dataset(
-            name=f"{Path(source).name or source}-{split}"[:500],
-            digest=str(facts["sha256"])[:12],
-            source_type="local",
-            source=json.dumps({"uri": source}),
-            profile=json.dumps({key: facts[key] for key in ("tokens", "documents", "sha256")}),
-        )
+        dataset = {
+            "name": f"{Path(source).name or source}-{split}"[:500],
+            "digest": str(facts["sha256"])[:12],
+            "source_type": "local",
+            "source": json.dumps({"uri": source}),
+            "profile": json.dumps({key: facts[key] for key in ("tokens", "documents", "sha256")}),
+        }
         context = {"train": "training", "val": "validation"}.get(split, split)
-        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
-        self._attempt(f"data set {split}", lambda: self.client.log_inputs(self.run_id, inputs))
+        self._post(f"data set {split}", {"do": "dataset", "dataset": dataset, "context": context})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        entries = [RunTag(key, str(value)[:_TAG_LIMIT]) for key, value in tags.items()]
-        self._attempt("tags", lambda: self.client.log_batch(self.run_id, tags=entries))
+        self._post("tags", {"do": "tags", "tags": {key: str(value)[:_TAG_LIMIT] for key, value in tags.items()}})
 
     def watch_system(self) -> None:
         """Log the machine's load until `finish`."""
@@ -164,13 +154,25 @@ class TrackedRun:
         """Send what waits; False where the store fails and it waits on in the spool."""
         return self._buffer.flush()
 
+    def secure(self) -> None:
+        """Put what waits on the disk, without waiting for the store."""
+        self._buffer.secure()
+        self._outbox.secure()
+
     def finish(self, status: str = "FINISHED") -> None:
         """Flush, and set the status: FINISHED, FAILED, or KILLED for one that was interrupted."""
         if self._system is not None:
             self._system.stop()
             self._system = None
         self._buffer.close()
-        self._attempt("the status", lambda: self.client.set_terminated(self.run_id, status))
+        self._post("the status", {"do": "status", "status": status, "end_time": int(time.time() * 1000)})
+        self.release()
+
+    def release(self) -> None:
+        """Others may send what waits."""
+        self._lock.release()
+        with suppress(OSError):
+            Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -189,11 +191,12 @@ class TrackedRun:
         metrics = [Metric(point.key, point.value, point.timestamp, point.step) for point in points]
         self.client.log_batch(self.run_id, metrics=metrics)
 
-    def _attempt(self, what: str, action: Callable[[], Any]) -> None:
-        try:
-            action()
-        except Exception as error:  # requests, SQLAlchemy, boto and MLflow each raise their own
-            say(f"tracking: warning: {what} did not reach MLflow run {self.run_name}: {one_line(error)}")
+    def _post(self, what: str, message: dict[str, Any]) -> None:
+        # While it trains, a store that is slow to answer must not hold it up: the metrics' thread delivers.
+        training = self._system is not None
+        self._outbox.post(what, message, wait=not training)
+        if training:
+            self._buffer.wake()
 
 
 def start_run(
@@ -208,6 +211,7 @@ def start_run(
     Raises UserError where the store cannot be used.
     """
     client = connect()
+    deliver_leftovers(client)
     experiment = experiment_id(client, params.run.experiment)
     tags = {_RESUME_TAG: _resume_tag(resume_key)} if resume_key else {}
     run = _find_run(client, resume_run_id) if resume_run_id else _killed_run(client, experiment, tags)
@@ -222,6 +226,34 @@ def start_run(
     return tracked
 
 
+def deliver_leftovers(client: "MlflowClient") -> None:
+    """Send what runs that have ended could not send while the store was down."""
+    folder = mlruns() / "spool"
+    for run_id in sorted({path.name.removesuffix(".jsonl") for path in folder.glob("*") if path.suffix != ".lock"}):
+        lock = _lock_of(run_id)
+        try:
+            lock.acquire(timeout=0)  # else that run is at work
+        except TimeoutError:
+            continue
+        try:
+            run = _find_run(client, run_id)
+        finally:
+            lock.release()
+        if run is None:
+            continue  # `gpt2 gc` clears away what belongs to no run
+        late = TrackedRun(client, run)
+        if late.flush():
+            say(f"tracking: what waited for MLflow run {late.run_name} has been sent.")
+        late.release()
+
+
+def _lock_of(run_id: str) -> "FileLock":
+    """Held by the process that writes into a run."""
+    from filelock import FileLock
+
+    return FileLock(mlruns() / "spool" / f"{run_id}.lock")
+
+
 @contextmanager
 def tracked_run() -> Iterator[TrackedRun]:
     """The run that produced models/best, open again for a later stage.
@@ -231,6 +263,7 @@ def tracked_run() -> Iterator[TrackedRun]:
     """
     record = _read_run_record()
     client = connect()
+    deliver_leftovers(client)
     run = _find_run(client, record["run_id"]) or _find_run(client, restored_runs().get(record["run_id"], ""))
     if run is None:
         tracked = _restore_run(client, record)

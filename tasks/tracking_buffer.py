@@ -3,6 +3,7 @@
 import atexit
 import json
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpt2core.files import write_text
 from tasks.stage import say
 
 _BATCH_LIMIT = 1000  # metrics that MLflow takes in one `log_batch`
@@ -36,17 +38,23 @@ class MetricBuffer:
         last_steps: Mapping[str, int] | None = None,
         interval_seconds: float = 3.0,
         warn: Callable[[str], None] = say,
+        also: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._write = write
+        """`also` is called after the metrics were sent; False where it, too, must be called again."""
+        self._write, self._also = write, also
         self._spool = spool
         self._last_steps = dict(last_steps or {})
         self._last_moments: dict[str, int] = {}
         self._interval_seconds = interval_seconds
         self._warn = warn
         self._rows: deque[tuple[dict[str, Any], int | None, int]] = deque()
-        self._flushing = threading.Lock()
+        self._points = self._read_spool()  # not known to be in the store; the first `_spooled` of them are in the spool
+        self._spooled = len(self._points)
+        for point in self._points:
+            self._last_steps[point.key] = max(point.step, self._last_steps.get(point.key, -1))
+        self._changing, self._flushing = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
-        self._failing = False
+        self._failing = self._spool_failing = self._also_waits = False
         self._thread: threading.Thread | None = None
 
     def add(self, metrics: Mapping[str, Any], step: int | None = None, timestamp: int | None = None) -> None:
@@ -58,19 +66,54 @@ class MetricBuffer:
     def flush(self) -> bool:
         """Write what waits, the spool first. False where the store fails: then all of it is in the spool."""
         with self._flushing:
-            spooled = self._read_spool()
-            points = spooled + self._take_points()
-            for start in range(0, len(points), _BATCH_LIMIT):
+            with self._changing:
+                self._points += self._take_points()
+            sent = 0
+            while batch := self._points[:_BATCH_LIMIT]:
                 try:
-                    self._write(points[start : start + _BATCH_LIMIT])
+                    self._write(batch)
                 except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own
-                    self._keep(points[start:], error)
+                    self._fail(error)
                     return False
-            self._spool.unlink(missing_ok=True)
+                sent += len(batch)
+                with self._changing:
+                    del self._points[: len(batch)]
+                    self._spooled = max(0, self._spooled - len(batch))
+            with self._changing:
+                if not self._points:
+                    self._spool.unlink(missing_ok=True)
+                    self._spooled = 0
             if self._failing:
                 self._failing = False
-                self._warn(f"tracking: MLflow answers again; {len(points)} metrics were sent late.")
-            return True
+                self._warn(f"tracking: MLflow answers again; {sent} metrics were sent late.")
+        return self._also()
+
+    def secure(self) -> None:
+        """Put what waits on the disk, whatever the store does: milliseconds. A kill then loses none of it."""
+        with self._changing:
+            self._points += self._take_points()
+            lines = "".join(json.dumps(point) + "\n" for point in self._points[self._spooled :])
+            if not lines:
+                return
+            try:
+                self._spool.parent.mkdir(parents=True, exist_ok=True)
+                with self._spool.open("a", encoding="utf-8") as handle:
+                    handle.write(lines)
+                    handle.flush()
+                    os.fsync(handle.fileno())
+            except OSError as error:
+                if not self._spool_failing:
+                    self._warn(f"tracking: warning: {self._spool} cannot be written ({error.strerror or error}).")
+                self._spool_failing = True
+                return
+            self._spool_failing = False
+            self._spooled = len(self._points)
+
+    def wake(self) -> None:
+        """Have the thread call `also` soon."""
+        self._also_waits = True
+        if self._thread is None:
+            self._start()
 
     def close(self) -> bool:
         """Stop the thread and flush. Rows added later are written by the next flush or close."""
@@ -89,8 +132,8 @@ class MetricBuffer:
 
     def _run(self) -> None:
         while not self._closed.wait(self._interval_seconds):
-            if self._rows or self._failing:
-                self.flush()
+            if self._rows or self._points or self._also_waits:
+                self._also_waits = not self.flush()
 
     def _take_points(self) -> list[Point]:
         points = []
@@ -112,7 +155,7 @@ class MetricBuffer:
 
     def _read_spool(self) -> list[Point]:
         try:
-            lines = self._spool.read_text(encoding="utf-8").splitlines()
+            lines = self._spool.read_text(encoding="utf-8").splitlines(keepends=True)
         except FileNotFoundError:
             return []
         points = []
@@ -121,18 +164,19 @@ class MetricBuffer:
                 points.append(Point(*json.loads(line)))
             except (ValueError, TypeError):
                 continue  # the last line of a process that was killed while writing it
+        if lines and not lines[-1].endswith("\n"):
+            write_text(self._spool, "".join(json.dumps(point) + "\n" for point in points))
         return points
 
-    def _keep(self, points: list[Point], error: Exception) -> None:
-        from gpt2core.files import write_text
+    def _fail(self, error: Exception) -> None:
         from tasks.tracking_store import one_line
 
-        write_text(self._spool, "".join(json.dumps(point) + "\n" for point in points))
+        self.secure()
         if not self._failing:
             self._failing = True
             self._warn(
                 f"tracking: warning: MLflow does not take metrics ({one_line(error)}); training goes on, "
-                f"they wait in {self._spool} and are sent when it answers."
+                f"they wait in {self._spool} and are sent when it answers, at the latest by the next stage or run."
             )
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class TrainingLog(TrainerEvents):
         self._tokenizer = Tokenizer()
         self._bar: Progress | None = None
         self._reference: LossReference | None = None
+        self._failing = False
 
     def attach(self, bar: "Progress") -> None:
         self._bar = bar
@@ -45,6 +47,9 @@ class TrainingLog(TrainerEvents):
     def say(self, message: str) -> None:
         """A line to the file and, around the bar, to the console."""
         self._write(message)
+        self._show(message)
+
+    def _show(self, message: str) -> None:
         if self._bar is not None:
             self._bar.print(message)
         else:
@@ -52,7 +57,12 @@ class TrainingLog(TrainerEvents):
 
     def _write(self, message: str) -> None:
         stamp = datetime.now().isoformat(sep=" ", timespec="seconds")
-        self._file.write("".join(f"{stamp}  {line}\n" for line in message.splitlines()))
+        try:
+            self._file.write("".join(f"{stamp}  {line}\n" for line in message.splitlines()))
+        except OSError as error:  # a full disk must not end a training; what is not written is tried with the next line
+            if not self._failing:
+                self._failing = True
+                self._show(f"warning: {self.path} cannot be written ({error.strerror}); training goes on")
 
     def on_start(self, trainer: Trainer) -> None:
         start = f"resuming after step {trainer.step}" if trainer.step else "starting"
@@ -98,7 +108,8 @@ class TrainingLog(TrainerEvents):
         self.say(message)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
 
 
 class Progress(TrainerEvents):
@@ -124,7 +135,7 @@ class Progress(TrainerEvents):
         self._pace.tick(trainer.step)
         if self._bar is not None:
             self._bar.bar_format = self._line(trainer, os.get_terminal_size(sys.stderr.fileno()).columns)
-            self._bar.update()
+            self._bar.update(trainer.step - self._bar.n)  # a run may go back
         elif time.monotonic() - self._said_at > LINE_SECONDS:
             self._said_at = time.monotonic()
             print(f"step {trainer.step}/{trainer.total_steps}  {'  '.join(self._facts(trainer))}", flush=True)
@@ -164,8 +175,13 @@ class MLflowRows(TrainerEvents):
     def on_row(self, row: Row) -> None:
         self.run.log_metrics({key: value for key, value in row.items() if key != "step"}, step=int(row["step"] or 0))
 
-    def on_checkpoint(self, step: int, directory: Path) -> None:
-        self.run.flush()
+    def on_start(self, trainer: Trainer) -> None:
+        """What a run that was killed had not sent; the steps that MLflow has are left out."""
+        for row in trainer.history:
+            self.on_row(row)
+
+    def before_checkpoint(self, step: int) -> None:
+        self.run.secure()  # a run that resumes from it does not play these steps again
 
 
 def _plain(perplexity: float) -> str:
