@@ -88,16 +88,18 @@ def unknown_artifacts() -> list[Garbage]:
     models = [folder for folder in sorted((top / "models").glob("m-*")) if folder.is_dir()]
     with open_database(database()) as connection:
         runs = {run_id for (run_id,) in connection.execute("SELECT run_uuid FROM runs")}
-        known = {model for (model,) in connection.execute("SELECT model_id FROM logged_models")}
-        places = {str(path_of(uri or "")) for (uri,) in connection.execute("SELECT artifact_uri FROM runs")}
+        logged = {model for (model,) in connection.execute("SELECT model_id FROM logged_models")}
+        rows = connection.execute(
+            "SELECT artifact_uri FROM runs UNION SELECT storage_location FROM model_versions "
+            "UNION SELECT source FROM model_versions"
+        ).fetchall()
+    places = {path for (place,) in rows if (path := path_of(place or ""))}
+    used = places.union(*(path.parents for path in places))
     return [
-        Garbage(folder, "artifacts", "of a run that is not in the store")
-        for folder in folders
-        if _is_id(folder.name) and folder.name not in runs and str(folder / "artifacts") not in places
-    ] + [
-        Garbage(folder, "artifacts", "of a model that is not in the store")
-        for folder in models
-        if folder.name not in known
+        Garbage(folder, "artifacts", f"of a {kind} that is not in the store")
+        for kind, found, known in (("run", folders, runs), ("model", models, logged))
+        for folder in found
+        if folder.name not in known and folder not in used and (kind == "model" or _is_id(folder.name))
     ]
 
 

@@ -83,22 +83,24 @@ def make(directory: Path) -> None:
 def write_registered(model: GPT, directory: Path) -> None:
     """What MLflow keeps of a version of `gpt2`: an exported graph, as the stage `register` logs it."""
     import mlflow.pytorch
+
+    mlflow.pytorch.save_model(model, str(directory), **export_settings(model.config.vocab_size))
+
+
+def export_settings(vocab_size: int) -> dict[str, Any]:
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    vocab_size = model.config.vocab_size
-    mlflow.pytorch.save_model(
-        model,
-        str(directory),
-        serialization_format="pt2",
-        input_example=torch.zeros(2, 8, dtype=torch.int64),
-        signature=ModelSignature(
+    return {
+        "serialization_format": "pt2",
+        "input_example": torch.zeros(2, 8, dtype=torch.int64),
+        "signature": ModelSignature(
             Schema([TensorSpec(np.dtype("int64"), (-1, -1))]),
             Schema([TensorSpec(np.dtype("float32"), (-1, -1, vocab_size))]),
         ),
-        pip_requirements=["torch"],
-    )
+        "pip_requirements": ["torch"],
+    }
 
 
 if __name__ == "__main__":
