@@ -193,7 +193,7 @@ class TrackedRun:
 
     def _post(self, what: str, message: dict[str, Any]) -> None:
         # While it trains, a store that is slow to answer must not hold it up: the metrics' thread delivers.
-        training = self._system is not None
+        training = self._system is not None and "path" not in message
         self._outbox.post(what, message, wait=not training)
         if training:
             self._buffer.wake()

@@ -29,7 +29,8 @@ class TrainingLog(TrainerEvents):
     def __init__(self) -> None:
         paths.LOGS.mkdir(exist_ok=True)
         self.path = paths.LOGS / f"training_log_{datetime.now():%Y%m%d-%H%M%S}.txt"
-        self._file = self.path.open("a", encoding="utf-8", buffering=1)  # a line is on disk when it is written
+        self._file = self.path.open("ab", buffering=0)  # a line is on disk when it is written
+        self._unwritten = b""
         self._tokenizer = Tokenizer()
         self._bar: Progress | None = None
         self._reference: LossReference | None = None
@@ -57,8 +58,10 @@ class TrainingLog(TrainerEvents):
 
     def _write(self, message: str) -> None:
         stamp = datetime.now().isoformat(sep=" ", timespec="seconds")
+        self._unwritten += "".join(f"{stamp}  {line}\n" for line in message.splitlines()).encode()
         try:
-            self._file.write("".join(f"{stamp}  {line}\n" for line in message.splitlines()))
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
         except OSError as error:  # a full disk must not end a training; what is not written is tried with the next line
             if not self._failing:
                 self._failing = True
