@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import signal
 import socket
 import subprocess
@@ -126,7 +127,7 @@ def heading(arguments: argparse.Namespace) -> str:
         platform.processor(),
     )
     return (
-        f"**{arguments.name}.** `{' '.join(['python -m benchmarks.serving', *sys.argv[1:]])}` "
+        f"**{arguments.name}.** `{shlex.join(['python', '-m', 'benchmarks.serving', *sys.argv[1:]])}` "
         f"({datetime.now(UTC):%Y-%m-%d}, commit {commit.strip()}, {chip}, {os.cpu_count()} cores)\n\n"
     )
 
