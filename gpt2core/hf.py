@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from torch import Tensor
 
 from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
-from gpt2core.files import atomic_path, read_json, write_json
+from gpt2core.files import atomic_path, read_json, sha256_file, write_json
 from gpt2core.model import GPT
 
+# The hub's client goes on where a file broke off; this is for a hub that does not answer at all for a moment.
+DOWNLOAD_ATTEMPTS, DOWNLOAD_PAUSE_SECONDS = 3, 1.0
 RELEASED = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 # transformers keeps these as Conv1D, (in, out); nn.Linear is (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -46,22 +50,43 @@ def find_weights(name_or_directory: str | Path) -> Path:
     name = str(name_or_directory)
     if name not in RELEASED:
         raise UserError(f"no model at {name!r}: it is neither a directory nor one of {', '.join(RELEASED)}.")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = ["config.json", "model.safetensors"]
-    try:
-        return Path(snapshot_download(RELEASED[name], allow_patterns=patterns, local_files_only=True))
-    except (LocalEntryNotFoundError, FileNotFoundError):
-        pass
-    try:
-        return Path(snapshot_download(RELEASED[name], allow_patterns=patterns))
-    except Exception as error:  # the hub client raises many kinds, for as many ways of being offline
-        raise UserError(
-            f"the weights of {name!r} are not in the Hugging Face cache and the hub cannot be reached "
-            f"({type(error).__name__}). On a machine with a network run `hf download {RELEASED[name]} config.json "
-            f"model.safetensors --local-dir {name}`, copy that folder here and set model.init to its path."
-        ) from None
+    with suppress(LocalEntryNotFoundError, FileNotFoundError):
+        found = Path(snapshot_download(RELEASED[name], allow_patterns=patterns, local_files_only=True))
+        if all((found / file).exists() for file in patterns):  # else a download broke off between the two
+            return found
+    attempts = 1 if constants.HF_HUB_OFFLINE else DOWNLOAD_ATTEMPTS
+    for attempt in range(attempts):
+        try:
+            found = Path(snapshot_download(RELEASED[name], allow_patterns=patterns))
+            _check_download(found)
+            return found
+        except Exception as error:  # the hub client raises many kinds, for as many ways of being offline
+            problem = str(error) if isinstance(error, _DamagedDownloadError) else type(error).__name__
+        if attempt + 1 < attempts:
+            time.sleep(DOWNLOAD_PAUSE_SECONDS * 2**attempt)
+    raise UserError(
+        f"the weights of {name!r} are not in the Hugging Face cache and the hub cannot be reached "
+        f"({problem}). On a machine with a network run `hf download {RELEASED[name]} config.json "
+        f"model.safetensors --local-dir {name}`, copy that folder here and set model.init to its path."
+    )
+
+
+class _DamagedDownloadError(Exception):
+    """A file that came is not the one that the hub has."""
+
+
+def _check_download(directory: Path) -> None:
+    """The cache names a large file by the sha256 that the hub gives for it; one that has another is removed."""
+    for file in directory.iterdir():
+        blob = file.resolve()
+        if re.fullmatch("[0-9a-f]{64}", blob.name) and sha256_file(blob) != blob.name:
+            blob.unlink()
+            file.unlink(missing_ok=True)
+            raise _DamagedDownloadError(f"{file.name} came damaged")
 
 
 def read_config(directory: Path) -> GPTConfig:

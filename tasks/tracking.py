@@ -17,6 +17,7 @@ from tasks import paths
 from tasks.params import Params, load_params
 from tasks.stage import say
 from tasks.tracking_buffer import MetricBuffer, Point, SystemMetrics
+from tasks.tracking_download import BEST_CHECKPOINT, checkpoint_directory
 from tasks.tracking_origin import UNKNOWN, origin_tags
 from tasks.tracking_outbox import Outbox
 from tasks.tracking_store import (
@@ -49,7 +50,6 @@ __all__ = [
     "tracking_uri",
 ]
 
-BEST_CHECKPOINT = "checkpoints/best"  # in a run's artifacts
 _PARAM_LIMIT = 6000  # characters that MLflow keeps of a parameter
 _TAG_LIMIT = 5000
 _RESUME_TAG = "resume_key"
@@ -323,18 +323,7 @@ def registered_model_directory(uri: str) -> Path:
         entry = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
     except MlflowException as error:
         raise UserError(f"model.init ({uri!r}) is not in {redact(tracking_uri())}: {one_line(error)}") from None
-    run_id = str(entry.run_id)
-    target = None
-    if not is_local():  # a local store gives the place itself
-        target = mlruns() / "downloads" / run_id
-        target.mkdir(parents=True, exist_ok=True)
-    try:
-        directory = Path(client.download_artifacts(run_id, BEST_CHECKPOINT, str(target) if target else None))
-    except Exception as error:  # each artifact store raises its own
-        raise UserError(f"model.init ({uri!r}): its run {run_id} has no checkpoint: {one_line(error)}") from None
-    if not (directory / "model.safetensors").exists():
-        raise UserError(f"model.init ({uri!r}): its run {run_id} has no {BEST_CHECKPOINT}/model.safetensors.")
-    return directory
+    return checkpoint_directory(client, str(entry.run_id), entry.tags.get("weights_sha256"), f"model.init ({uri!r})")
 
 
 def report_metrics() -> dict[str, float]:
