@@ -64,19 +64,19 @@ def show(root: Path, items: list[tuple[Any, int]], notes: tuple[str, ...], remov
         return
     rows = [
         [
-            in_megabytes(size),
+            readable(size),
             item.path.relative_to(root).as_posix() if item.path.is_relative_to(root) else str(item.path),
             item.why,
         ]
         for item, size in items
     ]
     put_table(["SIZE", "WHAT", "WHY"], rows, left=(1, 2), gives_way=1)
-    total = in_megabytes(sum(size for _, size in items))
+    total = readable(sum(size for _, size in items))
     if removed:
         put(f"removed {len(items)}, {total}\n")
     else:
         put(f"{len(items)} to remove, {total}; nothing was removed: `gpt2 gc --yes` does it\n")
 
 
-def in_megabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:,.1f} MB"
+def readable(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.0f} kB"

@@ -38,13 +38,12 @@ def run(arguments: argparse.Namespace) -> None:
 def as_text(found: Any, dry_run: bool) -> str:
     from collections import Counter
 
-    from tasks.relocate import old_folder
     from tasks.tracking_store import mlruns
 
     if not found.changes:
         return f"every path in {mlruns() / 'mlflow.db'} is in this folder; nothing to mend\n"
     now = f"they {'would point' if dry_run else 'point'} to {mlruns().parent}"
-    lines = [f"{count} paths pointed to {old_folder(store)}; {now}" for store, count in found.old_folders.items()]
+    lines = [f"{count} paths pointed to {folder}; {now}" for folder, count in found.old_folders.items()]
     columns = Counter(f"{change.table}.{change.column}" for change in found.changes)
     lines += [f"  {count:>5}  {name}" for name, count in columns.items()]
     if found.backup:

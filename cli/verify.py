@@ -1,6 +1,7 @@
 """`gpt2 verify`: holds token sets, checkpoints, models and outputs against the hashes they were written with."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -45,8 +46,11 @@ def run(arguments: argparse.Namespace) -> None:
         for result in group:
             found.append(result)
             if not arguments.json:
-                put(f"{result.state:<9}{result.kind:<12}{result.what}\n")
-                put("".join(f"         {line}\n" for line in result.damage))
+                lines = [
+                    f"{result.state:<9}{result.kind:<12}{result.what}",
+                    *(f"         {line}" for line in result.damage),
+                ]
+                put("\n".join(lines).replace(f"{root}{os.sep}", "") + "\n")
     if not found:
         raise UserError(f"nothing to verify in {root}: no tokens, checkpoints, models or dvc.lock.")
     damaged = [result for result in found if result.damage]

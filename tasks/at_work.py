@@ -23,20 +23,27 @@ def stage_at_work(folder: Path) -> str | None:
 
     Raises OSError where the lock cannot be looked at.
     """
+    file = folder / LOCK
+    if not is_held(file):
+        return None
+    with suppress(OSError):
+        return file.with_suffix(".holder").read_text(encoding="utf-8") or "a stage"
+    return "a stage"
+
+
+def is_held(file: Path) -> bool:
+    """Whether a process holds the lock `file`. Raises OSError where that cannot be looked at."""
     from filelock import FileLock, Timeout
 
-    file = folder / LOCK
     if not file.is_file():
-        return None
+        return False
     lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        with suppress(OSError):
-            return file.with_suffix(".holder").read_text(encoding="utf-8") or "a stage"
-        return "a stage"
+        return True
     lock.release()
-    return None
+    return False
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,9 @@ def abandoned_runs(root: Path) -> tuple[list[Abandoned], int]:
     found = []
     for run_id, name in rows:
         folder = folder_of(tags[run_id], root)
-        if folder is not None and folder not in processes and not at_work.stage_at_work(folder):
+        if folder is None or folder in processes or at_work.stage_at_work(folder):
+            continue
+        if not at_work.is_held(mlruns() / "spool" / f"{run_id}.lock"):
             found.append(Abandoned(str(run_id), str(name)))
     return found, len(rows) - len(found)
 
@@ -212,7 +214,7 @@ def waiting_metrics(root: Path) -> Iterator[Finding]:
 
     waiting = undelivered() if is_local() and database().exists() else {}
     for run_id, count in waiting.items():
-        text = f"{count} metrics of the run {run_id[:8]} wait in mlruns/spool"
-        yield Finding(LOOK, "metrics", text, "they are sent when its run goes on: dvc repro")
+        text = f"{count} metrics, tags or files of the run {run_id[:8]} wait in mlruns/spool"
+        yield Finding(LOOK, "metrics", text, "the next run or stage sends them: dvc repro")
     if not waiting:
         yield Finding(OK, "metrics", "none wait to be sent to MLflow")

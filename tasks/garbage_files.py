@@ -116,10 +116,10 @@ def checkpoints(root: Path, *, unfinished_too: bool) -> list[Garbage]:
         if folder.name.startswith((".", "damaged-")) or _is_current(state, described, run_id):
             continue
         if state is not None and state.get("finished") is not None:
-            found.append(Garbage(folder, "checkpoints", f"of another run, which ended at step {state.get('step')}"))
+            found.append(Garbage(folder, "checkpoints", f"another run, ended at step {state.get('step')}"))
         elif unfinished_too:
             step = "without a checkpoint" if state is None else f"at step {state.get('step')}"
-            found.append(Garbage(folder, "checkpoints", f"of another run, unfinished, {step}"))
+            found.append(Garbage(folder, "checkpoints", f"another run, unfinished, {step}"))
     return found
 
 

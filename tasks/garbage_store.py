@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tasks import at_work
 from tasks.doctor_store import database, open_database
 from tasks.garbage_files import Garbage, size_of
 from tasks.relocate import path_of
@@ -109,33 +110,67 @@ def _is_id(name: str) -> bool:
 
 
 def spools() -> list[Garbage]:
-    """Spooled metrics that the store has already, or whose run it has no more."""
-    waiting = undelivered()
+    """What waits for MLflow and need not: metrics that it has already, and all of runs that it has no more."""
+    runs = spooled_runs()
+    if not runs:
+        return []
     found = []
-    for file in sorted((mlruns() / "spool").glob("*.jsonl")):
-        if file.stem not in waiting:
-            found.append(Garbage(file, "spools", "metrics that MLflow has already, or whose run is gone"))
+    with open_database(database()) as connection:
+        for run_id, entries in runs.items():
+            if at_work.is_held(spool() / f"{run_id}.lock"):
+                continue
+            if not _is_active(connection, run_id):
+                found += [Garbage(entry, "spools", "for a run that MLflow has no more") for entry in entries]
+                continue
+            metrics = spool() / f"{run_id}.jsonl"
+            if metrics in entries and all(_is_there(connection, run_id, point) for point in _points(metrics)):
+                found.append(Garbage(metrics, "spools", "metrics that MLflow has already"))
     return found
 
 
 def undelivered() -> dict[str, int]:
-    """How many spooled metrics of each run the store has not."""
-    files = sorted((mlruns() / "spool").glob("*.jsonl"))
-    if not files or not database().exists():
-        return {}
+    """How many metrics, tags and files of each run wait to be sent."""
     waiting = {}
+    runs = spooled_runs()
+    if not runs:
+        return {}
     with open_database(database()) as connection:
-        for file in files:
-            run = connection.execute("SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", (file.stem,)).fetchone()
-            points = _points(file)
-            count = sum(not _is_there(connection, file.stem, point) for point in points) if run == ("active",) else 0
+        for run_id in runs:
+            if not _is_active(connection, run_id):
+                continue
+            points = _points(spool() / f"{run_id}.jsonl")
+            count = sum(not _is_there(connection, run_id, point) for point in points)
+            folder = spool() / run_id
+            count += sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
             if count:
-                waiting[file.stem] = count
+                waiting[run_id] = count
     return waiting
 
 
+def spool() -> Path:
+    return mlruns() / "spool"
+
+
+def spooled_runs() -> dict[str, list[Path]]:
+    """The entries of each run in the spool: metrics, a folder of messages, the lock of who writes into the run."""
+    found: dict[str, list[Path]] = {}
+    if database().exists() and spool().is_dir():
+        for entry in sorted(spool().iterdir()):
+            run_id = entry.name.split(".")[0]
+            if _is_id(run_id):
+                found.setdefault(run_id, []).append(entry)
+    return found
+
+
+def _is_active(connection: sqlite3.Connection, run_id: str) -> bool:
+    row = connection.execute("SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
+    return row == ("active",)
+
+
 def _points(file: Path) -> list[tuple[str, float, int, int]]:
-    points = []
+    points: list[tuple[str, float, int, int]] = []
+    if not file.is_file():
+        return points
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             key, value, timestamp, step = json.loads(line)

@@ -48,8 +48,8 @@ class Relocation:
 
     @property
     def old_folders(self) -> dict[str, int]:
-        """How many places named each earlier `mlruns/`."""
-        return dict(Counter(store_of(change.old) for change in self.changes))
+        """How many places named each earlier project."""
+        return dict(Counter(old_folder(store_of(change.old)) for change in self.changes))
 
 
 def relocate(*, dry_run: bool = False) -> Relocation:

@@ -207,9 +207,14 @@ def test_spooled_metrics_go_once_the_store_has_every_one_of_them(project, gpt2) 
     make(spool / f"{delivered}.jsonl", json.dumps(there) + "\n")
     make(spool / f"{deleted}.jsonl", json.dumps(there) + "\n")
     make(spool / f"{waiting}.jsonl", f"{json.dumps(there)}\n{json.dumps(missing)}\n[half a li")
-    assert_collected(gpt2, project, [f"mlruns/spool/{name}.jsonl" for name in (delivered, deleted)])
+    make(spool / waiting / "00000001.json", "{}")  # a tag or a file
+    make(spool / deleted / "00000001.json", "{}")
+    with FileLock(spool / f"{delivered}.lock"):  # a stage writes into that run
+        assert listed(gpt2, project) == [f"mlruns/spool/{deleted}", f"mlruns/spool/{deleted}.jsonl"]
+    expected = [f"mlruns/spool/{deleted}", *(f"mlruns/spool/{name}.jsonl" for name in (delivered, deleted))]
+    assert_collected(gpt2, project, expected)
     doctor = {(line["area"], line["state"]): line["text"] for line in gpt2("doctor", "--json").json}
-    assert doctor["metrics", "look"] == f"1 metrics of the run {waiting[:8]} wait in mlruns/spool"
+    assert doctor["metrics", "look"] == f"2 metrics, tags or files of the run {waiting[:8]} wait in mlruns/spool"
     connect().log_batch(waiting, metrics=[Metric("loss", 2.25, 2000, 4)])
     assert listed(gpt2, project) == [f"mlruns/spool/{waiting}.jsonl"]
 
