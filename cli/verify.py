@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         put_json([{**vars(result), "damage": list(result.damage), "state": result.state} for result in found])
     else:
-        put(f"\n{sum(len(result.damage) for result in damaged)} damaged files\n" if damaged else "\nall whole\n")
+        put(f"\n{len(damaged)} of {len(found)} damaged\n" if damaged else "\nall whole\n")
         put("".join(f"-> {kind}: {REMEDY[kind]}\n" for kind in dict.fromkeys(result.kind for result in damaged)))
     if damaged:
         sys.exit(1)
