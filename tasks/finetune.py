@@ -18,6 +18,7 @@ from gpt2core.errors import UserError
 from gpt2core.files import sha256_file, write_json
 from tasks import paths
 from tasks.code_version import code_sha256
+from tasks.earlier_run import left_behind
 from tasks.environment import environment
 from tasks.failures import failure_line
 from tasks.initial_model import initial_model
@@ -37,6 +38,8 @@ NEUTRAL_TRAIN_KEYS = {
     "sample_tokens",
     "sample_interval",
 }
+# Settings that came after the first release, with what a run did before: checkpoints of then still fit.
+LATER_KEYS = {"train.spike_rollback": None, "model.activation_function": "gelu_new", "model.tie_word_embeddings": True}
 
 
 def main() -> None:
@@ -104,6 +107,8 @@ def train(params: Params, interruption: Interruption) -> str:
         resume_key=trainer.checkpoints.name if params.train.resume else None,
     )
     if not resumed:
+        if params.train.resume and (line := left_behind(trainer.checkpoints, fingerprint)):
+            log.say(line)
         trainer.start_over()
         trainer.extra = {"run_id": tracked.run_id, **recorded()}
     if trainer.ended:
@@ -203,9 +208,7 @@ def trainer_config(params: Params, device: str, val_tokens: int) -> Any:
 
 def fingerprint_of(params: Params, config: dict[str, Any], data_sha256: str, precision: str) -> dict[str, Any]:
     train = params.train.model_dump()
-    if train["spike_rollback"] is None:  # so checkpoints of before there was such a setting still fit
-        del train["spike_rollback"]
-    return {
+    fingerprint = {
         "data_sha256": data_sha256,
         "seed": params.run.seed,
         "precision": precision,
@@ -213,6 +216,7 @@ def fingerprint_of(params: Params, config: dict[str, Any], data_sha256: str, pre
         **{f"model.{key}": value for key, value in config.items()},
         **{f"train.{key}": value for key, value in train.items() if key not in NEUTRAL_TRAIN_KEYS},
     }
+    return {key: value for key, value in fingerprint.items() if LATER_KEYS.get(key, ...) != value}
 
 
 def checkpoints_of(fingerprint: dict[str, Any]) -> Any:
