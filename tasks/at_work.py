@@ -82,6 +82,7 @@ def left_by_serving(root: Path) -> list[int]:
 
 
 def _commands() -> Iterator[tuple[psutil.Process, list[str]]]:
+    psutil.process_iter.cache_clear()  # it takes a number that is in use again for the process of before
     for process in psutil.process_iter(["cmdline"]):
         if process.pid != os.getpid():
             yield process, process.info["cmdline"] or []

@@ -265,3 +265,23 @@ def test_what_killed_writes_left_is_named_and_an_earlier_folder_is_offered_back(
     assert "data/.tokens.partial" in cut[1]
     assert "damaged-step-00000004" in cut[1]
     assert "a.json" not in cut[1]
+
+
+def test_stages_at_work_and_what_a_killed_server_left_behind_are_named_by_their_process(project, gpt2) -> None:
+    make_sleeper = "import time; print(flush=True); time.sleep(60)"
+    (project / "tasks").mkdir()
+    (project / "tasks/napping.py").write_text(make_sleeper)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    stage = subprocess.Popen([sys.executable, "-m", "tasks.napping"], cwd=project, stdout=subprocess.PIPE)
+    marked = {**os.environ, "GPT2_SERVED_BY": f"{ended.pid} {project}"}
+    served = subprocess.Popen([sys.executable, "-c", make_sleeper], cwd="/", env=marked, stdout=subprocess.PIPE)
+    try:
+        stage.stdout.readline(), served.stdout.readline()
+        at_work, left = findings(gpt2)["processes"]
+        assert at_work == ("ok", f"the stage napping (process {stage.pid}) works in {project}", "")
+        assert left == ("look", f"a killed `make serve` left processes {served.pid}", f"kill {served.pid}")
+    finally:
+        for process in (stage, served):
+            process.kill()
+            process.communicate()
