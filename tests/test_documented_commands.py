@@ -104,6 +104,7 @@ def clone(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Read
     project.git("add", "-A")
     project.git("commit", "-qm", "a run")
     prepare(root)
+    torch.save(spread(NanoGPT()).checkpoint(), root / "ckpt.pt")
     reader = Reader(root, project.environment)
     yield reader
     reader.close()
