@@ -90,7 +90,9 @@ class Handlers:
         """The models there are now, and a prompt from the address (`?prompt=...`)."""
         choices = self._desk.shelf.source.choices()
         first = choices[0][1] if choices else None
-        missing = "" if choices else "There is no model yet: train one (`make run`), or type the folder of one."
+        missing = (
+            "" if choices else "There is no model yet: train one with gpt2 finetune, or in a project with dvc repro."
+        )
         return [
             gr.update(choices=choices, value=first),
             gr.update(choices=[("none", ""), *choices], value=""),

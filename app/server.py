@@ -31,7 +31,8 @@ def serve(models: Sequence[str], weights: Weights, host: str, port: int, auth: s
     shelf = Shelf(ProjectModels(models), weights, limits.models_in_memory)
     for name in models:
         shelf.load(name)
-    desk = Desk(shelf, limits, TrainingText.of_project())
+    shelf.source.choices()  # the first visitor would wait for the registry, before a page without a model
+    desk = Desk(shelf, limits, TrainingText.of_project(models))
     launch(
         build_page(desk, project_examples()), server_name=host, server_port=port, auth=login, prevent_thread_lock=True
     )
@@ -103,4 +104,5 @@ def project_examples() -> Sequence[str]:
     from tasks.tracking_store import project_root
 
     file = project_root() / paths.PARAMS
-    return (load_params(file).sample.prompts if file.is_file() else []) or EXAMPLES
+    prompts = load_params(file).sample.prompts if file.is_file() else []
+    return [prompt for prompt in prompts if prompt.strip()] or EXAMPLES  # an empty one would be an empty button

@@ -1,6 +1,7 @@
 """Passages of a text that stand word for word in what the model of this project was trained on."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from gpt2core.errors import UserError
 from gpt2core.text_measures import Corpus, longest_overlap
@@ -11,24 +12,36 @@ from tasks.params import Params, load_params
 from tasks.texts import passages
 from tasks.tracking_store import project_root
 
+FINETUNED = "project"  # `gpt2 finetune` keeps the project of a model in this folder beside it
+
 
 class TrainingText:
-    """A corpus, and from how many tokens in a row on a passage counts as learned by heart."""
+    """What was trained on, and from how many tokens in a row on a passage counts as learned by heart."""
 
-    def __init__(self, corpus: Corpus, shortest: int) -> None:
-        self._corpus, self.shortest = corpus, shortest
+    def __init__(self, corpora: Sequence[Corpus], shortest: int) -> None:
+        self._corpora, self.shortest = corpora, shortest
         self._tokenizer = Tokenizer()
 
     @classmethod
-    def of_project(cls) -> "TrainingText | None":
-        """The tokens and the threshold of the project; None where it has no tokens."""
+    def of_project(cls, models: Sequence[str] = ()) -> "TrainingText | None":
+        """The tokens of the project, else of each output folder of `gpt2 finetune` here or in `models`; None without.
+
+        The threshold is the lowest of theirs.
+        """
         root = project_root()
-        try:
-            corpus = open_split(root / paths.TOKENS, "train")
-        except UserError:
-            return None
-        params = load_params(root / paths.PARAMS) if (root / paths.PARAMS).is_file() else Params()
-        return cls(corpus, params.sample.memorised_tokens)
+        projects = [root]
+        if not (root / paths.TOKENS).is_dir():
+            folders = [*root.glob("*/"), *(Path(name) for name in models)]
+            projects = list(dict.fromkeys((folder / FINETUNED).resolve() for folder in folders))
+        corpora, shortest = [], []
+        for project in projects:
+            try:
+                corpora.append(open_split(project / paths.TOKENS, "train"))
+            except UserError:
+                continue
+            params = load_params(project / paths.PARAMS) if (project / paths.PARAMS).is_file() else Params()
+            shortest.append(params.sample.memorised_tokens)
+        return cls(corpora, min(shortest)) if corpora else None
 
     def find(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
         """Start and stop of each passage, in order: the longest, then the longest in what lies beside it."""
@@ -38,7 +51,8 @@ class TrainingText:
             start, stop = parts.pop()
             if stop - start < self.shortest:
                 continue
-            overlap = longest_overlap(token_ids[start:stop], self._corpus)
+            overlaps = [longest_overlap(token_ids[start:stop], corpus) for corpus in self._corpora]
+            overlap = max(overlaps, key=lambda found: found.length)
             if overlap.length >= self.shortest:
                 first, end = start + overlap.start, start + overlap.start + overlap.length
                 found.append((first, end))

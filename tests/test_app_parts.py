@@ -19,7 +19,7 @@ from app.limits import Limits
 from app.markup import pieces
 from app.models import FixedModels, LoadedModel, Shelf
 from app.project_models import ProjectModels
-from app.server import check_port, read_login
+from app.server import check_port, project_examples, read_login
 from app.training_text import TrainingText
 from app.turns import Turns
 from app.writing import Writing
@@ -29,7 +29,9 @@ from gpt2core.config import GPTConfig
 from gpt2core.decoding.packed import PackedGPT
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
+from gpt2core.token_writer import write_tokens
 from gpt2core.tokenizer import Tokenizer
+from tasks import paths
 from tasks.decoding_settings import STRATEGIES, DecodingSetting
 from tasks.texts import write_texts
 
@@ -150,11 +152,11 @@ class Words:
 
 def test_every_passage_of_the_training_text_is_found_not_only_the_longest() -> None:
     one, other = " The quality of mercy is not strained", " It droppeth as the gentle rain from heaven"
-    training = TrainingText(Words(f"x{one}. y{other}. z"), shortest=6)
+    training = TrainingText([Words(f"x{one}. y{other}. z")], shortest=6)
     token_ids = TOKENIZER.encode(f"My words{one}, then{other}!")
     marked = [TOKENIZER.decode(token_ids[start:stop]) for start, stop in training.find(token_ids)]
     assert marked == [one, other]
-    assert TrainingText(Words("nothing of it"), shortest=6).find(token_ids) == []
+    assert TrainingText([Words("nothing of it")], shortest=6).find(token_ids) == []
 
 
 def test_who_comes_later_waits_sees_the_place_and_is_refused_where_too_many_wait() -> None:
@@ -202,12 +204,35 @@ def save(directory: Path, seed: int) -> Path:
     return directory
 
 
+def test_the_text_of_a_model_by_finetune_is_found_beside_it_wherever_it_lies(tmp_path: Path, monkeypatch) -> None:
+    text = "Once there was a clock that no one in the village could wind, for it had lost its key in the long winter."
+    ids = TOKENIZER.encode(text)
+    for place in ("here/mine", "elsewhere/yours"):
+        tokens = tmp_path / place / "project" / paths.TOKENS
+        write_tokens(tokens, [text], source="test", shares={"train": 1.0, "val": 0.0, "test": 0.0})
+    (tmp_path / "here" / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here/mine/project" / paths.PARAMS).write_text("sample: {memorised_tokens: 8}")
+    here = TrainingText.of_project()
+    assert here is not None
+    assert here.find([1, 2, *ids[3:14]]) == [(2, 13)]
+    (tmp_path / "here" / "mine").rename(tmp_path / "gone")
+    assert TrainingText.of_project() is None
+    assert TrainingText.of_project(["gpt2", str(tmp_path / "elsewhere" / "yours")]) is not None
+
+
+def test_an_empty_prompt_of_the_samples_is_no_example(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("GPT2_PROJECT_ROOT", str(tmp_path))
+    (tmp_path / "params.yaml").write_text('sample: {prompts: ["Once", ""]}')
+    assert project_examples() == ["Once"]
+
+
 def test_a_page_without_any_model_says_so_and_how_to_get_one() -> None:
     from app.handlers import Handlers
 
     page = Handlers(Desk(Shelf(FixedModels({}), "fp32", 1), Limits()), with_commands=True)
     *_, alert = page.open_page(SimpleNamespace(query_params={}))  # type: ignore[arg-type]
-    assert "There is no model yet: train one (`make run`), or type the folder of one." in alert
+    assert "There is no model yet: train one with gpt2 finetune, or in a project with dvc repro." in alert
     with pytest.raises(UserError, match="No model is chosen"):
         page._question("To be", None, None, "greedy", {})
 
