@@ -163,8 +163,8 @@ def fit_together(settings: dict[str, Any], arguments: argparse.Namespace) -> Non
         return
     if arguments.learning_rate is not None:
         train["min_learning_rate"] = arguments.learning_rate / 20  # as in params.yaml
-    if arguments.block_size is not None and arguments.block_size > PRESETS[model["preset"]].block_size:
-        model["block_size"] = arguments.block_size
+    if arguments.block_size is not None and arguments.block_size != PRESETS[model["preset"]].block_size:
+        model["block_size"] = arguments.block_size  # a position beyond it would never be trained, yet be scored
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

@@ -85,6 +85,12 @@ def test_flags_of_this_and_other_tools_set_the_keys_they_stand_for(text: Path, f
         assert found == value, key
 
 
+@pytest.mark.parametrize("length", [32, 256])
+def test_new_weights_have_the_positions_that_are_trained_and_released_ones_keep_theirs(text: Path, length: int) -> None:
+    assert params_of("--from-scratch", "--block-size", str(length)).model.block_size == length
+    assert params_of("--model", "gpt2", "--block-size", str(length)).model.block_size is None
+
+
 def test_the_held_out_share_is_taken_twice(text: Path) -> None:
     split = params_of("--validation-split-percentage", "5").data.split
     assert (split.train, split.val, split.test) == (0.9, 0.05, 0.05)
