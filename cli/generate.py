@@ -48,9 +48,14 @@ class Writer:
         wanted = setting.max_new_tokens or 0
         room = self.block_size + 1 - max(1, prompt_length)
         if setting.past_block_size != "slide" and wanted > room:
+            if room < 1:
+                raise UserError(
+                    f"a prompt of {prompt_length:,} tokens is longer than the model's block_size "
+                    f"({self.block_size:,}); shorten it, or let the window slide (--past-block-size slide)."
+                )
             raise UserError(
                 f"a prompt of {max(1, prompt_length)} tokens and --max-new-tokens {wanted} do not fit into the model's "
-                f"block_size ({self.block_size}); at most {max(0, room)} fit, or let the window slide "
+                f"block_size ({self.block_size}); at most {room} fit, or let the window slide "
                 "(--past-block-size slide)."
             )
 

@@ -170,6 +170,10 @@ def test_weights_may_be_kept_smaller(gpt2, weights: str) -> None:
         (["--model", "gpt2-medium"], "and set --model to its path"),
         (["--model", "models:/gpt2"], "--model ('models:/gpt2') must be models:/NAME@ALIAS"),
         (["--max-new-tokens", "500"], "at most 64 fit, or let the window slide (--past-block-size slide)"),
+        (
+            ["--prompt", "x y z " * 16_667],
+            "longer than the model's block_size (64); shorten it, or let the window slide",
+        ),
         (["--temperature", "0"], "--temperature (0) must be at least"),
         (["--temperature", "nan"], "--temperature (nan)"),
         (["--top-p", "1.5"], "--top-p (1.5) must be a number above 0 and at most 1."),
@@ -197,7 +201,7 @@ def test_a_mistake_is_one_line_and_a_failing_exit(gpt2, arguments: list[str], me
     ("arguments", "message"),
     [
         (["--top-k", "x"], "argument --top-k: invalid int or off value: 'x' (see gpt2 generate --help)"),
-        (["--decoding", "beem"], "argument --decoding: invalid choice: 'beem'"),
+        (["--decoding", "beem"], "argument --decoding: 'beem' is unknown; did you mean beam?"),
         (["--decoding", "beam", "--early-stopping", "perhaps"], "'perhaps' is none of true, false, never"),
         (["--prompt", "a", "--prompt-file", "b"], "--prompt-file: not allowed with argument --prompt"),
         (["--tempratur", "1"], "unknown flag --tempratur; did you mean --temperature?"),
