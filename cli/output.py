@@ -44,10 +44,11 @@ def put_table(
 ) -> None:
     """Columns two blanks apart: those numbered in `left` begin at the left, numbers end at the right.
 
-    Where it would be wider than the terminal, the column `gives_way`, or else the widest of `left`, is shortened.
+    Where it would be wider than the terminal, the column `gives_way`, or else the widest of `left`, is shortened;
+    a pipe gets every name whole, for what reads it.
     """
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
-    excess = sum(widths) + 2 * (len(widths) - 1) - terminal_width()
+    excess = sum(widths) + 2 * (len(widths) - 1) - terminal_width() if sys.stdout.isatty() else 0
     while excess > 0:
         column = gives_way if gives_way is not None else max(left, key=lambda i: widths[i])
         if widths[column] <= MIN_COLUMN:

@@ -91,13 +91,20 @@ def test_a_terminal_without_the_characters_shows_a_question_mark(tmp_path) -> No
     assert Result(done.returncode, "", done.stderr.decode("latin-1")).is_one_line("caf\u00e9-?.txt is empty")
 
 
-def test_a_table_fits_eighty_columns_by_shortening_the_middle_of_names(capsys) -> None:
+def test_a_table_fits_eighty_columns_by_shortening_the_middle_of_names(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
     put_table(["RUN", "NAME", "LOSS"], [["3f99d95e", "a" * 60 + "b" * 60, "1.25"]], left=(0, 1), gives_way=1)
     header, row = capsys.readouterr().out.splitlines()
     assert len(row) == WIDTH
     assert row.startswith("3f99d95e  aaaa")
     assert row.endswith("bbb  1.25")
     assert header.endswith("LOSS")
+
+
+def test_a_table_in_a_pipe_has_its_names_whole(capsys) -> None:
+    put_table(["RUN", "NAME"], [["3f99d95e", "a" * 90]], left=(0, 1), gives_way=1)
+    assert "a" * 90 in capsys.readouterr().out
 
 
 def test_help_starts_fast_because_it_loads_neither_torch_nor_mlflow() -> None:
