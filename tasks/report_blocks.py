@@ -11,6 +11,8 @@ from typing import Any
 
 from tasks.tracking_store import redact
 
+GAP = re.compile(r"\n(?:[ \t]*\n){4,}")
+
 
 @dataclass(frozen=True)
 class Paragraph:
@@ -199,6 +201,11 @@ def duration_text(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def without_gaps(text: str) -> str:
+    """`text` with more than three empty lines in a row as a count of them: a weak model writes hundreds."""
+    return GAP.sub(lambda gap: f"\n[{gap[0].count(chr(10)) - 1} empty lines]\n", text)
 
 
 def shortened(text: str, limit: int) -> str:

@@ -21,6 +21,7 @@ from tasks.report_blocks import (
     perplexity_text,
     share_text,
     shortened,
+    without_gaps,
 )
 from tasks.report_charts import loss_figure, small_figures
 from tasks.report_inputs import Inputs
@@ -165,7 +166,7 @@ def _before(entry: dict[str, Any]) -> Sample:
     return Sample(
         label=f"Before training, {_setting(entry)}",
         prompt=entry["prompt"],
-        text=shortened(entry["text"], MAX_CHARACTERS),
+        text=shortened(without_gaps(entry["text"]), MAX_CHARACTERS),
         note="The same prompt, way of decoding and seed as after training.",
         before=True,
     )
@@ -181,7 +182,7 @@ def _after(entry: dict[str, Any]) -> Sample:
     return Sample(
         label=f"After training, {_setting(entry)}",
         prompt=entry["prompt"],
-        text=shortened(entry["text"], MAX_CHARACTERS),
+        text=shortened(without_gaps(entry["text"]), MAX_CHARACTERS),
         note=f"{entry['tokens']} tokens; longest run shared with the training text: {overlap}.",
         warning=warning,
     )

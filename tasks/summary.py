@@ -18,7 +18,7 @@ VERDICTS = {
     "generalising": "it has not learned its text by heart",
     "memorising": "it has memorised its training text; use more text, or stop earlier",
     "underfitting": "it has hardly learned yet; train longer, or with a higher learning rate",
-    "unknown": "no text was held out, so whether it memorises cannot be said",
+    "unknown": "no text was held out, so how it does on new text cannot be said",
 }
 STOPS = {True: "reached", False: "missed"}
 

@@ -167,6 +167,14 @@ def pdf_text(data: bytes) -> str:
     return " ".join(text.split())
 
 
+def test_a_sample_of_empty_lines_says_how_many_instead_of_filling_screens() -> None:
+    inputs = some_inputs(samples={"samples": [sample(" the" + "\n" * 61 + "end\n\n\nof it")], "before": []})
+    (block,) = (
+        block for part in report_of(inputs)["sections"] for block in part["blocks"] if block["kind"] == "samples"
+    )
+    assert block["samples"][0]["text"] == " the\n[60 empty lines]\nend\n\n\nof it"
+
+
 def test_a_memorising_run_says_so_first_and_with_the_share() -> None:
     text = Text(page(report_of(some_inputs()))).text
     said = "memorising: train 0.10, held-out 6.20; 83 % of training passages come back word for word"
@@ -224,6 +232,7 @@ def test_a_run_with_next_to_nothing_has_a_report_as_well() -> None:
     )  # fmt: skip
     report = report_of(inputs, Comparison(problem="no answer"))
     text = Text(page(report)).text
+    assert "so how it does on new text cannot be said" in text
     assert "unknown: train 0.10, nothing was held out; whether training passages come back" in text
     assert "train.stop.max_steps was reached" in text
     assert "MLflow could not be asked: no answer." in text
