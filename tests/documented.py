@@ -68,7 +68,7 @@ class Reader:
         Raises AssertionError, with all it wrote, where it fails.
         """
         name = next((name for name in PORTS if command.startswith(name)), None)
-        if name is not None:
+        if name is not None and "--export-space" not in command:
             return self._serve(command, name)
         output = self._output(["bash", "-ec", "\n".join([*self._exports, self._with_ports(command)])], command)
         if command.startswith("export "):

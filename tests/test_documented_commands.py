@@ -34,6 +34,9 @@ NOT_RUN = {
     "make serve": "tests/test_flow_server.py starts the same module",
     "python3 -m venv .venv": "CI's `make test` does it",
     "source .venv/bin/activate": "the environment of this test is active",
+    "cd novel && dvc repro": (
+        "trains the default model; tests/test_cli_finetune.py runs all stages of a project that is written the same way"
+    ),
     "pip install -r requirements.txt": "CI's `make test` does it",
     "pip install --no-deps -e .": "CI's `make test` does it",
     "python -m pytest -n 2 --dist loadfile": "is what runs this",
