@@ -12,8 +12,6 @@ from tasks.params import Params, load_params
 from tasks.texts import passages
 from tasks.tracking_store import project_root
 
-FINETUNED = "project"  # `gpt2 finetune` keeps the project of a model in this folder beside it
-
 
 class TrainingText:
     """What was trained on, and from how many tokens in a row on a passage counts as learned by heart."""
@@ -32,7 +30,7 @@ class TrainingText:
         projects = [root]
         if not (root / paths.TOKENS).is_dir():
             folders = [*root.glob("*/"), *(Path(name) for name in models)]
-            projects = list(dict.fromkeys((folder / FINETUNED).resolve() for folder in folders))
+            projects = list(dict.fromkeys((folder / paths.FINETUNED).resolve() for folder in folders))
         corpora, shortest = [], []
         for project in projects:
             try:

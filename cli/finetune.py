@@ -20,7 +20,6 @@ from tasks import paths
 from tasks.params_file import parse_assignments
 from tasks.project import is_project, params_text, write_project
 
-PROJECT = "project"
 TARGET_EPOCHS = 100  # with a target loss and no other end
 # What a user opens, beside the model.
 _REPORTS = (paths.REPORT_PAGE, paths.REPORT_PDF, paths.SAMPLES_PAGE)
@@ -43,16 +42,16 @@ def alone_in(output: Path) -> Iterator[None]:
     """Raises UserError where another command works in the folder: the settings that it runs by must not change."""
     from filelock import FileLock, Timeout
 
-    (output / PROJECT).mkdir(parents=True, exist_ok=True)
+    (output / paths.FINETUNED).mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(output / PROJECT / ".lock", timeout=0):
+        with FileLock(output / paths.FINETUNED / ".lock", timeout=0):
             yield
     except Timeout:
         raise UserError(f"another command works in {output}; wait for its end, and run again.") from None
 
 
 def train(arguments: argparse.Namespace, output: Path, parameters: str) -> None:
-    project = output / PROJECT
+    project = output / paths.FINETUNED
     write_project(project, parameters, use_git=False)
     before = content(project / paths.DVC_LOCK)
     try:
@@ -78,7 +77,7 @@ def check_output(output: Path) -> None:
     """Raises UserError where the folder is a file, or holds something else."""
     if output.is_file():
         raise UserError(f"--output-dir: {output} is a file; name a folder.")
-    if output.is_dir() and any(output.iterdir()) and not is_project(output / PROJECT):
+    if output.is_dir() and any(output.iterdir()) and not is_project(output / paths.FINETUNED):
         raise UserError(f"--output-dir: {output} has other files in it; name a new folder.")
 
 

@@ -1,5 +1,6 @@
 """What is known of a model beside its weights: what it was trained on, how it was measured, where it came from."""
 
+import filecmp
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from gpt2core.files import read_json
 from gpt2core.hf import RELEASED
 from tasks import paths
 from tasks.tracking import report_metrics
+
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -36,29 +39,38 @@ def gather_facts(model: str, directory: Path, config: GPTConfig) -> ModelFacts:
     """The facts of the model called `model`, whose weights are in `directory`."""
     if model.startswith("models:/"):
         return _of_version(model, config)
-    if _is_best_model(directory):
-        return _of_project(config)
+    project = _project_of(directory)
+    if project is not None:
+        return _of_project(project, config)
     imported = directory / "import.json"
     return ModelFacts(config, Path(model).name, imported=read_json(imported) if imported.is_file() else {})
 
 
-def _is_best_model(directory: Path) -> bool:
-    return paths.RUN.is_file() and directory.resolve() == paths.BEST_MODEL.resolve()
+def _project_of(directory: Path) -> Path | None:
+    """The project that made the weights in `directory`, its models/best or what `gpt2 finetune` took from there."""
+    if paths.RUN.is_file() and directory.resolve() == paths.BEST_MODEL.resolve():
+        return Path()
+    project = directory / paths.FINETUNED
+    made = project / paths.BEST_MODEL / WEIGHTS
+    if (project / paths.RUN).is_file() and made.is_file() and (directory / WEIGHTS).is_file():
+        return project if filecmp.cmp(made, directory / WEIGHTS, shallow=False) else None
+    return None
 
 
-def _of_project(config: GPTConfig) -> ModelFacts:
-    """Of models/best, from the reports of the run that made it."""
-    run = read_json(paths.RUN)
-    evaluation = read_json(paths.EVALUATE_METRICS) if paths.EVALUATE_METRICS.is_file() else {}
+def _of_project(project: Path, config: GPTConfig) -> ModelFacts:
+    """Of its models/best, from the reports of the run that made it."""
+    run = read_json(project / paths.RUN)
+    scores = project / paths.EVALUATE_METRICS
+    evaluation = read_json(scores) if scores.is_file() else {}
     return ModelFacts(
         config,
         name=str(run.get("run_name") or "gpt2"),
-        metrics=report_metrics(),
+        metrics=report_metrics(project),
         verdict=evaluation.get("verdict"),
         held_out=evaluation.get("held_out"),
         settings=_settings(str(run.get("run_id"))),
         run_name=run.get("run_name"),
-        **_data_sheet(),
+        **_data_sheet(project),
     )
 
 
@@ -88,12 +100,13 @@ def _split_uri(uri: str) -> tuple[str, str | None, str | None]:
     return name, version or None, alias or None
 
 
-def _data_sheet() -> dict[str, Any]:
-    if not (paths.PROVENANCE.is_file() and (paths.TOKENS / "manifest.json").is_file()):
+def _data_sheet(project: Path = Path()) -> dict[str, Any]:
+    provenance, manifest = project / paths.PROVENANCE, project / paths.TOKENS / "manifest.json"
+    if not (provenance.is_file() and manifest.is_file()):
         return {}
-    splits = read_json(paths.TOKENS / "manifest.json")["splits"]
+    splits = read_json(manifest)["splits"]
     return {
-        "data": read_json(paths.PROVENANCE),
+        "data": read_json(provenance),
         "tokens": {name: int(split["tokens"]) for name, split in splits.items()},
     }
 

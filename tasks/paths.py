@@ -22,4 +22,5 @@ REGISTERED = Path("reports/registered.json")
 REPORT_PAGE = Path("reports/report.html")
 REPORT_PDF = Path("reports/report.pdf")
 MLRUNS = Path("mlruns")
+FINETUNED = Path("project")  # in the output folder of `gpt2 finetune`: the project that made what lies there
 WORKSPACES = Path("workspaces")  # a folder for each flow run

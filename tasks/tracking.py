@@ -326,13 +326,13 @@ def registered_model_directory(uri: str) -> Path:
     return checkpoint_directory(client, str(entry.run_id), entry.tags.get("weights_sha256"), f"model.init ({uri!r})")
 
 
-def report_metrics() -> dict[str, float]:
+def report_metrics(project: Path = Path()) -> dict[str, float]:
     """Final metrics from the reports: train.json's names, and `evaluate/<split>_<name>` from evaluate.json."""
     metrics: dict[str, Any] = {}
-    if paths.TRAIN_METRICS.exists():
-        metrics.update(read_json(paths.TRAIN_METRICS))
-    if paths.EVALUATE_METRICS.exists():
-        metrics.update(evaluation_metrics(read_json(paths.EVALUATE_METRICS)))
+    if (project / paths.TRAIN_METRICS).exists():
+        metrics.update(read_json(project / paths.TRAIN_METRICS))
+    if (project / paths.EVALUATE_METRICS).exists():
+        metrics.update(evaluation_metrics(read_json(project / paths.EVALUATE_METRICS)))
     return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
 
 

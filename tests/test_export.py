@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -191,6 +192,24 @@ def test_the_card_of_a_project_says_what_it_was_trained_on_and_remembers(
     assert 'model="me/diary"' in card
     assert "/home/someone" not in card
     assert "secret" not in card
+
+
+def test_the_card_of_a_folder_by_finetune_has_the_numbers_of_its_run_and_none_of_other_weights(
+    model_directory: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    made = folder / paths.FINETUNED
+    for place in (folder, made / paths.BEST_MODEL):
+        shutil.copytree(model_directory, place, dirs_exist_ok=True)
+    write_json(made / paths.RUN, {"run_id": "0123", "run_name": "gpt2-diary"})
+    write_json(made / paths.EVALUATE_METRICS, {"held_out": None, "verdict": "memorising", "verbatim_recall": 0.83})
+    write_json(made / paths.PROVENANCE, {"source": "diary.txt", "files": []})
+    write_json(made / paths.TOKENS / "manifest.json", {"splits": {"train": {"tokens": 1234}}})
+    facts = gather_facts(str(folder), folder, TINY)
+    assert (facts.name, facts.verdict, facts.tokens) == ("gpt2-diary", "memorising", {"train": 1234})
+    assert facts.metrics == {"evaluate/verbatim_recall": 0.83}
+    (folder / "model.safetensors").write_bytes(b"weights of another run")
+    assert gather_facts(str(folder), folder, TINY).verdict is None
 
 
 def test_the_card_of_an_imported_model_names_where_it_came_from(model_directory: Path, tmp_path: Path) -> None:
