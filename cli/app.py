@@ -6,15 +6,16 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
-        "Open a web page that writes text with the models of this project: from the registry, models/best, or any\n"
-        "folder of the project. It listens on this machine only and sends nothing anywhere. docs/app.md shows it."
+        "Open a web page that writes text with the models of this project: from the\n"
+        "registry, models/best, or any folder of the project. It listens on this machine\n"
+        "only and sends nothing anywhere. docs/app.md shows it."
     )
     parser.epilog = (
         "examples:\n"
-        "  gpt2 app                                            the models of this project, http://127.0.0.1:7860\n"
-        "  gpt2 app --model models/best --model gpt2-medium    these first in the list\n"
-        "  gpt2 app --host 0.0.0.0 --auth me:secret            for other machines, behind a login\n"
-        "  gpt2 app --export-space my-space                    a folder to push to a Hugging Face Space"
+        "  gpt2 app                                   all models of this project\n"
+        "  gpt2 app --model my_model --model gpt2     these first in the list\n"
+        "  gpt2 app --host 0.0.0.0 --auth me:secret   for other machines, behind a login\n"
+        "  gpt2 app --export-space my-space           a folder for a Hugging Face Space"
     )
     parser.add_argument(
         "--model",

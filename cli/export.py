@@ -83,8 +83,8 @@ def held_out_perplexity(facts: Any) -> float | None:
 def card_line(facts: Any, licence: str | None) -> str:
     """What the card says, in a line."""
     perplexity = held_out_perplexity(facts)
-    said = [f"held-out perplexity {perplexity:,.2f}" if perplexity is not None else "no measurements known"]
-    said += [facts.verdict] if facts.verdict else []
+    said = [f"held-out perplexity {perplexity:,.2f}" if perplexity is not None else "no held-out perplexity known"]
+    said += [facts.verdict] if facts.verdict not in (None, "unknown") else []
     said += [f"trained on {facts.data['source']}"] if facts.data else []
     return ", ".join([*said, f"licence {licence}" if licence else "no licence yet (--license)"])
 

@@ -156,7 +156,12 @@ def _add_places(group: argparse._ArgumentGroup) -> None:
     start.add_argument(
         "--model", metavar="MODEL", help="gpt2 ... gpt2-xl, a directory, or models:/NAME@ALIAS (default: gpt2)"
     )
-    start.add_argument("--from-scratch", action="store_true", help="new weights instead")
+    start.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="new weights instead; defaults are then those of `gpt2 init`: Muon, learning rate 3e-3, 4 sequences of "
+        "128 tokens, 1,200 steps",
+    )
     group.add_argument("--preset", metavar="NAME", help=f"sizes of new weights: {', '.join(PRESETS)} (default: small)")
     group.add_argument(
         "--validation-split-percentage",

@@ -19,20 +19,48 @@ examples:
   gpt2 generate --model models:/gpt2@champion --prompt "To be"
 """
 
+# Description and examples of each.
+LIST = (
+    "List the registered versions, newest first: their aliases, held-out perplexity\n"
+    "and what the gate said. models:/NAME@ALIAS or models:/NAME/VERSION names one.",
+    "examples:\n  gpt2 models list\n  gpt2 models list gpt2 --json | jq '.[0].gate_reasons'",
+)
+PROMOTE = (
+    "Make a version champion, and the text model of the same run with it. The one\n"
+    "before is kept: `gpt2 models rollback NAME` brings it back.",
+    "examples:\n  gpt2 models promote gpt2 3\n  gpt2 models promote gpt2 2 --force      although the gate refused it",
+)
+ROLLBACK = (
+    "Make the version champion that was it before, and the text model of the same\nrun with it. No version is removed.",
+    "example:\n  gpt2 models rollback gpt2",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|promote|rollback")
-    listing = actions.add_parser("list", help="versions, newest first", allow_abbrev=False)
+    listing = _action(actions, "list", "versions, newest first", LIST)
     listing.add_argument("name", nargs="?", metavar="NAME", help="only of this model")
-    promoting = actions.add_parser("promote", help="make a version champion", allow_abbrev=False)
-    promoting.add_argument("name", metavar="NAME")
-    promoting.add_argument("version", metavar="VERSION")
+    promoting = _action(actions, "promote", "make a version champion", PROMOTE)
+    promoting.add_argument("name", metavar="NAME", help="a registered model, such as gpt2")
+    promoting.add_argument("version", metavar="VERSION", help="its number, as `gpt2 models list` shows it")
     promoting.add_argument("--force", action="store_true", help="also one that the gate refused")
-    rolling = actions.add_parser("rollback", help="make the champion before champion again", allow_abbrev=False)
-    rolling.add_argument("name", metavar="NAME")
+    rolling = _action(actions, "rollback", "make the champion before champion again", ROLLBACK)
+    rolling.add_argument("name", metavar="NAME", help="a registered model, such as gpt2")
     for action in (listing, promoting, rolling):
         action.add_argument("--json", action="store_true", help="a list of objects")
+
+
+def _action(actions: Any, name: str, summary: str, texts: tuple[str, str]) -> argparse.ArgumentParser:
+    description, epilog = texts
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+    )
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -107,6 +107,15 @@ def test_a_table_in_a_pipe_has_its_names_whole(capsys) -> None:
     assert "a" * 90 in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("action", ["list", "promote", "rollback"])
+def test_actions_on_registered_models_teach_in_their_help(action: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        build_parser("models").parse_args(["models", action, "--help"])
+    said = capsys.readouterr().out
+    assert f"gpt2 models {action}" in said.split("example")[-1]
+    assert "ersion" in said.split("options:")[0]
+
+
 def test_help_starts_fast_because_it_loads_neither_torch_nor_mlflow() -> None:
     code = "import sys, cli.main; cli.main.build_parser(); print({'torch', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
