@@ -69,9 +69,7 @@ def promote(name: str, version: str, force: bool = False) -> list[ModelVersion]:
     everything = registered_versions()
     chosen = _choose(everything, name, version)
     if chosen.gate == "refused" and not force:
-        raise UserError(
-            f"the gate refused {name} version {version} ({chosen.gate_reasons}); --force promotes it anyway."
-        )
+        raise UserError(f"the gate refused {name} version {version}: {chosen.gate_reasons} --force promotes it anyway.")
     return _crown(chosen, everything, rolled_back=False)
 
 

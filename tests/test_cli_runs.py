@@ -113,7 +113,9 @@ def test_models_are_listed_with_alias_gate_and_run(gpt2) -> None:
 
 def test_promotion_and_rollback_keep_the_history_and_take_the_text_model_along(gpt2) -> None:
     refused = gpt2("models", "promote", "novel", "3")
-    assert refused.is_one_line("the gate refused novel version 3 (Held-out perplexity is worse: 35.00 against 30.00.)")
+    assert refused.is_one_line(
+        "the gate refused novel version 3: Held-out perplexity is worse: 35.00 against 30.00. --force"
+    )
     assert current() == {"novel": "2", "novel-text": "2"}
     assert gpt2("models", "promote", "novel", "3", "--force").code == 0
     assert current() == {"novel": "3", "novel-text": "3"}
