@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test torture setup lint serve
+.PHONY: run test test-pages torture setup lint serve
 
 run: setup
 	@touch .venv/run-started
@@ -13,7 +13,11 @@ run: setup
 	@test reports/report.html -nt .venv/run-started || python -m tasks.summary
 
 test: setup
-	@python -m pytest -n 2 --dist loadfile
+	@python -m pytest -n 2 --dist loadfile -m "not pages"
+
+# Every command of the README and the docs, run as it stands there.
+test-pages: setup
+	@python -m pytest -n 2 -m pages
 
 # Kills whole pipelines at random moments; an hour or two for a thousand kills.
 torture: setup

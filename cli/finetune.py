@@ -162,6 +162,8 @@ def fit_together(settings: dict[str, Any], arguments: argparse.Namespace) -> Non
         return
     if arguments.learning_rate is not None:
         train["min_learning_rate"] = arguments.learning_rate / 20  # as in params.yaml
+    if arguments.warmup_steps is None and (arguments.epochs is not None or arguments.max_steps is not None):
+        train["warmup_steps"] = None  # those of params.yaml may be more than the whole run
     if arguments.block_size is not None and arguments.block_size != PRESETS[model["preset"]].block_size:
         model["block_size"] = arguments.block_size  # a position beyond it would never be trained, yet be scored
 

@@ -57,8 +57,9 @@ def from_preset(preset: str) -> dict[str, Any]:
         nearest = get_close_matches(preset, PRESETS, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(PRESETS)}."
         raise UserError(f"--preset ({preset!r}) is unknown; {hint}")
-    # The target of params.yaml is that of the bundled plays.
-    return {"model": {"init": "scratch", "preset": preset}, "train": {"stop": {"target_loss": None}}}
+    # The target of params.yaml is that of the bundled plays; a position that is not trained would spoil every score.
+    train = {"sequence_length": PRESETS[preset].block_size, "stop": {"target_loss": None}}
+    return {"model": {"init": "scratch", "preset": preset}, "train": train}
 
 
 def of_text(source: str) -> dict[str, Any]:

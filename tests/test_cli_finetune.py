@@ -73,6 +73,10 @@ def test_the_line_of_the_issue_means_what_it_says(text: Path) -> None:
         ("--from-scratch --learning-rate 1e-4", {"min_learning_rate": 5e-6, "optimizer": "muon"}),
         ("--preset tinystories --block-size 256", {"sequence_length": 256}),
         ("--from-scratch --block-size 256", {"sequence_length": 256}),
+        ("--from-scratch --preset tinystories", {"sequence_length": 256}),
+        ("--from-scratch", {"warmup_steps": 100}),
+        ("--from-scratch --max-steps 60", {"warmup_steps": None}),
+        ("--from-scratch --max-steps 60 --warmup-steps 5", {"warmup_steps": 5}),
         ("--no-resume --eval-steps 50", {"resume": False, "eval_interval": 50}),
     ],
 )

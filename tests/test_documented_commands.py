@@ -30,7 +30,7 @@ from tests.test_import_tensorflow import as_tensorflow, write_checkpoint
 PAGES = ("README.md", "docs/COMING_FROM.md", "docs/serving.md")
 NOT_RUN = {
     "make run": "sets up .venv and trains the default model; CI runs it (.ci/run) and checks what it left",
-    "make test": "is what runs this; CI runs it in a fresh clone",
+    "make test": "CI runs it in a fresh clone, and this after it",
     "make serve": "tests/test_flow_server.py starts the same module",
     "python3 -m venv .venv": "CI's `make test` does it",
     "source .venv/bin/activate": "the environment of this test is active",
@@ -39,7 +39,7 @@ NOT_RUN = {
     ),
     "pip install -r requirements.txt": "CI's `make test` does it",
     "pip install --no-deps -e .": "CI's `make test` does it",
-    "python -m pytest -n 2 --dist loadfile": "is what runs this",
+    'python -m pytest -n 2 --dist loadfile -m "not pages"': "is what CI runs beside this",
     "prefect deployment run 'fine-tune/local' -p 'train={\"learning_rate\": 1e-3}' --watch": (
         "needs `make serve`; tests/test_flow_server.py submits runs the same way"
     ),
@@ -48,7 +48,7 @@ NOT_RUN = {
 TEXT = "The first day was cold, and nobody went out until evening came.\n" * 200  # no word twice: a bigram tells all
 RELEASED = ("gpt2", "gpt2-medium")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.pages]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,7 @@ def environment(home: Path) -> dict[str, str]:
         "HF_HOME": str(home),
         "HF_HUB_OFFLINE": "1",
         "DVC_NO_ANALYTICS": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes more a server, for evaluations by language models
     }
 
 
