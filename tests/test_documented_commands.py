@@ -88,7 +88,7 @@ def environment(home: Path) -> dict[str, str]:
         "HF_HOME": str(home),
         "HF_HUB_OFFLINE": "1",
         "DVC_NO_ANALYTICS": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes more a server, for evaluations by language models
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else seven processes more a server
     }
 
 
