@@ -54,7 +54,7 @@ class OneLineParser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
-            nearest = get_close_matches(str(value), choices, n=1)
+            nearest = get_close_matches(str(value), choices, n=1, cutoff=0.7)
             hint = f"did you mean {nearest[0]}?" if nearest else f"there is {', '.join(choices)}"
             raise argparse.ArgumentError(action, f"{value!r} is unknown; {hint}")
 
@@ -145,6 +145,9 @@ def main() -> None:
     """Entry point; exits 1 with one line for what a user can mend, 2 for a wrong flag, 130 for Ctrl-C."""
     use_plain_streams()
     try:
+        if not sys.argv[1:]:
+            print(overview(), end="", file=sys.stderr)
+            sys.exit(2)
         chosen = chosen_command(sys.argv[1:])
         arguments = build_parser(chosen).parse_args()
         import_module(COMMANDS[arguments.command].module).run(arguments)
