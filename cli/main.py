@@ -145,9 +145,6 @@ def main() -> None:
     """Entry point; exits 1 with one line for what a user can mend, 2 for a wrong flag, 130 for Ctrl-C."""
     use_plain_streams()
     try:
-        if not sys.argv[1:]:
-            print(overview(), end="", file=sys.stderr)
-            sys.exit(2)
         chosen = chosen_command(sys.argv[1:])
         arguments = build_parser(chosen).parse_args()
         import_module(COMMANDS[arguments.command].module).run(arguments)
@@ -172,7 +169,7 @@ def chosen_command(arguments: list[str]) -> str:
     first = arguments[0] if arguments else ""
     if first in COMMANDS or first.startswith("-"):
         return first
-    nearest = get_close_matches(first, COMMANDS, n=1)
+    nearest = get_close_matches(first, COMMANDS, n=1, cutoff=0.7)
     hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(COMMANDS)}"
     problem = f"unknown command {first!r}; {hint}" if first else f"which command? There are {', '.join(COMMANDS)}"
     print(f"gpt2: error: {problem} (see gpt2 --help)", file=sys.stderr)

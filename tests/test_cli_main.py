@@ -37,14 +37,8 @@ def test_every_command_explains_itself_and_shows_how_it_is_used(name: str, gpt2)
     assert f"gpt2 {name}" in f"{own.epilog} {own.description}", "an example"
 
 
-def test_without_a_command_it_shows_what_there_is(gpt2) -> None:
-    result = gpt2()
-    assert result.code == 2
-    assert "gpt2 finetune --model" in result.err
-
-
 def test_a_word_that_resembles_no_command_gets_the_list_instead_of_a_wild_guess(gpt2) -> None:
-    assert gpt2("frobnicate").is_one_line("'frobnicate' is unknown; there is init, finetune", code=2)
+    assert gpt2("frobnicate").is_one_line("unknown command 'frobnicate'; there are init, finetune", code=2)
 
 
 def test_the_version_is_that_of_the_package(gpt2) -> None:
