@@ -13,7 +13,7 @@ run: setup
 	@test reports/report.html -nt .venv/run-started || python -m tasks.summary
 
 test: setup
-	@python -m pytest -n 2 --dist loadfile -m "not pages"
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not pages"
 
 # Every command of the README and the docs, run as it stands there.
 test-pages: setup

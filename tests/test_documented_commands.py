@@ -39,7 +39,7 @@ NOT_RUN = {
     ),
     "pip install -r requirements.txt": "CI's `make test` does it",
     "pip install --no-deps -e .": "CI's `make test` does it",
-    'python -m pytest -n 2 --dist loadfile -m "not pages"': "is what CI runs beside this",
+    'python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not pages"': "is what CI runs beside this",
     "prefect deployment run 'fine-tune/local' -p 'train={\"learning_rate\": 1e-3}' --watch": (
         "needs `make serve`; tests/test_flow_server.py submits runs the same way"
     ),
