@@ -5,9 +5,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
 
+from tasks.process import handling, leave_signals
 from tasks.project import stage_environment
 
 INTERRUPTED = 130
@@ -48,34 +48,17 @@ def _run(
         # A terminal's Ctrl-C is for us: it would reach the stage twice otherwise.
         start_new_session=True,
     )
-    with _Forwarding(process, request) as forwarding:
+    heard = False
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        heard = True
+        if os.name == "posix":
+            process.send_signal(request)
+
+    with handling((*leave_signals(), signal.SIGINT), hand_on):
         code = process.wait()
-    if forwarding.heard or code == INTERRUPTED:
+    if heard or code == INTERRUPTED:
         raise InterruptedPipelineError
     if code:
         raise PipelineError
-
-
-class _Forwarding:
-    """Hands Ctrl-C, SIGTERM and the terminal's end on to a process, instead of ending this one."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]", request: signal.Signals) -> None:
-        self._process = process
-        self._request = request
-        self.heard = False
-        self._signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])]
-
-    def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._hear) for number in self._signals}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.heard = True
-        if os.name == "posix":
-            self._process.send_signal(self._request)

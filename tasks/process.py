@@ -5,10 +5,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import NoReturn, Self
+from types import FrameType
+from typing import Any, NoReturn, Self
 
 import psutil
 
@@ -31,6 +31,17 @@ def spawn_ranks(count: int, module: str) -> NoReturn:
     os.execve(sys.executable, [sys.executable, *arguments], {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
+@contextmanager
+def handling(numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """`handler` hears these signals, and afterwards whoever heard them before."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
 class TerminatedError(KeyboardInterrupt):
     """SIGTERM or the terminal's end, raised where the process stands, so that what is open is closed."""
 
@@ -45,14 +56,12 @@ class Interruption:
         return self.signal is not None
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._hear) for number in (*leave_signals(), signal.SIGINT)}
+        self._handling = handling((*leave_signals(), signal.SIGINT), self._hear)
+        self._handling.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def __exit__(self, *error: Any) -> None:
+        self._handling.__exit__(*error)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal is not None:
@@ -75,12 +84,8 @@ def raise_when_asked_to_leave() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)  # once is enough; a second one must not cut the closing short
         raise TerminatedError(number)
 
-    before = {number: signal.signal(number, leave) for number in leave_signals()}
-    try:
+    with handling(leave_signals(), leave):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

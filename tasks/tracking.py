@@ -120,13 +120,10 @@ class TrackedRun:
     def artifacts(self) -> set[str]:
         """Names at the top of the run's artifacts; none where the store fails."""
         try:
-            return set(self._artifact_names())
+            return {item.path for item in self.client.list_artifacts(self.run_id)}
         except Exception as error:  # requests, SQLAlchemy, boto and MLflow each raise their own
             say(f"tracking: warning: the artifacts of MLflow run {self.run_name} cannot be listed: {one_line(error)}")
             return set()
-
-    def _artifact_names(self) -> list[str]:
-        return [item.path for item in self.client.list_artifacts(self.run_id)]
 
     def log_dataset(self, manifest: Mapping[str, Any], split: str) -> None:
         """The split as an MLflow dataset: name, digest, source, and its tokens and documents."""

@@ -1,9 +1,11 @@
 """The gpt2 command, in this process or as a program of its own, in a folder of its own."""
 
+import json
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,15 @@ class Result:
     code: int
     out: str
     err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        """Of output that has one a line."""
+        return [json.loads(line) for line in self.out.splitlines()]
 
     def is_one_line(self, message: str, code: int = 1) -> bool:
         """Whether it ended with `code` and this one line on standard error."""

@@ -1,29 +1,14 @@
 """A project without a training, for the tests of the commands that look after one."""
 
-import json
 import shutil
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cli.main import main
+from tests.command import Result, run_here
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ("MLFLOW_TRACKING_URI", "GPT2_PROJECT_ROOT", "GPT2_FLOW_RUN_ID", "PREFECT_API_URL", "PREFECT_PROFILE")
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 class Commands:
@@ -33,15 +18,8 @@ class Commands:
         self._monkeypatch, self._capsys = monkeypatch, capsys
 
     def __call__(self, *arguments: str) -> Result:
-        self._monkeypatch.setattr(sys, "argv", ["gpt2", *arguments])
         self._capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        output = self._capsys.readouterr()
-        return Result(code, output.out, output.err)
+        return run_here(self._capsys, self._monkeypatch, *arguments)
 
 
 def write_project(root: Path) -> None:

@@ -16,13 +16,14 @@ import torch
 import yaml
 
 from cli.flags import decoding_setting, parse_setting
-from cli.main import build_parser, main
+from cli.main import build_parser
 from gpt2core.config import GPTConfig
 from gpt2core.decoding import generate
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
 from tasks.decoding_settings import STRATEGIES
 from tasks.params import SampleSetting
+from tests.command import Result, run_here
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = Tokenizer()
@@ -39,15 +40,6 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def objects(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
 @pytest.fixture
 def gpt2(model_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Runs `gpt2 generate` in this process, with the small model unless another is named."""
@@ -55,14 +47,7 @@ def gpt2(model_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
     def run(*arguments: str) -> Result:
         model = [] if "--model" in arguments else ["--model", str(model_directory)]
-        monkeypatch.setattr(sys, "argv", ["gpt2", "generate", *model, *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
+        return run_here(capsys, monkeypatch, "generate", *model, *arguments)
 
     return run
 

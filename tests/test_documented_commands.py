@@ -141,7 +141,7 @@ def folder(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rea
     reader.close()
 
 
-def follow(page: str, reader: Reader, subtests: pytest.Subtests) -> None:
+def assert_can_be_followed(page: str, reader: Reader, subtests: pytest.Subtests) -> None:
     for block in blocks_of((ROOT / page).read_text(encoding="utf-8")):
         if block.language == "python":
             with subtests.test(f"{page}:{block.line}"):
@@ -153,15 +153,15 @@ def follow(page: str, reader: Reader, subtests: pytest.Subtests) -> None:
 
 
 def test_the_readme_can_be_followed(clone: Reader, subtests: pytest.Subtests) -> None:
-    follow("README.md", clone, subtests)
+    assert_can_be_followed("README.md", clone, subtests)
 
 
 def test_the_page_on_serving_can_be_followed(clone: Reader, subtests: pytest.Subtests) -> None:
-    follow("docs/serving.md", clone, subtests)
+    assert_can_be_followed("docs/serving.md", clone, subtests)
 
 
 def test_who_comes_from_elsewhere_can_follow(folder: Reader, subtests: pytest.Subtests) -> None:
-    follow("docs/COMING_FROM.md", folder, subtests)
+    assert_can_be_followed("docs/COMING_FROM.md", folder, subtests)
 
 
 def test_what_is_not_run_is_on_a_page_and_has_a_reason() -> None:

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tasks.export
-from cli.main import main
 from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.files import write_json
@@ -27,6 +26,7 @@ from tasks import paths, runtime_checks
 from tasks.export import export_model, write_files
 from tasks.model_card import model_card
 from tasks.model_facts import gather_facts
+from tests.command import run_here
 from tests.foreign_models import spread
 from tests.hub_server import TOKEN, Hub, hub
 
@@ -51,14 +51,8 @@ def exported(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def gpt2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gpt2", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        result = run_here(capsys, monkeypatch, *map(str, words))
+        return result.code, result.out, result.err
 
     return run
 

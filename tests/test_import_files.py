@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from gpt2core.errors import UserError
 from gpt2core.importing import import_model
+from tests.command import run_here
 from tests.foreign_models import BLOCK, HEADS, LAYERS, VOCAB, WIDTH, HandMadeGPT, NanoGPT, spread
 from tests.test_import_layouts import assert_same_logits, saved
 
@@ -31,7 +32,7 @@ def checkpoint(nano: NanoGPT, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(nano.checkpoint(), tmp_path_factory.mktemp("nano"), "ckpt.pt")
 
 
-def refused(path: Path, message: str, **options: Any) -> None:
+def assert_refused(path: Path, message: str, **options: Any) -> None:
     with pytest.raises(UserError, match=message) as caught:
         import_model(path, **options)
     assert "\n" not in str(caught.value)
@@ -52,7 +53,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(nano: NanoGPT, zipped: bool, 
     proof = tmp_path / "ran"
     value = {"model": nano.state_dict(), "payload": Payload(proof)}
     torch.save(value, tmp_path / "evil.pt", _use_new_zipfile_serialization=zipped)
-    refused(tmp_path / "evil.pt", r"asks for code to be run \(posix.system\) and is not read")
+    assert_refused(tmp_path / "evil.pt", r"asks for code to be run \(posix.system\) and is not read")
     assert not proof.exists()
     torch.load(tmp_path / "evil.pt", weights_only=False)  # the payload is a real one
     assert proof.exists()
@@ -87,12 +88,12 @@ def test_settings_stored_as_objects_tell_the_sizes(nano: NanoGPT, tmp_path: Path
 
 def test_a_whole_pickled_module_is_refused_with_the_way_out(tmp_path: Path) -> None:
     path = saved(HandMadeGPT(), tmp_path)
-    refused(path, r"is a whole pickled model .*run `torch.save\(model.state_dict\(\)")
+    assert_refused(path, r"is a whole pickled model .*run `torch.save\(model.state_dict\(\)")
 
 
 def test_a_plain_pickle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(pickle.dumps({"model": Payload(tmp_path / "ran")}))
-    refused(tmp_path / "weights.pt", "damaged|asks for code")
+    assert_refused(tmp_path / "weights.pt", "damaged|asks for code")
     assert not (tmp_path / "ran").exists()
 
 
@@ -100,7 +101,7 @@ def test_a_plain_pickle_is_refused(tmp_path: Path) -> None:
 def test_a_cut_off_file_is_called_so(checkpoint: Path, kept: float, tmp_path: Path) -> None:
     content = checkpoint.read_bytes()
     (tmp_path / "ckpt.pt").write_bytes(content[: int(len(content) * kept)])
-    refused(tmp_path / "ckpt.pt", "damaged, cut off")
+    assert_refused(tmp_path / "ckpt.pt", "damaged, cut off")
 
 
 def test_a_compressed_archive_is_not_unpacked(checkpoint: Path, tmp_path: Path) -> None:
@@ -110,33 +111,33 @@ def test_a_compressed_archive_is_not_unpacked(checkpoint: Path, tmp_path: Path) 
     ):
         for name in source.namelist():
             target.writestr(name, source.read(name))
-    refused(tmp_path / "bomb.pt", "compressed data")
+    assert_refused(tmp_path / "bomb.pt", "compressed data")
 
 
 def test_a_tensor_that_claims_more_than_is_stored_is_refused(nano: NanoGPT, tmp_path: Path) -> None:
     state = {**nano.state_dict(), "transformer.wpe.weight": torch.zeros(1).expand(10**7, WIDTH)}
-    refused(saved(state, tmp_path), "more than is stored")
+    assert_refused(saved(state, tmp_path), "more than is stored")
 
 
 def test_a_missing_layer_is_named(nano: NanoGPT, tmp_path: Path) -> None:
     state = {name.replace("h.1.", "h.5."): tensor for name, tensor in nano.state_dict().items()}
-    refused(saved(state, tmp_path), "layer 1 of 0 to 5 is missing")
+    assert_refused(saved(state, tmp_path), "layer 1 of 0 to 5 is missing")
 
 
 def test_fewer_layers_than_the_settings_say_are_noticed(nano: NanoGPT, tmp_path: Path) -> None:
     value = nano.checkpoint()
     value["model"] = {name: tensor for name, tensor in value["model"].items() if ".h.1." not in name}
-    refused(saved(value, tmp_path), "n_layer is 1 by the tensors, but 2 by model_args")
+    assert_refused(saved(value, tmp_path), "n_layer is 1 by the tensors, but 2 by model_args")
 
 
 def test_a_missing_tensor_is_named(nano: NanoGPT, tmp_path: Path) -> None:
     state = {name: tensor for name, tensor in nano.state_dict().items() if "h.1.mlp.c_fc" not in name}
-    refused(saved(state, tmp_path), r"without h\.1\.mlp\.fc\.weight, h\.1\.mlp\.fc\.bias: the file is not whole")
+    assert_refused(saved(state, tmp_path), r"without h\.1\.mlp\.fc\.weight, h\.1\.mlp\.fc\.bias: the file is not whole")
 
 
 def test_a_tensor_of_no_known_place_is_named_with_its_shape(nano: NanoGPT, tmp_path: Path) -> None:
     state = {**nano.state_dict(), "transformer.h.0.attn.rotary.weight": torch.ones(3, 5)}
-    refused(saved(state, tmp_path), r"but not transformer\.h\.0\.attn\.rotary\.weight \(3, 5\)")
+    assert_refused(saved(state, tmp_path), r"but not transformer\.h\.0\.attn\.rotary\.weight \(3, 5\)")
 
 
 def test_a_mask_is_dropped_only_if_it_is_the_causal_one(nano: NanoGPT, tmp_path: Path) -> None:
@@ -146,33 +147,35 @@ def test_a_mask_is_dropped_only_if_it_is_the_causal_one(nano: NanoGPT, tmp_path:
     imported = import_model(saved({**nano.state_dict(), **buffers}, tmp_path), n_head=HEADS, activation="gelu")
     assert_same_logits(imported.model, nano)
     local = {"transformer.h.0.attn.bias": causal.triu(-3)}  # GPT-Neo's local attention
-    refused(saved({**nano.state_dict(), **local}, tmp_path, "neo.pth"), "but not transformer.h.0.attn.bias")
+    assert_refused(saved({**nano.state_dict(), **local}, tmp_path, "neo.pth"), "but not transformer.h.0.attn.bias")
 
 
 def test_heads_that_do_not_divide_the_width_are_refused(nano: NanoGPT, tmp_path: Path) -> None:
-    refused(saved(nano.state_dict(), tmp_path), r"n_head \(3\) does not divide n_embd \(32\).*one of 1, 2, 4", n_head=3)
+    assert_refused(
+        saved(nano.state_dict(), tmp_path), r"n_head \(3\) does not divide n_embd \(32\).*one of 1, 2, 4", n_head=3
+    )
 
 
 def test_heads_that_contradict_the_file_are_refused(checkpoint: Path) -> None:
-    refused(checkpoint, "--n-head is 2, but model_args of the file says 4", n_head=2)
+    assert_refused(checkpoint, "--n-head is 2, but model_args of the file says 4", n_head=2)
 
 
 def test_a_character_level_model_is_refused_without_touching_its_pickle(tmp_path: Path) -> None:
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
     path = saved(spread(NanoGPT(vocab=65)).checkpoint(), tmp_path, "ckpt.pt")
-    refused(path, "the vocabulary has 65 tokens, GPT-2's has 50,257.*meta.pkl")
+    assert_refused(path, "the vocabulary has 65 tokens, GPT-2's has 50,257.*meta.pkl")
     assert not (tmp_path / "ran").exists()
 
 
 def test_diverged_weights_are_named(nano: NanoGPT, tmp_path: Path) -> None:
     state = {name: tensor.clone() for name, tensor in nano.state_dict().items()}
     state["transformer.h.1.ln_2.bias"][3] = float("nan")
-    refused(saved(state, tmp_path), "transformer.h.1.ln_2.bias holds NaN")
+    assert_refused(saved(state, tmp_path), "transformer.h.1.ln_2.bias holds NaN")
 
 
 def test_quantised_weights_are_refused(nano: NanoGPT, tmp_path: Path) -> None:
     state = {**nano.state_dict(), "transformer.h.0.mlp.c_fc.weight": torch.ones(128, 32, dtype=torch.int8)}
-    refused(saved(state, tmp_path), "torch.int8.*must be fp16, bf16, fp32 or fp64")
+    assert_refused(saved(state, tmp_path), "torch.int8.*must be fp16, bf16, fp32 or fp64")
 
 
 @pytest.mark.parametrize(
@@ -185,15 +188,15 @@ def test_quantised_weights_are_refused(nano: NanoGPT, tmp_path: Path) -> None:
 )
 def test_files_that_are_no_weights_are_called_so(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "file.dat").write_bytes(content)
-    refused(tmp_path / "file.dat", message)
+    assert_refused(tmp_path / "file.dat", message)
 
 
 def test_a_folder_with_several_files_asks_which(nano: NanoGPT, tmp_path: Path) -> None:
     saved({"a": 1}, tmp_path, "a.pt")
-    refused(tmp_path / "nothing", "no such file or folder")
+    assert_refused(tmp_path / "nothing", "no such file or folder")
     saved({"a": 1}, tmp_path, "b.pt")
-    refused(tmp_path, "2 files of weights; name one: a.pt, b.pt")
-    refused(tmp_path / "a.pt", "holds no state dict")
+    assert_refused(tmp_path, "2 files of weights; name one: a.pt, b.pt")
+    assert_refused(tmp_path / "a.pt", "holds no state dict")
 
 
 def test_safetensors_of_a_hand_made_model(tmp_path: Path) -> None:
@@ -205,7 +208,7 @@ def test_safetensors_of_a_hand_made_model(tmp_path: Path) -> None:
     assert "head: none in the file, so tied to the token embedding" in imported.notes
     content = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[:-100])
-    refused(tmp_path, "damaged or no safetensors")
+    assert_refused(tmp_path, "damaged or no safetensors")
 
 
 def write_llmc(model: NanoGPT, path: Path, dtype: str = "<f4", version: int = 3) -> None:
@@ -232,24 +235,16 @@ def test_llm_c(nano: NanoGPT, tmp_path: Path) -> None:
     assert imported.model.config.n_head == HEADS
     content = (tmp_path / "gpt2_tiny.bin").read_bytes()
     (tmp_path / "cut.bin").write_bytes(content[:-4])
-    refused(tmp_path / "cut.bin", "bytes, its header says")
+    assert_refused(tmp_path / "cut.bin", "bytes, its header says")
     (tmp_path / "old.bin").write_bytes(np.array([20240326, 1] + 254 * [0], dtype="<i4").tobytes())
-    refused(tmp_path / "old.bin", "llm.c file of version 1")
+    assert_refused(tmp_path / "old.bin", "llm.c file of version 1")
 
 
 @pytest.mark.slow
 def test_the_command_writes_what_generate_loads(checkpoint: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    from cli.main import main
-
     def gpt2(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gpt2", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        result = run_here(capsys, monkeypatch, *words)
+        return result.code, result.out, result.err
 
     output = tmp_path / "mine"
     code, out, _ = gpt2("import", str(checkpoint), "--output-dir", str(output))
