@@ -41,9 +41,8 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def gpt2(model_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def gpt2(model_directory: Path, offline: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Runs `gpt2 generate` in this process, with the small model unless another is named."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def run(*arguments: str) -> Result:
         model = [] if "--model" in arguments else ["--model", str(model_directory)]

@@ -235,8 +235,7 @@ class TestOneRun:
         history = read_json(folder.root / "my_model/project/reports/training_history.json")
         assert [row["step"] for row in history][-1] == 150
 
-    def test_the_model_lies_in_the_hugging_face_layout_with_its_report(self, folder: Folder, monkeypatch) -> None:
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    def test_the_model_lies_in_the_hugging_face_layout_with_its_report(self, folder: Folder, offline: None) -> None:
         from transformers import AutoTokenizer, GPT2LMHeadModel
 
         output = folder.root / "my_model"

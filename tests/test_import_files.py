@@ -241,7 +241,9 @@ def test_llm_c(nano: NanoGPT, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_writes_what_generate_loads(checkpoint: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_the_command_writes_what_generate_loads(
+    checkpoint: Path, offline: None, tmp_path: Path, monkeypatch, capsys
+) -> None:
     def gpt2(*words: str) -> tuple[int, str, str]:
         result = run_here(capsys, monkeypatch, *words)
         return result.code, result.out, result.err
@@ -258,7 +260,6 @@ def test_the_command_writes_what_generate_loads(checkpoint: Path, tmp_path: Path
     assert "exists and is not empty" in err
     code, out, _ = gpt2("import", str(checkpoint), "--output-dir", str(tmp_path / "again"), "--json")
     assert json.loads(out)["config"]["n_head"] == HEADS
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for source in ("missing.pt", "no/such-model"):
         code, out, err = gpt2("import", source, "--output-dir", str(tmp_path / "none"))
         assert (code, out, len(err.splitlines())) == (1, "", 1)

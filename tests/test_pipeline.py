@@ -82,8 +82,7 @@ def test_an_unchanged_pipeline_runs_nothing(project: Project) -> None:
     assert "up to date" in output
 
 
-def test_transformers_loads_the_best_model_and_its_tokenizer_offline(project: Project, monkeypatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_transformers_loads_the_best_model_and_its_tokenizer_offline(project: Project, offline: None) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -7,6 +7,7 @@ what MLflow has of it must be those of the run that was never killed.
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
@@ -39,8 +40,9 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # hal
 VICTIMS = ("dvc", "stage", "all")
 MARK = "GPT2_TORTURE"
 # What a stage writes while it is not whole; a kill that waits for one of these lands in the middle of a save.
-HALF_WRITTEN = ("*.partial", "*.partial/*", ".*.partial", "*.tmp", "*.db-journal", "*.db-wal")
+HALF_WRITTEN = (".partial", ".tmp", ".db-journal", ".db-wal")
 PATIENCE = 30.0  # seconds for every process to be gone; the promise for a 124M model is 10
+GLANCE = 0.1  # seconds between two looks at the processes
 
 
 @dataclass
@@ -155,15 +157,16 @@ class Torture:
         deadline = time.monotonic() + chance.uniform(0.0, 0.5 * self.seconds)
         in_a_save = chance.random() < 0.5
         while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002 if in_a_save else 0.02)
+            time.sleep(0.005 if in_a_save else 0.02)
             if in_a_save and time.monotonic() > deadline - 0.3 * self.seconds and half_written(root):
                 return
 
     def _wait_until_gone(self, project: Project) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while (left := marked(project.environment[MARK])) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if left:
+        for _ in range(int(PATIENCE / GLANCE)):  # counted, not timed: the whole torture may be paused
+            if not (left := marked(project.environment[MARK])):
+                break
+            time.sleep(GLANCE)
+        else:
             self._fault(project, f"orphans after {PATIENCE:.0f} s: {left}")
 
     def _let_through(self, project: Project) -> None:
@@ -254,11 +257,12 @@ def marked(name: str) -> list[str]:
 
 
 def half_written(root: Path) -> bool:
-    places = (root / "models", root / "data", root / "reports", root / "mlruns")
-    try:
-        return any(next(place.rglob(pattern), None) for place in places for pattern in HALF_WRITTEN)
-    except OSError:  # it went while we looked
-        return True
+    return any(
+        name.endswith(HALF_WRITTEN)
+        for place in ("models", "data", "reports", "mlruns")
+        for _, folders, files in os.walk(root / place)
+        for name in (*folders, *files)
+    )
 
 
 def main() -> None:
