@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := true
 
 run: setup
 	@touch .venv/run-started
-	@dvc repro
+	@python -m tasks.dvc_files && dvc repro
 	@test reports/report.html -nt .venv/run-started || python -m tasks.summary
 
 test: setup

@@ -26,7 +26,9 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
     parser.add_argument(
-        "--mend", action="store_true", help="close runs that say RUNNING though no process works on them, as KILLED"
+        "--mend",
+        action="store_true",
+        help="close runs that say RUNNING though no process works on them, as KILLED; set DVC's damaged files aside",
     )
     parser.add_argument("--json", action="store_true", help="a list of objects: state, area, text, remedy")
 
@@ -37,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     from tasks.tracking_store import project_root
 
     root = project_root()
-    found = safely("runs", lambda: mend(root)) if arguments.mend else []
+    found = safely("mend", lambda: mend(root)) if arguments.mend else []
     if not arguments.json:
         put("".join(map(as_text, found)))
     for finding in examine(root):
@@ -56,8 +58,13 @@ def run(arguments: argparse.Namespace) -> None:
 def mend(root: Any) -> list[Any]:
     from tasks.doctor import OK, Finding
     from tasks.doctor_store import close_abandoned
+    from tasks.dvc_files import mend as mend_dvc_files
 
-    return [Finding(OK, "runs", f"closed {run.name} ({run.run_id[:8]}) as KILLED") for run in close_abandoned(root)]
+    closed = [f"closed {run.name} ({run.run_id[:8]}) as KILLED" for run in close_abandoned(root)]
+    return [
+        *(Finding(OK, "runs", text) for text in closed),
+        *(Finding(OK, "dvc", text) for text in mend_dvc_files(root)),
+    ]
 
 
 def as_text(finding: Any) -> str:

@@ -39,6 +39,7 @@ from flows.workspace import open_workspace, remove_workspace
 from gpt2core.errors import UserError
 from gpt2core.files import read_json
 from tasks import paths
+from tasks.dvc_files import mend
 from tasks.params import load_params
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,6 +127,8 @@ def _run_stages(workspace: Path, flow_run_id: str, say: Callable[..., None]) -> 
     """All stages and the summary; the Failed state of the first stage that fails, else None."""
     environment = child_environment(flow_run_id)
     progress = Progress([(stage, _WEIGHTS.get(stage, 1.0)) for stage in STAGES], get_run_logger().warning)
+    for line in mend(workspace):
+        get_run_logger().warning(line)
     for stage in STAGES:
         named = run_stage.with_options(name=stage, task_run_name=stage)
         state = named(stage, workspace, environment, progress, return_state=True)

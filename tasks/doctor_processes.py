@@ -8,9 +8,8 @@ import psutil
 
 from tasks import at_work, paths
 from tasks.doctor import LOOK, OK, WRONG, Finding
+from tasks.dvc_files import RWLOCK
 from tasks.garbage_files import half_written_paths
-
-RWLOCK = Path(".dvc/tmp/rwlock")
 
 
 def locks(root: Path) -> Iterator[Finding]:
@@ -33,7 +32,7 @@ def _dvc_locks(file: Path) -> Iterator[Finding]:
             for info in (infos if isinstance(infos, list) else [infos])
         }
     except (ValueError, KeyError, TypeError, AttributeError):
-        yield Finding(WRONG, "locks", f"{RWLOCK} is damaged, and DVC refuses to work", f"rm {RWLOCK}")
+        yield Finding(WRONG, "locks", f"{RWLOCK} is damaged, and DVC refuses to work", "`gpt2 doctor --mend`")
         return
     for pid, command in sorted(holders):
         if not psutil.pid_exists(pid):
@@ -50,7 +49,7 @@ def _dvc_locks(file: Path) -> Iterator[Finding]:
 
 def _is_dvc(pid: int) -> bool:
     try:
-        return any("dvc" in word for word in psutil.Process(pid).cmdline())
+        return any(Path(word).stem == "dvc" or word == "tasks.reproduce" for word in psutil.Process(pid).cmdline())
     except psutil.Error:
         return False
 

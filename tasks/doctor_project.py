@@ -9,11 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gpt2core.errors import UserError
 from tasks import paths
 from tasks.doctor import LOOK, OK, WRONG, Finding
+from tasks.dvc_files import read_stages
 from tasks.project import PIPELINE
 from tasks.tracking_store import one_line, redact
 
@@ -91,12 +90,9 @@ def _pipeline(root: Path) -> Iterator[Finding]:
         if not (root / name).exists():
             continue
         try:
-            if "stages" not in (_yaml(root / name) or {}):
-                raise UserError(f"{name} has no stages")
-        except (yaml.YAMLError, UnicodeDecodeError, UserError, TypeError) as error:
-            remedy = (
-                "take it from git" if name == PIPELINE else "take it from git, or remove it: `dvc repro` writes it anew"
-            )
+            read_stages(root / name)
+        except ValueError as error:
+            remedy = "take it from git" if name == PIPELINE else "`gpt2 doctor --mend`; `dvc repro` then writes it anew"
             yield Finding(WRONG, str(name), f"cannot be read ({' '.join(str(error).split())[:120]})", remedy)
 
 
@@ -107,9 +103,8 @@ def outputs(root: Path) -> Iterator[Finding]:
         yield Finding(LOOK, "outputs", "the pipeline has not run here yet", "`dvc repro`")
         return
     try:
-        stages = _yaml(file)["stages"]
-        listed = [out["path"] for stage in stages.values() for out in stage.get("outs", [])]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        listed = [out["path"] for stage in read_stages(file).values() for out in stage.get("outs", [])]
+    except (ValueError, TypeError, KeyError):
         return  # the line of dvc.lock says so
     missing = [path for path in listed if not (root / path).exists()]
     if missing:
@@ -117,10 +112,6 @@ def outputs(root: Path) -> Iterator[Finding]:
         yield Finding(LOOK, "outputs", f"not here: {names}", "`dvc checkout`, `dvc pull` or `dvc repro`")
     else:
         yield Finding(OK, "outputs", f"all {len(listed)} of dvc.lock are here; `gpt2 verify` checks their hashes")
-
-
-def _yaml(file: Path) -> Any:
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 @cache

@@ -9,10 +9,12 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 
 import psutil
 
+from tasks.dvc_files import mend
 from tasks.process import SHELLS, WATCH_SECONDS
 from tasks.stage import say
 
@@ -108,6 +110,8 @@ def main() -> int:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    for line in mend(Path.cwd()):
+        print(f"dvc: {line}", file=sys.stderr, flush=True)
     try:
         Repo().reproduce()
     except KeyboardInterrupt:

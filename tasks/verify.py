@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gpt2core import checkpoint, tokens
 from gpt2core.errors import UserError
 from gpt2core.files import read_json, sha256_file
 from tasks import paths
+from tasks.dvc_files import read_stages
 from tasks.tracking_store import is_local, mlruns, one_line
 
 STEP_FORM = "step-*"
@@ -170,10 +169,12 @@ def tracked_outputs(root: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     try:
-        stages = yaml.safe_load(file.read_text(encoding="utf-8"))["stages"]
+        stages = read_stages(file)
         return [output for stage in stages.values() for output in stage.get("outs", []) if "md5" in output]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{file} is damaged; take it from git, or remove it and run `dvc repro`.") from None
+    except (ValueError, TypeError):
+        raise UserError(
+            f"{file} is damaged; run `gpt2 doctor --mend` and then `dvc repro`, or take it from git."
+        ) from None
 
 
 def verify_output(root: Path, output: dict[str, Any]) -> Result:
