@@ -13,6 +13,8 @@ from tasks.garbage_files import Garbage
 from tasks.stage import LOCK
 from tasks.tracking_store import is_local, one_line
 
+PIPELINE = Path("dvc.yaml")
+
 
 @dataclass(frozen=True)
 class Collected:
@@ -42,7 +44,15 @@ def nobody_writes(root: Path) -> Iterator[None]:
 
 
 def collect(root: Path, *, checkpoints_too: bool = False) -> Collected:
-    """Everything in the project that nothing refers to. `checkpoints_too`: also what a run could go on from."""
+    """Everything in the project that nothing refers to. `checkpoints_too`: also what a run could go on from.
+
+    Raises UserError where there is no project: what lies there is somebody's own.
+    """
+    missing = [name for name in (paths.PARAMS, PIPELINE) if not (root / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{root} is no project (no {missing[0]}); go to the folder of one, and nothing else is touched."
+        )
     rules = {
         "leftovers": lambda: garbage_files.half_written(root),
         "checkpoints": lambda: garbage_files.checkpoints(root, unfinished_too=checkpoints_too),
@@ -61,7 +71,18 @@ def collect(root: Path, *, checkpoints_too: bool = False) -> Collected:
             found += rule()
         except Exception as error:  # a sick store must not keep the rest from being cleaned
             notes.append(f"{kind} are left alone: {one_line(error)}")
-    return Collected(tuple(_without_parts(found)), tuple(notes))
+    behind = {item.path: link for item in found if (link := _link_before(item.path, root))}
+    for link in sorted(set(behind.values())):
+        name = link.relative_to(root).as_posix()
+        notes.append(f"{name} is a link: what is behind it may be another project's too, and is left alone")
+    kept = [item for item in found if item.path not in behind]
+    return Collected(tuple(_without_parts(kept)), tuple(notes))
+
+
+def _link_before(path: Path, root: Path) -> Path | None:
+    """The first link on the way from `root` to `path`, which must lie below it."""
+    steps = [*reversed(path.relative_to(root).parents), path.relative_to(root)]
+    return next((root / step for step in steps if (root / step).is_symlink()), None)
 
 
 def _without_parts(garbage: list[Garbage]) -> list[Garbage]:

@@ -15,6 +15,8 @@ from gpt2core.files import read_json
 from tasks import at_work, paths
 
 _PARTIAL = re.compile(r"\.(?:.+\.)?(\d+)\.partial")  # of `atomic_path`: it names the process
+_RUN_FOLDER = re.compile("[0-9a-f]{12}")  # of `checkpoints_of`: one of another name is somebody's own copy
+_FLOW_RUN = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def half_written_paths(root: Path) -> list[Leftover]:
             writer_lives = psutil.pid_exists(int(match[1])) if match else _is_fresh(path)
             if not writer_lives:
                 found.append(Leftover(path))
-        elif name.startswith(".") and name.endswith(".old"):
+        elif name.startswith(".") and name.endswith(".old") and path.is_dir():  # a file would be somebody's own
             original = path.with_name(name.removeprefix(".").removesuffix(".old"))
             found.append(Leftover(path, holds_the_original=not original.exists()))
         elif name.startswith("damaged-step-"):
@@ -107,13 +109,14 @@ def checkpoints(root: Path, *, unfinished_too: bool) -> list[Garbage]:
     """
     top = root / paths.CHECKPOINTS
     folders = sorted(folder for folder in top.iterdir() if folder.is_dir()) if top.is_dir() else []
+    folders = [folder for folder in folders if _RUN_FOLDER.fullmatch(folder.name)]
     if not folders:
         return []
     described, run_id = fingerprint_now(root), run_of_best(root)
     found = []
     for folder in folders:
         state = newest_state(folder)
-        if folder.name.startswith((".", "damaged-")) or _is_current(state, described, run_id):
+        if _is_current(state, described, run_id):
             continue
         if state is not None and state.get("finished") is not None:
             found.append(Garbage(folder, "checkpoints", f"another run, ended at step {state.get('step')}"))
@@ -174,5 +177,5 @@ def flow_runs(root: Path, *, unfinished_too: bool) -> list[Garbage]:
     return [
         Garbage(workspace.folder, "workspaces", f"a flow run's folder, {workspace.state}")
         for workspace in at_work.workspaces(root)
-        if workspace.state in states
+        if workspace.state in states and _FLOW_RUN.fullmatch(workspace.flow_run_id)
     ]

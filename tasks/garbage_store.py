@@ -41,7 +41,8 @@ def deleted_runs() -> list[DeletedRun]:
     found = []
     for run_id, name, uri in rows:
         own = [(model, place) for source, model, place in logged if source == run_id and model not in used]
-        folders = [folder for place in (uri, *(place for _, place in own)) if (folder := _own_folder(place))]
+        places = [(uri, run_id), *((place, f"models/{model}") for model, place in own)]
+        folders = [folder for place, inside in places if (folder := _own_folder(place, inside))]
         found.append(
             DeletedRun(
                 folders[0] if folders else mlruns() / "artifacts" / run_id, "deleted runs",
@@ -70,13 +71,17 @@ def remove_deleted_runs(runs: Iterable[DeletedRun]) -> None:
         store._hard_delete_run(run.run_id)
 
 
-def _own_folder(place: str | None) -> Path | None:
-    """The folder of a run or model in this project's artifacts, with what is only its wrapping; None elsewhere."""
-    path = path_of(place or "")
-    artifacts = (mlruns() / "artifacts").resolve()
-    if path is None or not path.resolve().is_relative_to(artifacts) or path.resolve() == artifacts:
+def _own_folder(place: str | None, inside: str) -> Path | None:
+    """The folder `inside` of this project's artifacts, where that is what `place` names; None for any other place.
+
+    A store may name whatever it likes, also what belongs to another run: only what MLflow makes here is taken.
+    """
+    path, own = path_of(place or ""), mlruns() / "artifacts" / inside
+    try:
+        is_own = path is not None and path.resolve() in (own, own / "artifacts") and own.resolve() == own
+    except (OSError, RuntimeError, ValueError):  # links in a circle, or no path at all
         return None
-    return path.parent if path.name == "artifacts" else path
+    return own if is_own else None
 
 
 def unknown_artifacts() -> list[Garbage]:

@@ -24,6 +24,11 @@ from tasks.tracking_store import connect, experiment_id
 from tests.maintained import Commands, in_project, write_project
 
 LONG_AGO = time.time() - 86400
+PUBLISHED, ENDED, UNFINISHED = (letter * 12 for letter in "abc")  # folders of runs
+
+
+def flow_run(number: int) -> str:
+    return f"0f0e0d0c-1111-4222-8333-{number:012}"
 
 
 @pytest.fixture
@@ -116,16 +121,16 @@ def test_checkpoints_of_other_runs_go_once_they_have_ended_and_unfinished_ones_o
     other = {**own, "seed": 7}
     top = project / paths.CHECKPOINTS
     save_run(project / checkpoints_of(own), own, 9, "max_steps")  # what params.yaml describes
-    save_run(top / "published", other, 9, "max_steps", run_id="the-run")  # what models/best came from
+    save_run(top / PUBLISHED, other, 9, "max_steps", run_id="the-run")  # what models/best came from
     write_json(project / paths.RUN, {"run_id": "the-run"})
-    ended = save_run(top / "ended", other, 9, "target_loss")
-    unfinished = save_run(top / "unfinished", other, 4, None)
+    ended = save_run(top / ENDED, other, 9, "target_loss")
+    unfinished = save_run(top / UNFINISHED, other, 4, None)
     assert_collected(gpt2, project, [ended])
     assert_collected(gpt2, project, [unfinished], "--checkpoints")
 
 
 def test_checkpoints_stay_where_params_cannot_be_read_and_gc_says_so(project, gpt2) -> None:
-    save_run(project / paths.CHECKPOINTS / "ended", {}, 9, "max_steps")
+    save_run(project / paths.CHECKPOINTS / ENDED, {}, 9, "max_steps")
     (project / "params.yaml").write_text("run: [")
     result = gpt2("gc", "--json")
     assert result.json["garbage"] == []
@@ -140,25 +145,22 @@ def workspace(project: Path, name: str) -> Path:
 
 
 def test_folders_of_flow_runs_go_when_the_run_has_ended_and_not_while_it_works(project, gpt2) -> None:
-    finished, working, half_made = (
-        workspace(project, "finished"),
-        workspace(project, "working"),
-        project / "workspaces/h",
-    )
-    workspace(project, "unfinished")
+    names = [flow_run(number) for number in range(5)]
+    finished, working = workspace(project, names[0]), workspace(project, names[1])
+    workspace(project, names[2])  # unfinished
+    half_made, just_made = project / "workspaces" / names[3], project / "workspaces" / names[4]
     write_json(finished / paths.RUN, {"run_id": "1"})
     write_json(finished / paths.REGISTERED, {"run_id": "1"})
     make(finished / paths.REPORT_PDF)
     half_made.mkdir()
-    just_made = project / "workspaces/just-made"
     just_made.mkdir()
     for path in (finished / paths.REGISTERED, finished / paths.REPORT_PDF, half_made):
         os.utime(path, (LONG_AGO, LONG_AGO))
     lock = working / "logs/.stage.lock"
     lock.parent.mkdir()
     with FileLock(lock):
-        assert_collected(gpt2, project, ["workspaces/finished", "workspaces/h"])
-        assert_collected(gpt2, project, ["workspaces/unfinished"], "--checkpoints")
+        assert_collected(gpt2, project, [f"workspaces/{names[0]}", f"workspaces/{names[3]}"])
+        assert_collected(gpt2, project, [f"workspaces/{names[2]}"], "--checkpoints")
 
 
 def start(name: str) -> str:
