@@ -6,6 +6,7 @@ numbers: a batch, a learning rate and a dropout mask are functions of the step a
 """
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from gpt2core.directories import replaced_directory
 from gpt2core.errors import UserError
-from gpt2core.files import read_json, sha256_file, write_json, write_text
+from gpt2core.files import inside, read_json, sha256_file, write_json, write_text
 from gpt2core.hf import save_tensors
 from gpt2core.model import GPT
 
@@ -24,6 +25,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "trainer.json"
+NEEDED = {STATE, OPTIMIZER, "config.json", "model.safetensors"}
 
 
 class DamagedCheckpointError(UserError):
@@ -61,25 +63,31 @@ def load_checkpoint(directory: Path) -> Checkpoint:
 def verify_checkpoint(directory: Path) -> None:
     """Raises DamagedCheckpointError unless every file has the size and hash of the manifest."""
     try:
-        manifest = read_json(directory / MANIFEST)
+        manifest = read_json(inside(directory / MANIFEST, directory))
         files = manifest["files"]
         if manifest["format_version"] != FORMAT_VERSION:
             raise DamagedCheckpointError(
                 f"{directory} has format_version {manifest['format_version']!r}, expected {FORMAT_VERSION}"
             )
+        if missing := NEEDED - files.keys():
+            raise DamagedCheckpointError(f"{directory / MANIFEST} does not list {min(missing)}")
         for name, facts in files.items():
-            path = directory / Path(name).name
+            path = inside(directory / Path(name).name, directory)
             if not path.is_file() or path.stat().st_size != facts["size_bytes"]:
                 raise DamagedCheckpointError(f"{path} is missing or truncated")
             if sha256_file(path) != facts["sha256"]:
                 raise DamagedCheckpointError(f"{path} was changed: its hash is not the manifest's")
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except DamagedCheckpointError:
+        raise
+    except UserError as error:
+        raise DamagedCheckpointError(str(error)) from None
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{directory / MANIFEST} cannot be read ({type(error).__name__})") from None
 
 
 def step_directories(root: Path) -> list[Path]:
     """Checkpoints under `root`, oldest first."""
-    return sorted(path for path in root.glob("step-*") if path.is_dir())
+    return sorted(path for path in root.glob("step-*") if re.fullmatch("step-[0-9]+", path.name) and path.is_dir())
 
 
 def step_of(directory: Path) -> int:

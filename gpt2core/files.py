@@ -3,10 +3,15 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from gpt2core.errors import UserError
+
+_DVC_CACHE = re.compile(r".*/files/md5/[0-9a-f]{2}/[0-9a-f]{30}")  # with `dvc config cache.type symlink`
 
 
 @contextmanager
@@ -34,7 +39,30 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value in a JSON file. Raises ValueError where there is none, OSError where there is no file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def inside(file: Path, directory: Path) -> Path:
+    """`file` of `directory`, links followed; one that is not there is left to who opens it.
+
+    Raises UserError for a link that leads out of the directory, other than into the cache of contents that the hub's
+    client or DVC keeps files in, and for what is no regular file: a pipe would keep its reader waiting.
+    """
+    try:
+        target, home = file.resolve(), directory.resolve()
+        blobs = (home.parent.parent / "blobs").resolve() if home.parent.name == "snapshots" else None
+    except (RuntimeError, OSError):
+        raise UserError(f"{file} is a link that leads to itself; put the file itself there.") from None
+    kept = target.parent == blobs or _DVC_CACHE.fullmatch(target.as_posix())
+    if not kept and not target.is_relative_to(home):
+        raise UserError(f"{file} is a link that leads out of {directory}; put the file itself there.")
+    if target.exists() and not target.is_file():
+        raise UserError(f"{file} is no file; put the file itself there.")
+    return target
 
 
 def sha256_file(path: Path) -> str:

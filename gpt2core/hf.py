@@ -1,6 +1,5 @@
 """To and from the Hugging Face layout: config.json, safetensors, and Conv1D's transposed matrices."""
 
-import json
 import os
 import re
 import time
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
-from gpt2core.files import atomic_path, read_json, sha256_file, write_json
+from gpt2core.files import atomic_path, inside, read_json, sha256_file, write_json
 from gpt2core.model import GPT
 
 # The hub's client goes on where a file broke off; this is for a hub that does not answer at all for a moment.
@@ -93,10 +92,12 @@ def read_config(directory: Path) -> GPTConfig:
     """GPTConfig of a directory's config.json. Raises UserError for another architecture."""
     path = directory / "config.json"
     try:
-        values = read_json(path)
+        values = read_json(inside(path, directory))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {directory} is not a model in the Hugging Face layout.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(values, dict) or values.get("model_type") != "gpt2":
         kind = values.get("model_type") if isinstance(values, dict) else None
@@ -136,7 +137,10 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     if index.exists():
         # Only the file's name counts: an index must not lead out of its directory.
         try:
-            files = sorted({directory / Path(name).name for name in read_json(index)["weight_map"].values()})
+            weight_map = read_json(inside(index, directory))["weight_map"]
+            files = sorted({directory / Path(name).name for name in weight_map.values()})
+        except UserError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{index} is damaged; fetch or save it again.") from None
     else:
@@ -149,7 +153,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
             )
             raise UserError(f"{path} is missing.{hint}")
         try:
-            with safe_open(path, framework="pt") as handle:
+            with safe_open(inside(path, directory), framework="pt") as handle:
                 tensors.update({key: handle.get_tensor(key) for key in handle.keys()})  # noqa: SIM118
         except SafetensorError as error:
             raise UserError(f"{path} is damaged ({error}); fetch or save it again.") from None

@@ -8,7 +8,6 @@ A split by documents takes documents with the `<|endoftext|>` after them; a spli
     train-documents.bin       index of each document's first token in its split, little-endian int64
 """
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from gpt2core.errors import UserError
-from gpt2core.files import read_json, sha256_file
+from gpt2core.files import inside, read_json, sha256_file
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKEN_DTYPE = np.dtype("<u2")
+MOST_TOKENS = 2**60
 START_DTYPE = np.dtype("<i8")
 
 
@@ -35,6 +35,12 @@ class TokenSplit:
         self._directory = directory
         self._index: Mapping[str, Any] = entry["document_index"]
         self._shards: list[Mapping[str, Any]] = entry["shards"]
+        files = [self._index["file"], *(shard["file"] for shard in self._shards)]
+        if any(Path(file).name != file for file in files):  # a name, not a way to somewhere else
+            raise TypeError
+        counts = [self.num_documents, *(shard["tokens"] for shard in self._shards)]
+        if not all(type(count) is int and 0 <= count < MOST_TOKENS for count in counts):
+            raise TypeError
         self._edges = np.cumsum([0, *(shard["tokens"] for shard in self._shards)])
         self._maps: dict[int, np.ndarray] = {}
 
@@ -64,7 +70,7 @@ class TokenSplit:
         sizes = {shard["file"]: shard["tokens"] * TOKEN_DTYPE.itemsize for shard in self._shards}
         sizes[self._index["file"]] = self.num_documents * START_DTYPE.itemsize
         for file, size in sizes.items():
-            path = self._directory / file
+            path = inside(self._directory / file, self._directory)
             found = path.stat().st_size if path.is_file() else None
             if found is None:
                 raise UserError(f"{path} is missing; tokenize the corpus again.")
@@ -98,7 +104,9 @@ class TokenSet:
         try:
             split = TokenSplit(self.directory, name, self.manifest["splits"][name])
             split.check_sizes()
-        except (KeyError, TypeError, AttributeError):
+        except UserError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError):
             raise _damaged(self.directory / MANIFEST) from None
         return split
 
@@ -112,16 +120,16 @@ def open_tokens(directory: Path | str) -> TokenSet:
     """The corpus in `directory`. Raises UserError where there is none that this version can read."""
     directory = Path(directory)
     path = directory / MANIFEST
-    if not path.is_file():
+    if not inside(path, directory).is_file():
         raise UserError(f"{path} is missing; tokenize a corpus first.")
     try:
         manifest = read_json(path)
         version = manifest["format_version"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise _damaged(path) from None
     if version != FORMAT_VERSION:
         raise UserError(f"{path}: format_version is {version!r}, expected {FORMAT_VERSION}; tokenize the corpus again.")
-    if not {"splits", "sha256", "tokens"} <= manifest.keys():
+    if not {"splits", "sha256", "tokens"} <= manifest.keys() or not isinstance(manifest["splits"], dict):
         raise _damaged(path)
     return TokenSet(directory, manifest)
 

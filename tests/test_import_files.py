@@ -15,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.importing import import_model
+from gpt2core.model import GPT
 from tests.command import run_here
 from tests.foreign_models import BLOCK, HEADS, LAYERS, VOCAB, WIDTH, HandMadeGPT, NanoGPT, spread
 from tests.test_import_layouts import assert_same_logits, saved
@@ -84,6 +86,13 @@ def test_settings_stored_as_objects_tell_the_sizes(nano: NanoGPT, tmp_path: Path
     imported = import_model(saved(value, tmp_path, "gpt2_finetuned_best_loss_0.0941.pt"), activation="gelu")
     assert "n_head 4: from args" in imported.notes
     assert_same_logits(imported.model, nano)
+
+
+def test_where_only_one_number_of_heads_can_be_tried_it_has_to_be_given(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(GPT(GPTConfig(50257, 16, n_layer=1, n_head=2, n_embd=8)).state_dict(), tmp_path / "weights.pt")
+    assert_refused(tmp_path / "weights.pt", "the number of heads is not in the file.*give --n-head")
+    assert import_model(tmp_path / "weights.pt", n_head=2).model.config.n_head == 2
 
 
 def test_a_whole_pickled_module_is_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from gpt2core.errors import UserError
+from gpt2core.files import inside
 from gpt2core.hf import read_config
 from gpt2core.importing.source import Source, read_safetensors, read_small_json
 from gpt2core.importing.torch_file import read_torch_file
@@ -55,16 +56,10 @@ def _index_files(index: Path) -> list[str]:
 
 
 def within(file: Path, directory: Path) -> Path:
-    """`file`, links followed. Raises UserError where it is missing or leads out of `directory`.
-
-    The hub's cache is made of links: from `models--NAME/snapshots/REVISION` to `models--NAME/blobs`.
-    """
-    target = file.resolve()
+    """`file`, links followed. Raises UserError where it is missing or leads out of `directory`."""
+    target = inside(file, directory)
     if not target.is_file():
         raise UserError(f"{file} is missing; fetch or save it again.")
-    home = directory.parent.parent if directory.parent.name == "snapshots" else directory
-    if not target.is_relative_to(home.resolve()):
-        raise UserError(f"{file} is a link that leads out of {directory}; put the file itself there.")
     return target
 
 

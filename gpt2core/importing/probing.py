@@ -60,7 +60,7 @@ def choose_reading(model: GPT, token_ids: list[int], *, given_heads: int | None,
     usual = given_heads or (width // USUAL_HEAD_DIM if width % USUAL_HEAD_DIM == 0 else None)
     losses = _losses(model, token_ids, usual, turnable)
     best, *others = sorted(losses, key=losses.__getitem__)
-    default = (usual, False) if usual is not None else others[0]
+    default = (usual, False) if usual is not None else (others or [best])[0]
     clear = best != default and losses[best] < min(KNOWS_NOTHING * uniform, losses[default] - CLEAR_GAIN)
     if clear and given_heads is not None and best[0] != given_heads:
         set_heads(model, given_heads)

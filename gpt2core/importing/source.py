@@ -1,5 +1,6 @@
 """What lies at a path: which kind of file, its tensors under the names they have there, and what it says of sizes."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from gpt2core.errors import UserError
-from gpt2core.files import read_json
+from gpt2core.files import inside, read_json
 from gpt2core.importing.layouts import best_layout
 from gpt2core.importing.llmc import is_llmc, read_llmc
 from gpt2core.importing.tf_checkpoint import find_tf_checkpoint, read_tf_checkpoint
@@ -52,6 +53,8 @@ def read_source(path: Path) -> Source:
         return _read_tf(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder.")
+    if not path.is_file():
+        raise UserError(f"{path} is no file of weights, but a device or a pipe.")
     if path.suffix == ".index" or re.search(r"\.data-\d{5}-of-\d{5}$", path.name):
         return _read_tf(Path(str(path).rpartition(".")[0]))
     with path.open("rb") as handle:
@@ -81,7 +84,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_directory(directory: Path) -> Source:
-    if (directory / "config.json").exists():
+    if os.path.lexists(directory / "config.json"):
         from gpt2core.importing.hf_directory import read_hf_directory
 
         return read_hf_directory(directory)
@@ -93,8 +96,9 @@ def _read_directory(directory: Path) -> Source:
             f"{directory} is a LoRA adapter, which is no model alone; load it with peft, call `merge_and_unload()`, "
             "save that model and import it."
         )
-    files = [file for file in sorted(directory.iterdir()) if file.suffix in WEIGHT_SUFFIXES and file.is_file()]
+    files = [file for file in sorted(directory.iterdir()) if file.suffix in WEIGHT_SUFFIXES and not file.is_dir()]
     if len(files) == 1:
+        inside(files[0], directory)
         return read_source(files[0])
     if not files:
         raise UserError(f"{directory} holds no weights: no config.json, no {', '.join(WEIGHT_SUFFIXES)} file.")
@@ -102,8 +106,8 @@ def _read_directory(directory: Path) -> Source:
 
 
 def _read_tf(prefix: Path) -> Source:
+    hparams = inside(prefix.parent / "hparams.json", prefix.parent)
     tensors, notes = read_tf_checkpoint(prefix)
-    hparams = prefix.parent / "hparams.json"
     values = read_small_json(hparams) if hparams.is_file() else {}
     kind = "a TensorFlow checkpoint of GPT-2 (gpt-2-simple, openai/gpt-2)"
     return Source(kind, tensors, _sizes_in(values), values, "hparams.json", notes)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gpt2core.errors import UserError
+from gpt2core.files import inside
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48
@@ -32,7 +33,7 @@ def read_tf_checkpoint(prefix: Path) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors under GPT-2's names, matrices (in, out), and notes. Raises UserError when damaged or not GPT-2."""
     index = prefix.with_name(prefix.name + ".index")
     try:
-        entries = dict(_table(index.read_bytes()))
+        entries = dict(_table(inside(index, prefix.parent).read_bytes()))
         num_shards = _fields(entries.pop(b""))[0].get(1, 1)
         tensors: dict[str, Tensor] = {}
         skipped = 0
@@ -72,7 +73,7 @@ def _read_tensor(prefix: Path, entry: bytes, num_shards: int) -> Tensor:
     size = found.get(5, 0)
     if size != math.prod(shape) * dtype.itemsize:
         raise ValueError
-    if not shard.is_file():
+    if not inside(shard, prefix.parent).is_file():
         raise UserError(f"{shard} is missing; copy the whole checkpoint.")
     with shard.open("rb") as handle:
         handle.seek(found.get(4, 0))
