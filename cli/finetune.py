@@ -198,7 +198,7 @@ def result(project: Path, output: Path, changed: bool) -> dict[str, Any]:
     return {
         "output_dir": str(output.resolve()),
         "changed": changed,
-        "run_id": run["run_id"],
+        "run_id": registered["run_id"],
         "run_name": run["run_name"],
         "experiment": run["experiment"],
         "train": read_json(project / paths.TRAIN_METRICS),

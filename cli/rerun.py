@@ -59,8 +59,9 @@ def run(arguments: argparse.Namespace) -> None:
         sys.exit(1)
     from gpt2core.files import read_json
     from tasks import paths
+    from tasks.tracking_store import stored_run_id
 
-    again = find_run(read_json(folder / paths.RUN)["run_id"])
+    again = find_run(stored_run_id(read_json(folder / paths.RUN)["run_id"]))
     result = compare(wanted, again, folder)
     if arguments.json:
         put_json(as_dict(result, folder))

@@ -1,7 +1,7 @@
 """`python -m flows.cached_run FLOW_RUN_ID`, in a workspace at the end of a flow run: prints the id of its MLflow run.
 
-That is the run that trained the model, where this flow run trained it. Where DVC restored the model, it is a second
-run that says `cached_from`.
+That is the run that trained the model, where this flow run trained it; the line then ends with `trained`. Where DVC
+restored the model, it is a second run that says `cached_from`, and the line ends with `restored`.
 """
 
 import sys
@@ -13,12 +13,14 @@ from tasks.tracking_store import connect
 
 
 def flow_run_record(flow_run_id: str) -> str:
-    """The MLflow run of this flow run. Raises UserError where the store cannot be used."""
+    """The MLflow run of this flow run, and how it has its model. Raises UserError where the store cannot be used."""
     trained = str(read_json(paths.RUN)["run_id"])
     client = connect()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     own = client.search_runs(experiments, f"tags.prefect_flow_run_id = '{flow_run_id}'", max_results=1)
-    return str(own[0].info.run_id) if own else tracking.link_cached_run(trained, flow_run_id)
+    if not own:
+        return f"{tracking.link_cached_run(trained, flow_run_id)} restored"
+    return f"{own[0].info.run_id} {'restored' if 'cached_from' in own[0].data.tags else 'trained'}"
 
 
 if __name__ == "__main__":

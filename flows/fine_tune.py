@@ -37,7 +37,6 @@ from flows.overrides import (
 from flows.progress import Progress
 from flows.workspace import open_workspace, remove_workspace
 from gpt2core.errors import UserError
-from gpt2core.files import read_json
 from tasks import paths
 from tasks.dvc_files import mend
 from tasks.params import load_params
@@ -135,11 +134,11 @@ def _run_stages(workspace: Path, flow_run_id: str, say: Callable[..., None]) -> 
         if not state.is_completed():
             return Failed(message=state.message)
     try:
-        run_id = _linked_run(workspace, environment, flow_run_id)
+        run_id, origin = _linked_run(workspace, environment, flow_run_id)
     except ChildError as error:
         return Failed(message=str(error))
     reports = summary.collect(workspace)
-    trained_now = run_id == read_json(workspace / paths.RUN)["run_id"]
+    trained_now = origin == "trained"
     page = summary.markdown(reports, run_id=run_id, trained_now=trained_now, picture=summary.picture(workspace))
     create_markdown_artifact(page, key="fine-tune-summary", description="Metrics, verdict and curves")
     say("MLflow run %s, %s", run_id, "trained by this flow run" if trained_now else "restored from DVC's cache")
@@ -158,11 +157,13 @@ def child_environment(flow_run_id: str) -> dict[str, str]:
     }
 
 
-def _linked_run(workspace: Path, environment: Mapping[str, str], flow_run_id: str) -> str:
+def _linked_run(workspace: Path, environment: Mapping[str, str], flow_run_id: str) -> tuple[str, str]:
+    """Its id, and `trained` or `restored`."""
     lines: list[str] = []
     command = [sys.executable, "-m", "flows.cached_run", flow_run_id]
     run_child(command, directory=workspace, environment=environment, on_line=lines.append)
-    return lines[-1]
+    run_id, origin = lines[-1].split()
+    return run_id, origin
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -103,4 +103,6 @@ def run_page(status: LiveStatus) -> str | None:
     """The page of the training's MLflow run, None where no server that shows it is known."""
     uri = redact(tracking_uri())
     server = uri if uri.startswith("http") else os.environ.get(MLFLOW_PAGE)
-    return f"{server.rstrip('/')}/#/experiments/{status.experiment_id}/runs/{status.run_id}" if server else None
+    if not server or not status.experiment_id:  # a run that MLflow has yet to hear of
+        return None
+    return f"{server.rstrip('/')}/#/experiments/{status.experiment_id}/runs/{status.run_id}"

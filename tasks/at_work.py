@@ -13,6 +13,7 @@ from gpt2core.files import read_json
 from tasks import paths
 from tasks.process import is_alive
 from tasks.stage import LOCK
+from tasks.tracking_store import stored_run_id
 
 FRESH_SECONDS = 600.0  # a folder touched since may still be in the making
 _SERVED_BY = "GPT2_SERVED_BY"  # in the environment of what `flows.serve` starts: "PID FOLDER"
@@ -117,7 +118,7 @@ def _state(folder: Path, working: set[Path]) -> str:
         return "working" if is_fresh(folder) else "half made"
     page, registered = folder / paths.REPORT_PDF, folder / paths.REGISTERED
     try:
-        same = read_json(registered)["run_id"] == read_json(folder / paths.RUN)["run_id"]
+        same = read_json(registered)["run_id"] == stored_run_id(read_json(folder / paths.RUN)["run_id"])
         done = same and page.stat().st_mtime >= registered.stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError):
         done = False

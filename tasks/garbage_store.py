@@ -11,7 +11,9 @@ from tasks import at_work
 from tasks.doctor_store import database, open_database
 from tasks.garbage_files import Garbage, size_of
 from tasks.relocate import path_of
-from tasks.tracking_store import mlruns
+from tasks.tracking_buffer import Point
+from tasks.tracking_link import is_begun
+from tasks.tracking_store import mlruns, stored_run_id
 
 
 @dataclass(frozen=True)
@@ -124,11 +126,14 @@ def spools() -> list[Garbage]:
         for run_id, entries in runs.items():
             if at_work.is_held(spool() / f"{run_id}.lock"):
                 continue
-            if not _is_active(connection, run_id):
+            if is_begun(run_id):
+                continue
+            if not _is_active(connection, stored_run_id(run_id)):
                 found += [Garbage(entry, "spools", "for a run that MLflow has no more") for entry in entries]
                 continue
             metrics = spool() / f"{run_id}.jsonl"
-            if metrics in entries and all(_is_there(connection, run_id, point) for point in _points(metrics)):
+            there = (_is_there(connection, stored_run_id(run_id), point) for point in _points(metrics))
+            if metrics in entries and all(there):
                 found.append(Garbage(metrics, "spools", "metrics that MLflow has already"))
     return found
 
@@ -141,10 +146,11 @@ def undelivered() -> dict[str, int]:
         return {}
     with open_database(database()) as connection:
         for run_id in runs:
-            if not _is_active(connection, run_id):
+            stored = stored_run_id(run_id)
+            if not (is_begun(run_id) or _is_active(connection, stored)):
                 continue
             points = _points(spool() / f"{run_id}.jsonl")
-            count = sum(not _is_there(connection, run_id, point) for point in points)
+            count = is_begun(run_id) + sum(not _is_there(connection, stored, point) for point in points)
             folder = spool() / run_id
             count += sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
             if count:
@@ -172,25 +178,24 @@ def _is_active(connection: sqlite3.Connection, run_id: str) -> bool:
     return row == ("active",)
 
 
-def _points(file: Path) -> list[tuple[str, float, int, int]]:
-    points: list[tuple[str, float, int, int]] = []
+def _points(file: Path) -> list[Point]:
+    points: list[Point] = []
     if not file.is_file():
         return points
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            key, value, timestamp, step = json.loads(line)
-            points.append((str(key), float(value), int(timestamp), int(step)))
+            points.append(Point(*json.loads(line)))
         except (ValueError, TypeError):
             continue  # the last line of a process that was killed while writing it
     return points
 
 
-def _is_there(connection: sqlite3.Connection, run_id: str, point: tuple[str, float, int, int]) -> bool:
-    key, value, timestamp, step = point
+def _is_there(connection: sqlite3.Connection, run_id: str, point: Point) -> bool:
     return (
-        connection.execute(
+        not point.given  # else its step is not known yet
+        and connection.execute(
             "SELECT 1 FROM metrics WHERE run_uuid = ? AND key = ? AND step = ? AND timestamp = ? AND value = ?",
-            (run_id, key, step, timestamp, value),
+            (run_id, point.key, point.step, point.timestamp, point.value),
         ).fetchone()
         is not None
     )

@@ -36,7 +36,7 @@ def main() -> None:
     weights = paths.BEST_MODEL / "model.safetensors"
     if not weights.exists():
         raise UserError(f"{weights} is missing: run the stage finetune first (`dvc repro finetune`).")
-    with tracked_run() as run, fluent_mlflow():
+    with tracked_run(wait=False) as run, fluent_mlflow():
         registered = register(params, run, evaluation, train, sha256_file(weights))
         write_json(paths.REGISTERED, registered)
         run.log_artifact(paths.REGISTERED, "reports")

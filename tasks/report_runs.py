@@ -53,8 +53,8 @@ def compare(tracked: TrackedRun, model_name: str, held_out: str | None) -> Compa
     """Read from the store; where it fails, a comparison that says so."""
     from mlflow.exceptions import MlflowException
 
-    client = tracked.client
     try:
+        client = tracked.client
         this = client.get_run(tracked.run_id)
         found = client.search_runs(
             [tracked.experiment_id],

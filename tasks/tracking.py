@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,18 +19,20 @@ from tasks.params import Params, load_params
 from tasks.stage import say
 from tasks.tracking_buffer import MetricBuffer, Point, SystemMetrics
 from tasks.tracking_download import BEST_CHECKPOINT, checkpoint_directory
+from tasks.tracking_link import Link, begin, begun, known_run, waiting_runs
 from tasks.tracking_origin import UNKNOWN, origin_tags
-from tasks.tracking_outbox import Outbox
+from tasks.tracking_outbox import TAG_LIMIT, Outbox
 from tasks.tracking_store import (
+    StoreAwayError,
     connect,
     experiment_id,
     flatten,
+    is_away,
     is_local,
     mlruns,
     one_line,
     redact,
     remember_restored_run,
-    restored_runs,
     tracking_uri,
 )
 
@@ -51,46 +54,57 @@ __all__ = [
 ]
 
 _PARAM_LIMIT = 6000  # characters that MLflow keeps of a parameter
-_TAG_LIMIT = 5000
+LEAVE_SECONDS = 3.0  # for a store to take the rest of a run that was interrupted
 _RESUME_TAG = "resume_key"
 
 
 class TrackedRun:
     """One MLflow run. Nothing here stops a stage: where the store fails, what it was to be told waits in `spool/`."""
 
-    def __init__(self, client: "MlflowClient", run: "Run") -> None:
-        self.client = client
-        self.run_id = str(run.info.run_id)
-        self.run_name = str(run.info.run_name)
-        self.experiment_id = str(run.info.experiment_id)
-        self._params = dict(run.data.params)
-        last_steps = {metric.key: int(metric.step) for metric in run.data._metric_objs}
-        self._next_system_step = 1 + max(
-            (step for key, step in last_steps.items() if key.startswith("system/")), default=-1
-        )
-        spool = mlruns() / "spool"
-        self._lock = _lock_of(self.run_id)
+    def __init__(self, link: Link, spooled_as: str | None = None) -> None:
+        """`spooled_as` is the id under which what it could not send waits, where that is another."""
+        self._link = link
+        key, spool, away = spooled_as or link.run_id, mlruns() / "spool", not link.is_open
+        self._lock = _lock_of(key)
         with suppress(TimeoutError):  # a second stage of this run is at work as well
             self._lock.acquire(timeout=0)
-        self._outbox = Outbox(client, self.run_id, self.run_name, spool / self.run_id)
-        self._buffer = MetricBuffer(self._write, spool / f"{self.run_id}.jsonl", last_steps, also=self._outbox.deliver)
+        self._outbox = Outbox(link.open, link.run_name, spool / key, failing=away)
+        last_steps = link.last_steps if away else link.last_steps()
+        self._buffer = MetricBuffer(self._write, spool / f"{key}.jsonl", last_steps, also=self._outbox.deliver)
         self._system: SystemMetrics | None = None
+
+    @property
+    def client(self) -> "MlflowClient":
+        """Raises UserError where the store is away."""
+        return self._link.open()[0]
+
+    @property
+    def run_id(self) -> str:
+        """The store's id; while it is away, one that the store will not know, but this project."""
+        return self._link.run_id
+
+    @property
+    def run_name(self) -> str:
+        return self._link.run_name
+
+    @property
+    def experiment_id(self) -> str:
+        """Empty while the store is away."""
+        return self._link.experiment_id
 
     def record(self, experiment: str) -> dict[str, str]:
         """What models/run.json says of this run; no password and, for the local store, no place of this machine."""
         uri = f"sqlite:///{paths.MLRUNS.as_posix()}/mlflow.db" if is_local() else redact(tracking_uri())
         return {"run_id": self.run_id, "experiment": experiment, "tracking_uri": uri, "run_name": self.run_name}
 
+    def begin(self, params: Params) -> None:
+        """That it runs, again or for the first time, and with which parameters."""
+        self._post("that it runs", {"do": "running"})
+        self.log_params(params)
+
     def log_params(self, params: Params) -> None:
         """Every parameter, as `train.learning_rate`. MLflow never changes one: a later change goes to a tag."""
-        values = _param_values(params)
-        new = {key: value for key, value in values.items() if key not in self._params}
-        changed = {key: value for key, value in values.items() if self._params.get(key, value) != value}
-        if new:
-            self._post("parameters", {"do": "params", "params": new})
-            self._params.update(new)
-        if changed:
-            self.set_tags({"params_changed_later": json.dumps(changed, sort_keys=True, ensure_ascii=False)})
+        self._post("parameters", {"do": "params", "params": _param_values(params)})
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None, timestamp: int | None = None) -> None:
         """Hand over metrics (microseconds; a thread sends them). `timestamp` in milliseconds since 1970."""
@@ -140,12 +154,12 @@ class TrackedRun:
         self._post(f"data set {split}", {"do": "dataset", "dataset": dataset, "context": context})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._post("tags", {"do": "tags", "tags": {key: str(value)[:_TAG_LIMIT] for key, value in tags.items()}})
+        self._post("tags", {"do": "tags", "tags": {key: str(value)[:TAG_LIMIT] for key, value in tags.items()}})
 
     def watch_system(self) -> None:
         """Log the machine's load until `finish`."""
         if self._system is None:
-            self._system = SystemMetrics(self._buffer, self._next_system_step)
+            self._system = SystemMetrics(self._buffer)
 
     def flush(self) -> bool:
         """Send what waits; False where the store fails and it waits on in the spool."""
@@ -161,9 +175,27 @@ class TrackedRun:
         if self._system is not None:
             self._system.stop()
             self._system = None
-        self._buffer.close()
-        self._post("the status", {"do": "status", "status": status, "end_time": int(time.time() * 1000)})
+        message = {"do": "status", "status": status, "end_time": int(time.time() * 1000)}
+        self._outbox.post("the status", message, wait=False)
+        if status == "KILLED":
+            self._leave()
+        else:
+            self._close()
         self.release()
+
+    def _close(self) -> None:
+        self._buffer.close()
+        self._outbox.settle()
+
+    def _leave(self) -> None:
+        """Close, but let no store that is silent keep a process that was asked to leave."""
+        self.secure()
+        closing = threading.Thread(target=self._close, name="close-run", daemon=True)
+        closing.start()
+        closing.join(LEAVE_SECONDS)
+        if closing.is_alive():
+            self._buffer.abandon()
+            say(f"tracking: MLflow does not answer; the rest waits in {mlruns() / 'spool'} for the next stage or run.")
 
     def release(self) -> None:
         """Others may send what waits."""
@@ -186,13 +218,16 @@ class TrackedRun:
         from mlflow.entities import Metric
 
         metrics = [Metric(point.key, point.value, point.timestamp, point.step) for point in points]
-        self.client.log_batch(self.run_id, metrics=metrics)
+        client, run_id = self._link.open()
+        client.log_batch(run_id, metrics=metrics)
 
     def _post(self, what: str, message: dict[str, Any]) -> None:
         # While it trains, a store that is slow to answer must not hold it up: the metrics' thread delivers.
-        training = self._system is not None and "path" not in message
+        training = self._system is not None
         self._outbox.post(what, message, wait=not training)
         if training:
+            if "path" in message:
+                self._outbox.secure()  # as the file is now
             self._buffer.wake()
 
 
@@ -205,43 +240,66 @@ def start_run(
     on with, too.
 
     It has every parameter, the tags that say where it came from, and the machine's load until `finish`.
+    Where the store is away the run is begun without it, and made when it answers.
     Raises UserError where the store cannot be used.
     """
-    client = connect()
-    deliver_leftovers(client)
-    experiment = experiment_id(client, params.run.experiment)
     tags = {_RESUME_TAG: _resume_tag(resume_key)} if resume_key else {}
-    run = _find_run(client, resume_run_id) if resume_run_id else _killed_run(client, experiment, tags)
-    if run is None:
-        run = client.create_run(experiment, run_name=run_name, tags={**origin_tags(), **tags})
-    else:
-        client.update_run(run.info.run_id, status="RUNNING")
-    tracked = TrackedRun(client, run)
-    tracked.log_params(params)
+    try:
+        link = _link_of_training(params, run_name, resume_run_id, tags)
+    except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own
+        if not is_away(error):
+            raise
+        _say_away("the training", error)
+        known = Link(resume_run_id, run_name or "") if resume_run_id else begun(tags)
+        link = known or begin(params.run.experiment, run_name or "", {**origin_tags(), **tags})
+    tracked = TrackedRun(link)
+    tracked.begin(params)
     tracked.log_settings()
     tracked.watch_system()
     return tracked
 
 
+def _link_of_training(params: Params, run_name: str | None, resume_run_id: str | None, tags: Mapping[str, str]) -> Link:
+    client = connect()
+    deliver_leftovers(client)
+    experiment = experiment_id(client, params.run.experiment)
+    run = known_run(client, resume_run_id) if resume_run_id else _killed_run(client, experiment, tags)
+    if run is None:
+        run = client.create_run(experiment, run_name=run_name, tags={**origin_tags(), **tags})
+    return Link.to(client, run)
+
+
 def deliver_leftovers(client: "MlflowClient") -> None:
     """Send what runs that have ended could not send while the store was down."""
-    folder = mlruns() / "spool"
-    for run_id in sorted({path.name.removesuffix(".jsonl") for path in folder.glob("*") if path.suffix != ".lock"}):
+    for run_id in waiting_runs():
         lock = _lock_of(run_id)
         try:
             lock.acquire(timeout=0)  # else that run is at work
         except TimeoutError:
             continue
+        lock.release()
+        link = Link(run_id, run_id[:8], client)
         try:
-            run = _find_run(client, run_id)
-        finally:
-            lock.release()
-        if run is None:
+            link.open()
+        except LookupError:
             continue  # `gpt2 gc` clears away what belongs to no run
-        late = TrackedRun(client, run)
+        except UserError as error:
+            if is_away(error):
+                raise
+            say(f"tracking: warning: what waits for run {run_id[:8]} in {mlruns() / 'spool'} waits on: {error}")
+            continue
+        late = TrackedRun(link, spooled_as=run_id)
         if late.flush():
             say(f"tracking: what waited for MLflow run {late.run_name} has been sent.")
         late.release()
+
+
+def _say_away(what: str, error: Exception) -> None:
+    reason = error.reason if isinstance(error, StoreAwayError) else one_line(error)
+    say(
+        f"tracking: warning: MLflow at {redact(tracking_uri())} is away ({reason}); {what} goes on. What MLflow should "
+        f"have waits in {mlruns() / 'spool'} and is sent when it answers, at the latest by the next stage or run."
+    )
 
 
 def _lock_of(run_id: str) -> "FileLock":
@@ -252,22 +310,25 @@ def _lock_of(run_id: str) -> "FileLock":
 
 
 @contextmanager
-def tracked_run() -> Iterator[TrackedRun]:
+def tracked_run(*, wait: bool = True) -> Iterator[TrackedRun]:
     """The run that produced models/best, open again for a later stage.
 
     A run that this store has not (its results came by `dvc pull`) is made anew from the files, tagged `cached_from`;
-    later stages share it. Raises UserError where models/run.json is missing or the store cannot be used.
+    later stages share it. What is logged while the store is away waits; without `wait` that is an error.
+    Raises UserError where models/run.json is missing or the store cannot be used.
     """
     record = _read_run_record()
-    client = connect()
-    deliver_leftovers(client)
-    run = _find_run(client, record["run_id"]) or _find_run(client, restored_runs().get(record["run_id"], ""))
-    if run is None:
-        tracked = _restore_run(client, record)
-    else:
-        client.update_run(run.info.run_id, status="RUNNING")
-        tracked = TrackedRun(client, run)
-        tracked.log_params(load_params())
+    try:
+        client = connect()
+        deliver_leftovers(client)
+        run = known_run(client, record["run_id"])
+        tracked = _restore_run(client, record) if run is None else TrackedRun(Link.to(client, run))
+    except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own
+        if not (wait and is_away(error)):
+            raise
+        _say_away("this stage", error)
+        tracked = TrackedRun(Link(record["run_id"], record["run_name"]))
+    tracked.begin(load_params())
     with tracked:
         yield tracked
 
@@ -280,12 +341,12 @@ def link_cached_run(run_id: str, flow_run_id: str) -> str:
     client = connect()
     from mlflow.entities import Metric, Param
 
-    origin = _find_run(client, run_id) or _find_run(client, restored_runs().get(run_id, ""))
+    origin = known_run(client, run_id)
     tags = {**origin_tags(), "cached_from": run_id, "prefect_flow_run_id": flow_run_id}
     if origin is None:
         params = load_params()
         run = client.create_run(experiment_id(client, params.run.experiment), tags=tags)
-        with TrackedRun(client, run) as tracked:
+        with TrackedRun(Link.to(client, run)) as tracked:
             tracked.log_params(params)
             tracked.log_metrics(report_metrics())
         return str(run.info.run_id)
@@ -369,20 +430,6 @@ def _killed_run(client: "MlflowClient", experiment: str, tags: Mapping[str, str]
     return found[0] if found and found[0].info.status in ("RUNNING", "KILLED") else None
 
 
-def _find_run(client: "MlflowClient", run_id: str) -> "Run | None":
-    from mlflow.exceptions import MlflowException
-
-    if not run_id:
-        return None
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise UserError(f"cannot read run {run_id} from {redact(tracking_uri())}: {one_line(error)}") from None
-    return run if run.info.lifecycle_stage == "active" else None
-
-
 def _restore_run(client: "MlflowClient", record: Mapping[str, str]) -> TrackedRun:
     params = load_params()
     tags = {**origin_tags(), "cached_from": record["run_id"]}
@@ -392,8 +439,7 @@ def _restore_run(client: "MlflowClient", record: Mapping[str, str]) -> TrackedRu
     say(
         f"tracking: run {record['run_id']} is not in this store; {run.info.run_name} ({run.info.run_id}) stands for it."
     )
-    tracked = TrackedRun(client, run)
-    tracked.log_params(params)
+    tracked = TrackedRun(Link.to(client, run))
     for row in read_json(paths.HISTORY) if paths.HISTORY.exists() else []:
         tracked.log_metrics({key: value for key, value in row.items() if key != "step"}, step=row["step"])
     tracked.log_metrics(report_metrics())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Message = dict[str, Any]
+TAG_LIMIT = 5000
 TABLES_TAG = "mlflow.loggedArtifacts"
 # After a failure nobody waits for the store again so soon: each try may take as long as its time-out.
 PAUSE_SECONDS = 10.0
@@ -30,13 +31,20 @@ class Outbox:
     """Messages of one run in order. Where one fails, it and those after it wait in `folder`."""
 
     def __init__(
-        self, client: "MlflowClient", run_id: str, run_name: str, folder: Path, warn: Callable[[str], None] = say
+        self,
+        link: "Callable[[], tuple[MlflowClient, str]]",
+        run_name: str,
+        folder: Path,
+        warn: Callable[[str], None] = say,
+        *,
+        failing: bool = False,
     ) -> None:
-        self._client, self._run_id, self._run_name, self._folder, self._warn = client, run_id, run_name, folder, warn
+        """`link` gives the client and the run's id there, or raises; `failing` where it is known that it does."""
+        self._link, self._run_name, self._folder, self._warn = link, run_name, folder, warn
         self._messages = _read(folder)
         self._changing, self._delivering = threading.Lock(), threading.Lock()
-        self._failed_at = -PAUSE_SECONDS
-        self._said = False
+        self._failed_at = time.monotonic() if failing else -PAUSE_SECONDS
+        self._said = failing
 
     @property
     def waits(self) -> bool:
@@ -46,8 +54,11 @@ class Outbox:
         """Deliver `message`, named `what` in warnings. Without `wait` the next `deliver` does."""
         with self._changing:
             self._messages.append({**message, "what": what})
-        if not wait:
-            return
+        if wait:
+            self.settle()
+
+    def settle(self) -> None:
+        """Deliver what waits; right after a failure only keep it."""
         if time.monotonic() - self._failed_at < PAUSE_SECONDS:
             self.secure()
         else:
@@ -60,7 +71,7 @@ class Outbox:
             while self._messages:
                 message = self._messages[0]
                 try:
-                    perform(self._client, self._run_id, message)
+                    perform(*self._link(), message)
                 except Exception as error:  # requests, SQLAlchemy, boto and MLflow each raise their own
                     if not _is_refused(error):
                         self._failed_at = time.monotonic()
@@ -76,7 +87,9 @@ class Outbox:
             with self._changing:
                 if not self._messages:
                     shutil.rmtree(self._folder, ignore_errors=True)
-            if self._said:
+            if sent:
+                self._failed_at = -PAUSE_SECONDS
+            if self._said and sent:
                 self._said = False
                 self._warn(f"tracking: {sent} things that waited for MLflow run {self._run_name} have been sent.")
             return True
@@ -123,7 +136,15 @@ def perform(client: "MlflowClient", run_id: str, message: Mapping[str, Any]) -> 
 
     match message["do"]:
         case "params":
-            client.log_batch(run_id, params=[Param(key, value) for key, value in message["params"].items()])
+            # MLflow never changes one: a later change goes to a tag.
+            there = client.get_run(run_id).data.params
+            new = [Param(key, value) for key, value in message["params"].items() if key not in there]
+            changed = {key: value for key, value in message["params"].items() if there.get(key, value) != value}
+            if new:
+                client.log_batch(run_id, params=new)
+            if changed:
+                text = json.dumps(changed, sort_keys=True, ensure_ascii=False)
+                client.set_tag(run_id, "params_changed_later", text[:TAG_LIMIT])
         case "tags":
             client.log_batch(run_id, tags=[RunTag(key, value) for key, value in message["tags"].items()])
         case "file":
@@ -142,6 +163,8 @@ def perform(client: "MlflowClient", run_id: str, message: Mapping[str, Any]) -> 
         case "dataset":
             tags = [InputTag("mlflow.data.context", message["context"])]
             client.log_inputs(run_id, [DatasetInput(Dataset(**message["dataset"]), tags)])
+        case "running":
+            client.update_run(run_id, status="RUNNING")
         case "status":
             client.set_terminated(run_id, message["status"], message["end_time"])
 

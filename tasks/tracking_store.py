@@ -45,7 +45,12 @@ def mlruns() -> Path:
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else the SQLite file in `mlruns/`. May hold a password: show `redact(...)` of it."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _local_uri()
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _local_uri()
+    file = uri.removeprefix("sqlite:///")
+    if file in (uri, "", ":memory:") or file.startswith("file:"):
+        return uri
+    # Not in a flow run's own folder, which goes when it has ended.
+    return f"sqlite:///{(project_root() / file).as_posix()}"
 
 
 def is_local() -> bool:
@@ -55,6 +60,13 @@ def is_local() -> bool:
 
 def _local_uri() -> str:
     return f"sqlite:///{(mlruns() / 'mlflow.db').as_posix()}"
+
+
+def _sqlite_file() -> Path | None:
+    """The file of a store that is one."""
+    uri = tracking_uri()
+    file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    return file if uri.startswith("sqlite:///") and file.is_absolute() else None
 
 
 _SECRET_IN_QUERY = re.compile(r"([?&][\w.-]*(?:token|key|sig|secret|passw|credential|auth)[\w.-]*)=[^&\s'\"]+", re.I)
@@ -69,7 +81,10 @@ def one_line(error: BaseException) -> str:
     """The first line of an error, safe to show."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # requests wraps a refused connection in four names of its own.
-    return "no answer" if "Max retries exceeded" in lines[0] else redact(lines[0])[:300]
+    for sign, words in (("Max retries exceeded", "no answer"), ("timeout exception", "no answer in time")):
+        if sign in lines[0]:
+            return words
+    return redact(lines[0])[:300]
 
 
 def prepare_mlflow() -> None:
@@ -79,13 +94,36 @@ def prepare_mlflow() -> None:
     logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
+class StoreAwayError(UserError):
+    """The store does not answer, or not now; it is not said to be wrong. `reason` is why, in a few words."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+_AWAY = re.compile(
+    r"Max retries exceeded|timeout exception|timed out|Connection (refused|reset|aborted)|database is locked"
+    r"|error code (408|429|5\d\d)|too many (429|5\d\d) error responses"
+)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether it says that a store does not answer now, and not that it, its address or what it was told is wrong."""
+    text = str(error)
+    return isinstance(error, StoreAwayError) or (bool(_AWAY.search(text)) and "SSLError" not in text)
+
+
 def connect() -> "MlflowClient":
-    """A client of the store; the local one is created where it is missing. Raises UserError where it cannot be used."""
+    """A client of the store; one in a SQLite file is created where it is missing.
+
+    Raises StoreAwayError where it does not answer, UserError where it cannot be used.
+    """
     prepare_mlflow()
     uri = tracking_uri()
     try:
-        if is_local():
-            _prepare_local_store(mlruns())
+        if database := _sqlite_file():
+            _prepare_store(database)
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -93,15 +131,16 @@ def connect() -> "MlflowClient":
     except Exception as error:  # requests, SQLAlchemy, sqlite3 and MLflow each raise their own
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        raise UserError(
-            f"cannot use the MLflow store {redact(uri)} ({one_line(error)}); {_remedy(str(error))}"
-        ) from None
+        line = f"cannot use the MLflow store {redact(uri)} ({one_line(error)}); {_remedy(str(error))}"
+        raise (StoreAwayError(line, one_line(error)) if is_away(error) else UserError(line)) from None
     return client
 
 
 def _remedy(reason: str) -> str:
-    if not is_local():
+    if _sqlite_file() is None:
         return "start its server, or unset MLFLOW_TRACKING_URI to use the local store in mlruns/."
+    if "locked" in reason:
+        return "another program writes into it; run again when it has ended."
     if "full" in reason:
         return "free space on its disk."
     if "readonly" in reason or "Permission" in reason or "Read-only" in reason:
@@ -139,7 +178,8 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
     """Id of the experiment `name`, created where it is not there. Raises UserError where it was deleted."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        location = _artifact_location(mlruns()) if is_local() else None
+        database = _sqlite_file()
+        location = artifact_folder(database).as_uri() if database else None
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except Exception:
@@ -155,24 +195,25 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
     return str(experiment.experiment_id)
 
 
-def _artifact_location(directory: Path) -> str:
-    return (directory / "artifacts").as_uri()
+def artifact_folder(database: Path) -> Path:
+    """Where the files of a SQLite store's runs are: beside it, not in the folder of whoever was first."""
+    return database.with_name("artifacts" if is_local() else f"{database.stem}-artifacts")
 
 
-def _prepare_local_store(directory: Path) -> None:
-    """Create `mlflow.db` once, whole, however many processes ask at once; mend its paths where the folder was moved."""
+def _prepare_store(database: Path) -> None:
+    """Create the file once, whole, however many processes ask at once; mend its paths where the folder was moved."""
     from filelock import FileLock
 
-    database = directory / "mlflow.db"
-    directory.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory / ".store.lock"):
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(database.with_name(".store.lock" if is_local() else f".{database.name}.lock")):
         if not database.exists():
             _create_database(database)
-        _mend_places(database, directory)
+        if is_local():
+            _mend_places(database, database.parent)
 
 
 def _create_database(database: Path) -> None:
-    partial = database.with_name(".mlflow.db.partial")
+    partial = database.with_name(f".{database.name}.partial")
     partial.unlink(missing_ok=True)
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
 
@@ -197,11 +238,16 @@ def _mend_places(database: Path, directory: Path) -> None:
 
 
 def restored_runs() -> dict[str, str]:
-    """Runs made here for results that another store's run produced: its id -> ours."""
+    """Runs made here for one of another id: whose results came from another store, or that began while it was away."""
     try:
         return dict(json.loads(_restored_runs_file().read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
+
+
+def stored_run_id(run_id: str) -> str:
+    """The id that this store gave a run which models/run.json knows by another one."""
+    return restored_runs().get(run_id, run_id)
 
 
 def remember_restored_run(old_run_id: str, run_id: str) -> None:

@@ -21,6 +21,7 @@ import requests
 from test_faults import Filler, small_disk
 from test_tracking import bare_project, empty_store, history, params_with, project
 
+from flows.serve import SERVER_ENVIRONMENT
 from gpt2core.files import write_json
 from tasks import paths
 from tasks.tracking import start_run, tracked_run
@@ -49,7 +50,10 @@ class Server:
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=self.folder)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, cwd=self.folder,
+                env={**os.environ, **SERVER_ENVIRONMENT},
+            )  # fmt: skip
         deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(requests.ConnectionError):
@@ -201,8 +205,7 @@ def test_a_slow_server_does_not_hold_up_a_training(server, monkeypatch) -> None:
     run = start_run(params_with())
     proxy = Proxy(server.port, 0.4)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.address)
-    slow = connect()
-    run.client = run._outbox._client = slow
+    run._link._client = connect()
     longest = 0.0
     for step in range(30):
         started_at = time.perf_counter()

@@ -221,6 +221,20 @@ def test_spooled_metrics_go_once_the_store_has_every_one_of_them(project, gpt2) 
     assert listed(gpt2, project) == [f"mlruns/spool/{waiting}.jsonl"]
 
 
+def test_a_run_that_mlflow_has_yet_to_hear_of_keeps_what_waits_for_it(project, gpt2) -> None:
+    known, begun, spool = start("known"), "b" * 32, project / "mlruns/spool"
+    connect().log_batch(known, metrics=[Metric("loss", 2.5, 1000, 3)])
+    make(spool / f"{begun}.run.json", "{}")
+    make(spool / f"{begun}.jsonl", json.dumps(["loss", 2.5, 1000, 3, "step"]) + "\n")
+    make(spool / f"{known}.jsonl", json.dumps(["loss", 2.5, 1000, 3, "step"]) + "\n")  # its step is not known yet
+    assert listed(gpt2, project) == []
+    waiting = {line["text"] for line in gpt2("doctor", "--json").json if line["area"] == "metrics"}
+    assert waiting == {
+        f"2 metrics, tags or files of the run {begun[:8]} wait in mlruns/spool",
+        f"1 metrics, tags or files of the run {known[:8]} wait in mlruns/spool",
+    }
+
+
 def test_nothing_is_removed_while_a_stage_is_at_work_but_looking_is_allowed(project, gpt2) -> None:
     make(project / "models/checkpoints/ab/damaged-step-00000004/x")
     (project / "logs/.stage.holder").write_text("the stage finetune (process 7)")

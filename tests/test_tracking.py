@@ -229,15 +229,20 @@ def test_the_data_set_is_an_input_of_the_run_and_shows_no_password(project):
     assert "secret" not in entry.dataset.source
 
 
-def test_passwords_are_not_shown(project, monkeypatch):
+def test_passwords_are_not_shown(project, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(
         UserError, match=r"^cannot use the MLflow store http://127\.0\.0\.1:9 \(no answer\); start"
     ) as caught:
-        start_run(params_with())
+        connect()
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+    with start_run(params_with()):
+        pass
+    said = capsys.readouterr().out
+    assert "MLflow at http://127.0.0.1:9 is away (no answer)" in said
+    assert "secret" not in said
     assert redact("postgresql://u:p@host/db and http://x/") == "postgresql://host/db and http://x/"
 
 
