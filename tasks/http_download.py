@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from gpt2core.errors import UserError
 from gpt2core.files import sha256_file
 from tasks.progress import progress_bar
+from tasks.redact import redact
 from tasks.stage import say
 
 if TYPE_CHECKING:
@@ -26,41 +27,50 @@ class _TransientError(Exception):
     """Worth another try."""
 
 
-def download(url: str, folder: Path, sha256: str | None, *, pause_seconds: float = FIRST_PAUSE_SECONDS) -> Path:
+def download(
+    url: str,
+    folder: Path,
+    sha256: str | None,
+    *,
+    shown: str | None = None,
+    pause_seconds: float = FIRST_PAUSE_SECONDS,
+) -> Path:
     """Fetch `url` to a file in `folder`; returns its path. What broke off stays there for the next call.
 
+    `shown` is what messages call the address, where it holds a secret.
     Raises UserError where the server cannot be reached or refuses, and for content that is not of `sha256`.
     """
+    shown = redact(url) if shown is None else shown
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.partial"
+    target = folder / f"{hashlib.sha256(shown.encode()).hexdigest()[:16]}.partial"
     continued = target.exists()
-    _fetch(url, target, pause_seconds)
+    _fetch(url, shown, target, pause_seconds)
     found = sha256_file(target) if sha256 else None
     if found != sha256 and continued:
         # The earlier part may be of another version of the file.
         target.unlink()
-        _fetch(url, target, pause_seconds)
+        _fetch(url, shown, target, pause_seconds)
         found = sha256_file(target)
     if found != sha256:
         target.unlink()
-        raise UserError(f"{url}: sha256 is {found}, expected {sha256}; check data.source and data.sha256.")
+        raise UserError(f"{shown}: sha256 is {found}, expected {sha256}; check data.source and data.sha256.")
     return target
 
 
-def _fetch(url: str, target: Path, pause_seconds: float) -> None:
-    """Complete the file `target` with the content of `url`."""
+def _fetch(url: str, shown: str, target: Path, pause_seconds: float) -> None:
+    """Complete the file `target` with the content of `url`, which messages call `shown`."""
     failures, etag = 0, None
     while True:
         before = target.stat().st_size if target.exists() else 0
         try:
-            etag = _transfer(url, target, before, etag)
+            etag = _transfer(url, shown, target, before, etag)
             return
         except _TransientError as error:
             progressed = target.exists() and target.stat().st_size > before
             failures = 1 if progressed else failures + 1
             if failures >= ATTEMPTS:
                 raise UserError(
-                    f"cannot download {url} ({error}); without a network, get the file elsewhere and set "
+                    f"cannot download {shown} ({error}); without a network, get the file elsewhere and set "
                     "data.source to its local path."
                 ) from None
             pause = pause_seconds * 2 ** (failures - 1)
@@ -68,7 +78,7 @@ def _fetch(url: str, target: Path, pause_seconds: float) -> None:
             time.sleep(pause)
 
 
-def _transfer(url: str, target: Path, done: int, etag: str | None) -> str | None:
+def _transfer(url: str, shown: str, target: Path, done: int, etag: str | None) -> str | None:
     """One request for what is missing after `done` bytes; returns the content's tag."""
     import requests
     import urllib3
@@ -82,7 +92,9 @@ def _transfer(url: str, target: Path, done: int, etag: str | None) -> str | None
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
             hops = [hop.url for hop in (*response.history, response)]
             if url.startswith("https:") and any(not hop.startswith("https:") for hop in hops):
-                raise UserError(f"{url} leads to {hops[-1]}, which is not encrypted; give that address itself.")
+                raise UserError(
+                    f"{shown} leads to {_place(hops[-1])}, which is not encrypted; give that address itself."
+                )
             total = _total_bytes(response.headers.get("Content-Range", ""))
             if response.status_code == 416 and total == done:
                 return etag
@@ -95,16 +107,22 @@ def _transfer(url: str, target: Path, done: int, etag: str | None) -> str | None
                 raise _TransientError(f"status {response.status_code}")
             if response.status_code not in (200, 206):
                 raise UserError(
-                    f"{url}: the server answers {response.status_code} {response.reason}; check data.source."
+                    f"{shown}: the server answers {response.status_code} {response.reason}; check data.source."
                 )
             _save(response, target, done if response.status_code == 206 else 0)
             return response.headers.get("ETag")
-    except requests.exceptions.InvalidSchema as error:
-        raise UserError(f"{url} leads to an address that is not http or https ({error}).") from None
+    except requests.exceptions.InvalidSchema:
+        raise UserError(f"{shown} leads to an address that is not http or https; give that address itself.") from None
     except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects, UnicodeError) as error:
-        raise UserError(f"{url} cannot be followed ({error}); check data.source.") from None
+        # What requests says of it has the address in it.
+        raise UserError(f"{shown} cannot be followed ({type(error).__name__}); check data.source.") from None
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, ConnectionError) as error:
         raise _TransientError(_reason(error)) from error
+
+
+def _place(url: str) -> str:
+    """An address that a server gave, without what follows its path: a signature, mostly."""
+    return redact(urlsplit(url)._replace(query="", fragment="").geturl())
 
 
 def _save(response: "requests.Response", target: Path, done: int) -> None:

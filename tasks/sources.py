@@ -3,7 +3,7 @@
 bundled                      the plays in data/corpus
 tinyshakespeare, tinystories the named sets below
 hf:DATASET[/CONFIG]          a data set of the Hugging Face hub (tasks/hub_dataset.py)
-http://…, https://…          one file, with data.sha256
+http://…, https://…          one file, with data.sha256; ${NAME} in it is taken from the environment
 anything else                a file, a folder (recursive) or a glob
 """
 
@@ -22,6 +22,7 @@ from gpt2core.files import sha256_file
 from tasks import paths
 from tasks.http_download import download
 from tasks.params import Data
+from tasks.redact import check_no_secret, filled_in, redact
 from tasks.stage import say
 
 BUNDLED_LICENCE = "public domain"
@@ -107,7 +108,7 @@ def _collect(data: Data, folder: Path) -> Found:
     if source.startswith(("http://", "https://")):
         return _url(data, folder)
     if "://" in source:
-        raise UserError(f"data.source ({source!r}): only http and https addresses are downloaded.")
+        raise UserError(f"data.source ({redact(source)!r}): only http and https addresses are downloaded.")
     if source == "bundled":
         return Found(BUNDLED_LICENCE, (), _copy({paths.BUNDLED_CORPUS: paths.BUNDLED_CORPUS.name}, data, folder))
     return Found(None, (), _copy(_local_files(source), data, folder))
@@ -179,6 +180,7 @@ def _is_readable(path: Path) -> bool:
 
 
 def _url(data: Data, folder: Path) -> Found:
+    check_no_secret(data.source, "data.source")
     name = _file_name(data.source)
     if data.sha256 is None:
         raise UserError(f"data.sha256 is null: downloading {data.source} needs the hash the file must have.")
@@ -217,7 +219,7 @@ def _named_set(data: Data, named: NamedSet, folder: Path) -> Found:
 
 def _fetch(item: Download, data: Data, target: Path) -> None:
     say(f"downloading {item.url}")
-    partial = download(item.url, DOWNLOADS, item.sha256)
+    partial = download(filled_in(item.url, "data.source"), DOWNLOADS, item.sha256, shown=item.url)
     shutil.move(partial, target)
     try:
         check_file(target, text_field=data.text_field)
