@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from cli.output import use_plain_streams
+from gpt2core.errors import as_one_line
 from tasks.failures import failure_line
 
 
@@ -59,7 +60,7 @@ class OneLineParser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"{value!r} is unknown; {hint}")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"gpt2: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, as_one_line(f"gpt2: error: {message} (see {self.prog} --help)") + "\n")
 
     def format_help(self) -> str:
         return overview() if self._subparsers and self.prog == "gpt2" else super().format_help()

@@ -97,7 +97,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     try:
         return ParamsOverrides.model_validate(parse_assignments(assignments)).values()
     except ValidationError as error:
-        raise UserError("\n".join(describe_problems(error))) from None
+        raise UserError(*describe_problems(error)) from None
 
 
 def check_merged(base: Params, overrides: Mapping[str, Any]) -> Params:

@@ -2,7 +2,8 @@
 
 import errno
 
-from gpt2core.errors import UserError
+from gpt2core.errors import UserError, as_one_line
+from tasks.redact import redact
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -20,14 +21,16 @@ SMALLER = {
 def failure_line(name: str, error: BaseException) -> str | None:
     """What to tell the user of the stage or command `name`; None for an error that is this project's own."""
     if isinstance(error, UserError):
-        return str(error)
+        return redact(str(error))
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(t in str(error) for t in NO_MEMORY)):
         return f"not enough memory; {SMALLER.get(name, 'close other programs')}, and run again."
     if isinstance(error, OSError) and error.errno is not None:
-        return _os_error_line(error)
+        line = _os_error_line(error)
+        return line and as_one_line(line)
     if type(error).__name__ == "MlflowException":  # by its name: most stages fail before they import MLflow
         first = (str(error).splitlines() or ["no reason given"])[0]
-        return f"the MLflow store failed: {first}; free disk space or mend the store, and run again."
+        said = redact(first)
+        return as_one_line(f"the MLflow store failed: {said}; free disk space or mend the store, and run again.")
     return None
 
 

@@ -24,6 +24,8 @@ class Section(BaseModel):
         types = _types_of(cls.model_fields[str(info.field_name)].annotation)
         if isinstance(value, bool) and bool not in types and not {int, float}.isdisjoint(types):
             raise ValueError(f"is {str(value).lower()}, which is no value for it; leave the key out for its default.")
+        if isinstance(value, str):
+            check_unicode(value)  # it goes into files and to MLflow
         return value
 
 
@@ -356,6 +358,8 @@ class _OneValueEach(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # what the safe loader says of a list as a key
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"the key {key.value} stands twice in its section; keep one", problem_mark=key.start_mark
@@ -378,6 +382,10 @@ def load_params(path: Path = paths.PARAMS) -> Params:
         raise UserError(
             f"{path}: character {error.position} (U+{error.character:04X}) is not allowed in YAML."
         ) from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply.") from None
+    except ValueError as error:  # a number of thousands of digits, a date that is none
+        raise UserError(f"{path}: not valid YAML: {error}.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
@@ -390,7 +398,7 @@ def parse_params(values: Any, source: str = "params") -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(f"{source}: {line}" for line in describe_problems(error))) from None
+        raise UserError(*(f"{source}: {line}" for line in describe_problems(error))) from None
 
 
 def describe_problems(error: ValidationError) -> list[str]:

@@ -3,9 +3,22 @@
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from reprlib import Repr
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+
+MOST_LINES = 20
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, without the most of one that is huge or nested."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python does not write a number of thousands of digits
+        return "a huge number"
 
 
 def lines_of(error: ValidationError, root: type[BaseModel]) -> list[str]:
@@ -14,9 +27,13 @@ def lines_of(error: ValidationError, root: type[BaseModel]) -> list[str]:
     seen: dict[str, int] = {}  # a union gives a problem for each of its branches
     for problem in error.errors():
         # pydantic puts the branch of a union at the end of the location; users know keys only.
+        whole = list(problem["loc"])
+        own = whole[-1:] if problem["type"] == "extra_forbidden" else []  # what somebody wrote, whatever it is like
         location = [
-            part for part in problem["loc"] if part not in ("int", "float", "str", "bool") and "[" not in str(part)
-        ]
+            part
+            for part in whole[: len(whole) - len(own)]
+            if part not in ("int", "float", "str", "bool") and "[" not in str(part)
+        ] + own
         key = spell(location)
         if problem["type"] == "extra_forbidden":
             known = known_keys(root, location[:-1])
@@ -26,19 +43,19 @@ def lines_of(error: ValidationError, root: type[BaseModel]) -> list[str]:
         elif problem["type"] == "value_error":
             line = _named(str(problem["ctx"]["error"]), key, known_keys(root, location))
         elif problem["type"] == "model_type":
-            shown = "" if problem["input"] is None else f" ({problem['input']!r})"
-            line = f"{key or 'the file'}{shown} must be a section: `key: value` lines, indented under its name."
+            given = "" if problem["input"] is None else f" ({shown(problem['input'])})"
+            line = f"{key or 'the file'}{given} must be a section: `key: value` lines, indented under its name."
         elif problem["type"] == "missing":
             line = f"{key} is missing; give it."
         elif key in seen:
             lines[seen[key]] = f"{lines[seen[key]].removesuffix('.')}; or {_lower_first(problem['msg'])}."
             continue
         else:
-            line = f"{key} ({problem['input']!r}): {_lower_first(problem['msg'])}."
+            line = f"{key} ({shown(problem['input'])}): {_lower_first(problem['msg'])}."
             seen[key] = len(lines)
         if line not in lines:
             lines.append(line)
-    return lines
+    return lines if len(lines) <= MOST_LINES else [*lines[:MOST_LINES], f"and {len(lines) - MOST_LINES} more problems."]
 
 
 def nearest_key(word: str, root: type[BaseModel], location: Sequence[str | int]) -> str | None:

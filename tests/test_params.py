@@ -84,3 +84,38 @@ def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("")
     assert load_params(path) == Params()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: " + "[" * 3000, "nested too deeply"),
+        ("run: {seed: " + "9" * 5000 + "}", "not valid YAML"),
+        ("? [a, b]\n: 1", "not valid YAML"),
+        ('run: {name: "\\uD800"}', "run.name: character 0 (U+D800) is a lone surrogate"),
+        ('data:\n  "[3": 1', "unknown key data.[3"),
+    ],
+)
+def test_a_file_that_a_parser_stumbles_over_is_one_line(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "params.yaml").write_text(content)
+    with pytest.raises(UserError) as caught:
+        load_params(tmp_path / "params.yaml")
+    (line,) = str(caught.value).splitlines()
+    assert message in line
+
+
+def test_huge_and_nested_values_are_not_repeated_to_the_user(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40))]
+    (tmp_path / "params.yaml").write_text("\n".join([*lines, "run: {name: *a39, seed: 0x" + "f" * 5000 + "}"]))
+    with pytest.raises(UserError) as caught:
+        load_params(tmp_path / "params.yaml")
+    said = str(caught.value).splitlines()
+    assert len(said) == 21
+    assert said[-1].endswith("and 22 more problems.")
+    assert max(map(len, said)) <= 1000
+
+
+def test_many_problems_are_told_up_to_twenty() -> None:
+    with pytest.raises(UserError) as caught:
+        parse_params({"sample": {"prompts": [1] * 500}})
+    assert str(caught.value).splitlines()[-1] == "params: and 480 more problems."
