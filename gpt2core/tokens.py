@@ -8,6 +8,7 @@ A split by documents takes documents with the `<|endoftext|>` after them; a spli
     train-documents.bin       index of each document's first token in its split, little-endian int64
 """
 
+import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 from gpt2core.errors import UserError
 from gpt2core.files import inside, read_json, sha256_file
+from gpt2core.splits import SPLITS
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -83,6 +85,19 @@ class TokenSplit:
         for entry in (*self._shards, self._index):
             if sha256_file(self._directory / entry["file"]) != entry["sha256"]:
                 raise UserError(f"{self._directory / entry['file']} is damaged (sha256); tokenize the corpus again.")
+        self.check_digest()
+
+    def check_digest(self) -> None:
+        """Raises UserError where the manifest lists other shards, or in another order, than were written."""
+        if len(self._shards) == 1:
+            found = self._shards[0]["sha256"]
+        else:
+            digest = hashlib.sha256()
+            for shard in range(len(self._shards)):
+                digest.update(self._map(shard).data)
+            found = digest.hexdigest()
+        if found != self.sha256:
+            raise _damaged(self._directory / MANIFEST)
 
     def _map(self, shard: int) -> np.ndarray:
         if shard not in self._maps:
@@ -114,6 +129,19 @@ class TokenSet:
         """Raises UserError for a file whose content is not what was written; reads all of them."""
         for name in self.manifest["splits"]:
             self.split(name).verify()
+        self._check_digest()
+
+    def check_digests(self) -> None:
+        """Raises UserError where the manifest is not the one of the files, each of which it describes rightly."""
+        for name in self.manifest["splits"]:
+            self.split(name).check_digest()
+        self._check_digest()
+
+    def _check_digest(self) -> None:
+        splits = self.manifest["splits"]
+        joined = "".join(splits[name]["sha256"] for name in SPLITS if name in splits)
+        if hashlib.sha256(joined.encode()).hexdigest() != self.manifest["sha256"]:
+            raise _damaged(self.directory / MANIFEST)
 
 
 def open_tokens(directory: Path | str) -> TokenSet:

@@ -13,7 +13,7 @@ from gpt2core.errors import UserError
 from gpt2core.files import read_json, sha256_file
 from tasks import paths
 from tasks.dvc_files import read_stages
-from tasks.tracking_store import is_local, mlruns, one_line
+from tasks.tracking_store import is_local, mlruns, one_line, stored_run_id
 
 STEP_FORM = "step-*"
 
@@ -90,9 +90,11 @@ def verify_tokens(directory: Path) -> Result:
         opened = tokens.open_tokens(directory)
         for name in opened.manifest["splits"]:
             damage += _split_damage(opened, name)
+        if not damage:
+            opened.check_digests()
     except UserError as error:
         damage.append(_reason(error))
-    except (AttributeError, TypeError, KeyError):
+    except (AttributeError, TypeError, KeyError, ValueError):
         damage.append(f"{directory / tokens.MANIFEST} is damaged")
     return Result(str(directory), "tokens", tuple(damage))
 
@@ -136,7 +138,7 @@ def verify_best(root: Path) -> Result:
     try:
         registered = read_json(root / paths.REGISTERED)
         record = read_json(root / paths.RUN)
-        same_run = registered["run_id"] == record["run_id"]
+        same_run = registered["run_id"] == stored_run_id(record["run_id"])
         expected = registered["weights_sha256"] if same_run else None
     except (OSError, ValueError, KeyError, TypeError):
         expected = None  # not registered yet: dvc.lock has its hash
@@ -170,8 +172,11 @@ def tracked_outputs(root: Path) -> list[dict[str, Any]]:
         return []
     try:
         stages = read_stages(file)
-        return [output for stage in stages.values() for output in stage.get("outs", []) if "md5" in output]
-    except (ValueError, TypeError):
+        outputs = [output for stage in stages.values() for output in stage.get("outs", []) if "md5" in output]
+        if not all(isinstance(output["path"], str) for output in outputs):
+            raise ValueError
+        return outputs
+    except (ValueError, TypeError, AttributeError):
         raise UserError(
             f"{file} is damaged; run `gpt2 doctor --mend` and then `dvc repro`, or take it from git."
         ) from None

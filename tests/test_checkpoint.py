@@ -1,5 +1,7 @@
 """A checkpoint is whole or it is not taken."""
 
+import json
+
 import pytest
 import torch
 
@@ -90,3 +92,35 @@ def test_only_the_last_ones_are_kept(tmp_path) -> None:
 def test_an_unknown_directory_is_named_as_damaged(tmp_path) -> None:
     with pytest.raises(DamagedCheckpointError, match="manifest.json cannot be read"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["trainer.json", "optimizer.safetensors", "model.safetensors", "config.json"])
+def test_a_manifest_that_leaves_a_file_out_makes_no_whole_checkpoint(tmp_path, name: str) -> None:
+    save(tmp_path, 5)
+    save(tmp_path, 6)
+    manifest = tmp_path / "step-00000006" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    del values["files"][name]
+    manifest.write_text(json.dumps(values))
+    (manifest.parent / name).unlink()
+    found, damaged = newest_valid(tmp_path)
+    assert found.state == {"step": 5}
+    assert f"does not list {name}" in damaged[0]
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"format_version": ' + "9" * 5000 + "}", "[]", '{"files": []}', "\x00"]
+)
+def test_a_manifest_that_a_parser_stumbles_over_is_damaged(tmp_path, content: str) -> None:
+    save(tmp_path, 5)
+    (tmp_path / "step-00000005" / "manifest.json").write_text(content)
+    with pytest.raises(DamagedCheckpointError):
+        load_checkpoint(tmp_path / "step-00000005")
+
+
+def test_folders_with_names_like_a_checkpoints_are_left_alone(tmp_path) -> None:
+    save(tmp_path, 5)
+    for name in ("step-x", "step-", "step-00000005.bak", "step--1", "step-²"):
+        (tmp_path / name).mkdir()
+    found, damaged = newest_valid(tmp_path, at_most=9)
+    assert (found.state, damaged) == ({"step": 5}, [])

@@ -222,3 +222,43 @@ def test_memory_stays_bounded_however_long_the_text(tmp_path: Path) -> None:
     # 54 MB more text: less than half of that as memory. ru_maxrss counts KiB, on a Mac bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     assert (peaks[1] - peaks[0]) * unit < 25e6, peaks
+
+
+def change_manifest(directory: Path, change) -> None:
+    manifest = json.loads((directory / "manifest.json").read_text())
+    change(manifest["splits"])
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda splits: splits["train"]["shards"].reverse(),
+        lambda splits: splits["train"]["shards"].pop(),
+        lambda splits: splits["val"].update(splits["train"]),
+        lambda splits: splits.pop("test"),
+    ],
+)
+def test_a_manifest_that_lists_whole_shards_wrongly_is_damaged(tmp_path: Path, change) -> None:
+    write_tokens(tmp_path / "t", fragments(STORIES), source="s", shares=EIGHTY, shard_tokens=300)
+    tokens = open_tokens(tmp_path / "t")
+    tokens.verify()
+    change_manifest(tmp_path / "t", change)
+    with pytest.raises(UserError, match="is damaged"):
+        open_tokens(tmp_path / "t").verify()
+
+
+@pytest.mark.parametrize("value", [-1, 2**70, 1.5, True, "7", None, [1]])
+@pytest.mark.parametrize("key", ["documents", "shards"])
+def test_a_count_in_the_manifest_that_is_none_is_damage(tmp_path: Path, key: str, value: object) -> None:
+    write_tokens(tmp_path / "t", fragments(STORIES), source="s", shares=EIGHTY)
+    change_manifest(tmp_path / "t", lambda splits: splits["train"].update({key: value}))
+    with pytest.raises(UserError, match="is damaged"):
+        open_split(tmp_path / "t", "train")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"format_version": ' + "9" * 5000 + "}", '{"format_version": 1}'])
+def test_a_manifest_that_a_parser_stumbles_over_is_damaged(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match="is damaged"):
+        open_tokens(tmp_path)
