@@ -36,8 +36,10 @@ def load_pretrained(name_or_directory: str | Path) -> GPT:
     """See `GPT.from_pretrained`."""
     directory = find_weights(name_or_directory)
     config = read_config(directory)
+    tensors = read_tensors(directory)
+    _check_size(config, tensors, directory)
     model = GPT(config)
-    load_state(model, read_tensors(directory), directory)
+    load_state(model, tensors, directory)
     return model.eval()
 
 
@@ -106,7 +108,7 @@ def read_config(directory: Path) -> GPTConfig:
         if values.get(key, allowed[0]) not in allowed:
             raise UserError(f"{path}: {key} is {values[key]!r}; GPT-2 has {allowed[0]!r}, others are not supported.")
     activation = values.get("activation_function", "gelu_new")
-    if activation not in ACTIVATION_NAMES:
+    if not isinstance(activation, str) or activation not in ACTIVATION_NAMES:
         known = ", ".join(ACTIVATION_NAMES)
         raise UserError(f"{path}: activation_function is {activation!r}; supported are {known}.")
     try:
@@ -127,7 +129,7 @@ def read_config(directory: Path) -> GPTConfig:
         raise UserError(f"{path}: the key {error.args[0]!r} is missing.") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: a size is no number ({error}).") from None
 
 
@@ -158,6 +160,16 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise UserError(f"{path} is damaged ({error}); fetch or save it again.") from None
     return tensors
+
+
+def _check_size(config: GPTConfig, tensors: dict[str, Tensor], source: Path) -> None:
+    """Raises UserError where config.json speaks of a far larger model, before there is memory for it."""
+    stored = sum(tensor.numel() for tensor in tensors.values())
+    if config.num_parameters > 2 * stored + 1_000_000:
+        raise UserError(
+            f"{source}: weights of another architecture: config.json describes {config.num_parameters:,} parameters, "
+            f"and there are {stored:,}; fetch or save it again."
+        )
 
 
 def load_state(model: GPT, tensors: dict[str, Tensor], source: Path) -> None:

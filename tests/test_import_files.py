@@ -273,3 +273,30 @@ def test_the_command_writes_what_generate_loads(
         code, out, err = gpt2("import", source, "--output-dir", str(tmp_path / "none"))
         assert (code, out, len(err.splitlines())) == (1, "", 1)
         assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["mask", "transformer.h.0.attn.c_attn.weight"])
+@pytest.mark.parametrize("kind", ["ids", "mask", "sparse", "meta"])
+def test_a_tensor_that_claims_more_than_is_stored_costs_no_memory(
+    nano: NanoGPT, tmp_path: Path, name: str, kind: str
+) -> None:
+    tensor = {
+        "ids": torch.zeros(1, dtype=torch.int8).expand(2**42),
+        "mask": torch.zeros(1).expand(2**20, 2**20),
+        "sparse": torch.zeros(3, 3).to_sparse(),
+        "meta": torch.zeros(3, 3, device="meta"),
+    }[kind]
+    path = saved({"model": {**nano.state_dict(), name: tensor}}, tmp_path)
+    with pytest.raises(UserError) as caught:
+        import_model(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_archive_with_a_name_in_no_encoding_is_damaged(checkpoint: Path, tmp_path: Path) -> None:
+    content = checkpoint.read_bytes()
+    at = content.rindex(b"PK\x01\x02")  # the last entry of the directory at the end
+    broken = bytearray(content)
+    broken[at + 8 : at + 10] = (0x800).to_bytes(2, "little")  # "the name is UTF-8"
+    broken[at + 46] = 0xA3
+    (tmp_path / "a.pt").write_bytes(broken)
+    assert_refused(tmp_path / "a.pt", "is damaged")

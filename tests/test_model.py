@@ -1,5 +1,6 @@
 """The model is GPT-2: parity with transformers, causality, caching, initialisation."""
 
+import json
 import math
 
 import pytest
@@ -244,3 +245,23 @@ def test_released_weights_load_from_the_hub_cache_and_offline_error_says_how(tmp
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
     assert GPT.from_pretrained("gpt2").config == TINY
+
+
+def test_a_config_that_speaks_of_a_model_too_large_for_any_machine_is_refused_before_it_is_built(tmp_path) -> None:
+    GPT(GPTConfig(31, 8, n_layer=1, n_head=2, n_embd=8)).save_pretrained(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    for key, value in (("n_layer", 10**9), ("n_embd", 2**20), ("vocab_size", 2**60), ("n_positions", 10**12)):
+        (tmp_path / "config.json").write_text(json.dumps({**json.loads(config), key: value}))
+        with pytest.raises(UserError, match="weights of another architecture: config.json describes"):
+            GPT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("n_layer", float("inf")), ("layer_norm_epsilon", 10**400), ("activation_function", ["gelu"])]
+)
+def test_a_config_with_values_of_another_kind_is_one_line(tmp_path, key: str, value: object) -> None:
+    GPT(GPTConfig(31, 8, n_layer=1, n_head=2, n_embd=8)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(UserError, match=r"config.json"):
+        GPT.from_pretrained(tmp_path)

@@ -94,8 +94,10 @@ def _vocabulary(directory: Path) -> tuple[dict[str, int] | None, dict[str, int]]
     elif (directory / "tokenizer.json").exists():
         content = read_small_json(within(directory / "tokenizer.json", directory))
         vocabulary = content.get("model", {}).get("vocab") if isinstance(content.get("model"), dict) else None
-        for token in content.get("added_tokens") or []:
-            added[str(token["content"])] = token["id"]
+        tokens = content.get("added_tokens")
+        for token in tokens if isinstance(tokens, list) else []:
+            if isinstance(token, dict):
+                added[str(token.get("content"))] = token.get("id")
     if vocabulary is None:
         return None, {}
     if not isinstance(vocabulary, dict) or not all(isinstance(number, int) for number in vocabulary.values()):

@@ -66,6 +66,8 @@ def is_buffer(tensor: Tensor) -> bool:
     """A constant of the architecture: the causal mask in any spelling, its fill value, or position numbers."""
     if tensor.numel() <= 1:
         return True
+    if not _is_stored(tensor):  # to compare it would take memory for all that it claims to be
+        return False
     if not tensor.dtype.is_floating_point and tensor.squeeze().ndim == 1:
         return bool(torch.equal(tensor.squeeze().long(), torch.arange(tensor.numel())))
     if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.numel() != tensor.shape[-1] ** 2:
@@ -77,11 +79,18 @@ def is_buffer(tensor: Tensor) -> bool:
     return bool(torch.equal(mask.float(), lower.float()) or torch.equal(mask.float(), (~lower).float()))
 
 
+def _is_stored(tensor: Tensor) -> bool:
+    """Whether all its elements are there, each for itself."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
 def plain_tensor(name: str, tensor: Tensor) -> Tensor:
     """The tensor; raises UserError for one that is quantised, sparse, repeated beyond what is stored, or not finite."""
     if not tensor.dtype.is_floating_point or tensor.layout != torch.strided or tensor.is_meta:
         raise UserError(f"{name} is {tensor.dtype} and {tensor.layout}: weights must be fp16, bf16, fp32 or fp64.")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+    if not _is_stored(tensor):
         raise UserError(f"{name} claims {tuple(tensor.shape)}, more than is stored of it; save the model again.")
     if not bool(tensor.isfinite().all()):
         raise UserError(f"{name} holds NaN or infinity: the training diverged; import an earlier checkpoint.")

@@ -56,7 +56,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except zipfile.BadZipFile:
+    except Exception:  # names in no encoding, offsets beyond the end ... each raises its own
         raise UserError(f"{path} is damaged or cut off; copy or download it again.") from None
     names = [entry.filename for entry in entries]
     if any(name.endswith("/constants.pkl") for name in names):
@@ -94,7 +94,7 @@ def _refusal(path: Path, error: Exception) -> UserError:
     if found:
         return UserError(_not_plain(path, [found[1]]))
     if isinstance(error, MemoryError):
-        return UserError(f"{path} does not fit into this machine's memory.")
+        return UserError(f"{path} is damaged, or does not fit into this machine's memory.")
     return UserError(f"{path} is damaged, cut off, or no file of torch.save ({type(error).__name__}); fetch it again.")
 
 
