@@ -51,6 +51,8 @@ def choose_split(lengths: np.ndarray, shares: Mapping[str, float], split_by: str
     error = share_error(lengths, owners, shares)
     if error > TOLERATED_SHARE_ERROR:
         return _by_tokens(lengths, shares, f"whole documents ({documents}) would miss a share by {error:.0%}")
+    if any(shares[name] and size < FEWEST_TOKENS for name, size in zip(SPLITS, _sums(lengths, owners), strict=True)):
+        return _by_tokens(lengths, shares, f"whole documents ({documents}) would leave a split too short")
     return _by_documents(lengths, owners, f"{documents} can fill {', '.join(wanted)}")
 
 

@@ -95,7 +95,7 @@ class DecodingSetting(BaseModel):
 
     decoding: Decoding = Field(default_factory=lambda: "sample")
     """greedy | sample | beam | beam-sample | group-beam | contrastive | prompt-lookup."""
-    num_sequences: int | None = bounded(1)
+    num_sequences: int | None = bounded(1, 100_000)
     """Texts a prompt."""
     max_new_tokens: int | None = bounded(1)
     """Most tokens a text."""
@@ -119,9 +119,9 @@ class DecodingSetting(BaseModel):
     """Only tokens of at least this probability."""
     eta_cutoff: float | None = bounded(0, below=1)
     """Only tokens above a probability that falls with the entropy."""
-    num_beams: int | None = bounded(1)
+    num_beams: int | None = bounded(1, 100_000)
     """Texts followed at once."""
-    length_penalty: float | None = Field(None)
+    length_penalty: float | None = bounded(-50, 50)
     """Above 0 the search prefers longer texts, below 0 shorter ones."""
     early_stopping: Literal[True, False, "never"] | None = Field(None)
     """true: stop at num_beams finished texts; false: where better ones are unlikely; never: where impossible."""

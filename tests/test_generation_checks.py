@@ -85,7 +85,7 @@ REFUSED = [
     ({"repetition_penalty": math.inf}, "repetition_penalty"),
     ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"),
     ({"no_repeat_ngram_size": "3"}, "no_repeat_ngram_size"),
-    ({**BEAMS, "length_penalty": math.nan}, "length_penalty .* finite number"),
+    ({**BEAMS, "length_penalty": math.nan}, "length_penalty .* at most 50"),
     ({**BEAMS, "early_stopping": "always"}, "early_stopping .* True, False, 'never'"),
     ({**BEAMS, "early_stopping": None}, "early_stopping"),
     ({**GROUPS, "diversity_penalty": -1}, "diversity_penalty"),
@@ -208,3 +208,14 @@ def test_token_ids_that_the_model_does_not_know_are_named(options) -> None:
 
 def test_the_default_end_of_text_suits_a_model_of_any_vocabulary() -> None:
     check_token_ids(GenerationOptions(), 61)
+
+
+@pytest.mark.parametrize("name", ["num_beams", "num_return_sequences"])
+def test_texts_beyond_what_any_machine_holds_are_refused_at_once(name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name} \(\d+\) must be .* at most 100,000"):
+        check_options(GenerationOptions(do_sample=True, **{name: 10**18}))
+
+
+def test_a_length_penalty_that_overflows_is_refused() -> None:
+    with pytest.raises(UserError, match=r"length_penalty \(1e\+300\) must be a number of at least -50 and at most 50"):
+        check_options(GenerationOptions(num_beams=4, num_beam_groups=2, diversity_penalty=0.5, length_penalty=1e300))

@@ -71,3 +71,11 @@ def test_too_few_documents_to_split_by_are_an_error() -> None:
 def test_a_split_too_short_to_predict_a_token_is_an_error(split_by: str) -> None:
     with pytest.raises(UserError, match=r"data\.split\.val \(0\.1\) of 9 tokens is 1, too short"):
         choose_split(np.array([9]), EIGHTY, split_by)
+
+
+def test_documents_of_one_token_make_no_split_that_nothing_can_be_predicted_in() -> None:
+    lengths = np.array([8, 1, 1])
+    with pytest.raises(UserError, match="too short for a split"):
+        choose_split(lengths, EIGHTY, "auto")
+    # By tokens there is room: 16, 2 and 2.
+    assert choose_split(np.array([16, 1, 1, 1, 1]), EIGHTY, "auto").document_lengths["val"].sum() == 2

@@ -13,6 +13,8 @@ from gpt2core.tokenizer import check_unicode
 
 # Below it, logits divided by it overflow fp32.
 MIN_TEMPERATURE = 1e-6
+# Texts at once: lists of so many are made before a library says that there is no memory for them.
+MOST_ROWS = 100_000
 DEFAULTS = {field.name: field.default for field in fields(GenerationOptions)}
 
 
@@ -22,13 +24,15 @@ class Whole:
 
     minimum: int
     optional: bool = False
+    maximum: int | None = None
 
     def refuse(self, name: str, value: Any) -> None:
         if value is None and self.optional:
             return
-        rule = f"must be a whole number of at least {self.minimum}{', or None' if self.optional else ''}"
-        if not is_whole(value) or value < self.minimum:
-            raise UserError(f"{name} ({value!r}) {rule}.")
+        upper = "" if self.maximum is None else f" and at most {self.maximum:,}"
+        rule = f"must be a whole number of at least {self.minimum}{upper}{', or None' if self.optional else ''}"
+        if not is_whole(value) or value < self.minimum or (self.maximum is not None and value > self.maximum):
+            raise UserError(f"{name} ({short(value)}) {rule}.")
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,10 @@ RULES: dict[str, Whole | Number | OneOf] = {
     "min_new_tokens": Whole(0, optional=True),
     "max_time": Number(0, above=True, optional=True),
     "do_sample": SWITCH,
-    "num_beams": Whole(1),
+    "num_beams": Whole(1, maximum=MOST_ROWS),
     "num_beam_groups": Whole(1),
     "diversity_penalty": Number(0),
-    "length_penalty": Number(),
+    "length_penalty": Number(-50, 50),  # a million tokens to this power is still a number
     "early_stopping": OneOf((True, False, "never")),
     "penalty_alpha": Number(0, 1, above=True, optional=True),
     "prompt_lookup_num_tokens": Whole(1, optional=True),
@@ -98,7 +102,7 @@ RULES: dict[str, Whole | Number | OneOf] = {
     "pad_token_id": Whole(0, optional=True),
     "bos_token_id": Whole(0),
     "past_block_size": OneOf(("refuse", "slide")),
-    "num_return_sequences": Whole(1),
+    "num_return_sequences": Whole(1, maximum=MOST_ROWS),
     "return_dict_in_generate": SWITCH,
     "output_scores": SWITCH,
     "output_logits": SWITCH,
