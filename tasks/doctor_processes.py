@@ -31,11 +31,12 @@ def _dvc_locks(file: Path) -> Iterator[Finding]:
             for infos in listed.get(kind, {}).values()
             for info in (infos if isinstance(infos, list) else [infos])
         }
-    except (ValueError, KeyError, TypeError, AttributeError):
+        alive = {pid: psutil.pid_exists(pid) for pid, _ in holders}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         yield Finding(WRONG, "locks", f"{RWLOCK} is damaged, and DVC refuses to work", "`gpt2 doctor --mend`")
         return
     for pid, command in sorted(holders):
-        if not psutil.pid_exists(pid):
+        if not alive[pid]:
             yield Finding(OK, "locks", f"{RWLOCK} names process {pid}, which is gone; DVC removes it by itself")
         elif not _is_dvc(pid):
             # DVC asks only whether the number is in use.

@@ -30,7 +30,7 @@ def read_stages(file: Path) -> dict[str, dict[str, Any]]:
     """The stages of a dvc.yaml or dvc.lock by name. Raises ValueError where the file is damaged."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from None
     if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
         raise ValueError("it has no stages")

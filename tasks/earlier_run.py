@@ -1,6 +1,5 @@
 """An unfinished training of other settings in this project: it is not gone on with, and its owner is told why."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def left_behind(checkpoints: Path, fingerprint: dict[str, Any]) -> str | None:
     try:
         state = read_json(newest[-1] / STATE)
         theirs, finished = dict(state["fingerprint"]), state["finished"]
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError):
         return None
     if finished is not None:
         return None

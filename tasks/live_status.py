@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gpt2core.files import write_text
+from gpt2core.files import read_json, write_text
 from tasks import paths
 
 STATUS = paths.LOGS / "live_status.json"
@@ -49,6 +49,8 @@ def write_status(status: LiveStatus, file: Path = STATUS) -> None:
 def read_status(file: Path) -> LiveStatus | None:
     """None where there is none, or none of this form."""
     try:
-        return LiveStatus(**json.loads(file.read_text(encoding="utf-8")))
+        status = LiveStatus(**read_json(file))
+        status.sentence()
     except (OSError, ValueError, TypeError):
         return None
+    return status

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core.config import GPTConfig
+from gpt2core.errors import UserError
 from gpt2core.files import read_json
 from gpt2core.hf import RELEASED
+from gpt2core.tokens import open_tokens
 from tasks import paths
+from tasks.reports import read_report
 from tasks.tracking import report_metrics
 
 WEIGHTS = "model.safetensors"
@@ -43,7 +46,7 @@ def gather_facts(model: str, directory: Path, config: GPTConfig) -> ModelFacts:
     if project is not None:
         return _of_project(project, config)
     imported = directory / "import.json"
-    return ModelFacts(config, Path(model).name, imported=read_json(imported) if imported.is_file() else {})
+    return ModelFacts(config, Path(model).name, imported=_of_import(imported) if imported.is_file() else {})
 
 
 def _project_of(directory: Path) -> Path | None:
@@ -59,9 +62,9 @@ def _project_of(directory: Path) -> Path | None:
 
 def _of_project(project: Path, config: GPTConfig) -> ModelFacts:
     """Of its models/best, from the reports of the run that made it."""
-    run = read_json(project / paths.RUN)
+    run = read_report(project / paths.RUN, "finetune", ("run_id",))
     scores = project / paths.EVALUATE_METRICS
-    evaluation = read_json(scores) if scores.is_file() else {}
+    evaluation = read_report(scores, "evaluate", ("verdict", "held_out")) if scores.is_file() else {}
     return ModelFacts(
         config,
         name=str(run.get("run_name") or "gpt2"),
@@ -80,7 +83,7 @@ def _of_version(uri: str, config: GPTConfig) -> ModelFacts:
 
     name, version, alias = _split_uri(uri)
     found = next(entry for entry in registered_versions(name) if version == entry.version or alias in entry.aliases)
-    here = paths.RUN.is_file() and read_json(paths.RUN).get("run_id") == found.run_id
+    here = paths.RUN.is_file() and read_report(paths.RUN, "finetune", ("run_id",))["run_id"] == found.run_id
     return ModelFacts(
         config,
         name=found.run_name or name,
@@ -91,6 +94,14 @@ def _of_version(uri: str, config: GPTConfig) -> ModelFacts:
         run_name=found.run_name,
         **(_data_sheet() if here else {}),
     )
+
+
+def _of_import(file: Path) -> dict[str, Any]:
+    """What `gpt2 import` has written beside the weights."""
+    try:
+        return dict(read_json(file))
+    except (ValueError, TypeError):
+        raise UserError(f"{file} is damaged: import the weights again, or remove it.") from None
 
 
 def _split_uri(uri: str) -> tuple[str, str | None, str | None]:
@@ -104,10 +115,10 @@ def _data_sheet(project: Path = Path()) -> dict[str, Any]:
     provenance, manifest = project / paths.PROVENANCE, project / paths.TOKENS / "manifest.json"
     if not (provenance.is_file() and manifest.is_file()):
         return {}
-    splits = read_json(manifest)["splits"]
+    tokens = open_tokens(manifest.parent)
     return {
-        "data": read_json(provenance),
-        "tokens": {name: int(split["tokens"]) for name, split in splits.items()},
+        "data": read_report(provenance, "download", ("source",)),
+        "tokens": {name: len(tokens.split(name)) for name in tokens.manifest["splits"]},
     }
 
 

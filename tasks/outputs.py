@@ -20,19 +20,19 @@ def restore_outputs(stage: str) -> list[Path]:
     """
     try:
         lock = yaml.safe_load(paths.DVC_LOCK.read_text(encoding="utf-8"))
-        outputs = lock["stages"][stage]["outs"]
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        outputs = {Path(output["path"]): output for output in lock["stages"][stage]["outs"]}
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, yaml.YAMLError):
         return []
-    missing = [output for output in outputs if not Path(output["path"]).exists()]
+    missing = [path for path in outputs if not path.exists()]
     cache = cache_directory() if missing else None
-    return [Path(output["path"]) for output in missing if cache is not None and restore(output, cache)]
+    return [path for path in missing if cache is not None and restore(outputs[path], cache)]
 
 
 def restore(output: dict[str, Any], cache: Path) -> bool:
     target = Path(output["path"])
     try:
         pairs = list(cached_files(output["md5"], target, cache))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
     if not all(source.is_file() for source, _ in pairs):
         return False

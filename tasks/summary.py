@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core.errors import UserError
-from gpt2core.files import read_json
 from tasks import paths
 from tasks.params import load_params
+from tasks.reports import read_report
 from tasks.stage import run_stage, say
 from tasks.tracking_store import is_local, mlruns, redact, tracking_uri
 
@@ -29,9 +29,23 @@ def print_summary() -> None:
 
 
 def summary_lines() -> list[str]:
-    train, evaluation, registered = (
-        _report(path) for path in (paths.TRAIN_METRICS, paths.EVALUATE_METRICS, paths.REGISTERED)
-    )
+    train = _report(paths.TRAIN_METRICS, "finetune")
+    evaluation = _report(paths.EVALUATE_METRICS, "evaluate")
+    registered = _report(paths.REGISTERED, "register")
+    try:
+        return _boxed(_rows(train, evaluation, registered))
+    except UserError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError):
+        raise UserError(
+            f"a report of the last run is damaged ({paths.TRAIN_METRICS}, {paths.EVALUATE_METRICS} or "
+            f"{paths.REGISTERED}): run the pipeline again with `dvc repro`."
+        ) from None
+
+
+def _rows(
+    train: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None, registered: Mapping[str, Any] | None
+) -> list[tuple[str, str]]:
     if not train:
         raise UserError(f"{paths.TRAIN_METRICS} is missing: there is no finished run yet; start one with `dvc repro`.")
     rows = [("training", _training(train))]
@@ -44,7 +58,7 @@ def summary_lines() -> list[str]:
         model = f"models:/{registered['name']}/{registered['version']}" if registered else str(paths.BEST_MODEL)
         rows.append(("report", f"{paths.REPORT_PAGE.name} and {paths.REPORT_PDF.name}, artifacts of its MLflow run"))
         rows.append(("generate", generate_command(model)))
-        return _boxed(rows)
+        return rows
     # `gpt2 finetune` puts the model and the reports where it was asked to.
     output = os.environ.get("GPT2_OUTPUT_DIR")
     report, project = (output, f"{output}/project/") if output else (paths.REPORT_PAGE.parent.as_posix(), "")
@@ -56,7 +70,7 @@ def summary_lines() -> list[str]:
     rows.append(("more", more))
     rows.append(("generate", generate_command(output or str(paths.BEST_MODEL))))
     rows.append(("MLflow UI", ui_command()))
-    return _boxed(rows)
+    return rows
 
 
 def generate_command(model: str) -> str:
@@ -121,13 +135,8 @@ def _duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _report(path: Path) -> dict[str, Any] | None:
-    try:
-        return dict(read_json(path))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError):
-        raise UserError(f"{path} is damaged: run the pipeline again with `dvc repro`.") from None
+def _report(path: Path, stage: str) -> dict[str, Any] | None:
+    return read_report(path, stage, ()) if path.exists() else None
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from gpt2core.errors import UserError
 from gpt2core.files import read_json
 from tasks import paths
 from tasks.params import Params, load_params
+from tasks.reports import read_report
 from tasks.stage import say
 from tasks.tracking_buffer import MetricBuffer, Point, SystemMetrics
 from tasks.tracking_download import BEST_CHECKPOINT, checkpoint_directory
@@ -388,9 +389,9 @@ def report_metrics(project: Path = Path()) -> dict[str, float]:
     """Final metrics from the reports: train.json's names, and `evaluate/<split>_<name>` from evaluate.json."""
     metrics: dict[str, Any] = {}
     if (project / paths.TRAIN_METRICS).exists():
-        metrics.update(read_json(project / paths.TRAIN_METRICS))
+        metrics.update(read_report(project / paths.TRAIN_METRICS, "finetune", ()))
     if (project / paths.EVALUATE_METRICS).exists():
-        metrics.update(evaluation_metrics(read_json(project / paths.EVALUATE_METRICS)))
+        metrics.update(evaluation_metrics(read_report(project / paths.EVALUATE_METRICS, "evaluate", ())))
     return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
 
 
@@ -398,7 +399,8 @@ def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of evaluate.json, as MLflow metrics in one group."""
     metrics: dict[str, float] = {}
     for split in ("train", "val", "test"):
-        for name, value in (evaluation.get(split) or {}).items():
+        scores = evaluation.get(split)
+        for name, value in scores.items() if isinstance(scores, dict) else ():
             metrics[f"evaluate/{split}_{name}"] = value
     for name in ("verbatim_recall", "generalisation_gap"):
         if evaluation.get(name) is not None:

@@ -218,16 +218,18 @@ class MetricBuffer:
 
     def _read_spool(self) -> list[Point]:
         try:
-            lines = self._spool.read_text(encoding="utf-8").splitlines(keepends=True)
-        except FileNotFoundError:
+            # Only a line end ends a point: JSON may hold other signs that Python splits at.
+            content = self._spool.read_text(encoding="utf-8", errors="replace")
+        except OSError:
             return []
+        lines = content.split("\n")
         points = []
         for line in lines:
             try:
-                points.append(Point(*json.loads(line)))
-            except (ValueError, TypeError):
+                points.append(_point(json.loads(line)))
+            except (ValueError, TypeError, OverflowError, RecursionError):
                 continue  # the last line of a process that was killed while writing it
-        if lines and not lines[-1].endswith("\n"):
+        if lines[-1]:
             write_text(self._spool, "".join(json.dumps(point) + "\n" for point in points))
         return points
 
@@ -241,6 +243,15 @@ class MetricBuffer:
                 f"tracking: warning: MLflow does not take metrics ({one_line(error)}); training goes on, "
                 f"they wait in {self._spool} and are sent when it answers, at the latest by the next stage or run."
             )
+
+
+def _point(values: Any) -> Point:
+    """A line of the spool. Raises ValueError or TypeError where it is none."""
+    key, value, timestamp, step, *given = values
+    number = float(value)
+    if not isinstance(key, str) or not math.isfinite(number):
+        raise ValueError
+    return Point(key, number, int(timestamp), int(step), *map(str, given))
 
 
 class SystemMetrics:

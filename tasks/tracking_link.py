@@ -4,7 +4,6 @@ Such a run is written down in `mlruns/spool/ID.run.json`, under an id of our own
 `restored_runs()` and the tag `begun_as` say which.
 """
 
-import json
 import threading
 import time
 import uuid
@@ -16,6 +15,7 @@ from gpt2core.errors import UserError
 from gpt2core.files import read_json, write_json
 from tasks.params import Params
 from tasks.stage import say
+from tasks.tracking_outbox import read_messages
 from tasks.tracking_store import (
     connect,
     experiment_id,
@@ -176,8 +176,5 @@ def _read_plan(run_id: str) -> dict[str, Any] | None:
 
 
 def _last_status(run_id: str) -> str | None:
-    try:
-        messages = json.loads((mlruns() / "spool" / run_id / "messages.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return next((message["status"] for message in reversed(messages) if message.get("do") == "status"), None)
+    messages = read_messages(mlruns() / "spool" / run_id)
+    return next((message.get("status") for message in reversed(messages) if message["do"] == "status"), None)

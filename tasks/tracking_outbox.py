@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2core.files import write_text
+from gpt2core.files import read_json, write_text
 from tasks.stage import say
 from tasks.tracking_store import one_line
 
@@ -41,7 +41,7 @@ class Outbox:
     ) -> None:
         """`link` gives the client and the run's id there, or raises; `failing` where it is known that it does."""
         self._link, self._run_name, self._folder, self._warn = link, run_name, folder, warn
-        self._messages = _read(folder)
+        self._messages = read_messages(folder)
         self._changing, self._delivering = threading.Lock(), threading.Lock()
         self._failed_at = time.monotonic() if failing else -PAUSE_SECONDS
         self._said = failing
@@ -174,9 +174,11 @@ def _is_refused(error: Exception) -> bool:
     return missing or getattr(error, "error_code", None) in REFUSED
 
 
-def _read(folder: Path) -> list[Message]:
+def read_messages(folder: Path) -> list[Message]:
+    """What waits in `folder`; nothing where there is nothing that can be read."""
     try:
-        messages = json.loads((folder / "messages.json").read_text(encoding="utf-8"))
+        messages = read_json(folder / "messages.json")
     except (OSError, ValueError):
         return []
-    return [message for message in messages if isinstance(message, dict) and {"do", "what"} <= set(message)]
+    listed = messages if isinstance(messages, list) else []
+    return [message for message in listed if isinstance(message, dict) and {"do", "what"} <= set(message)]

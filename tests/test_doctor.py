@@ -285,3 +285,14 @@ def test_stages_at_work_and_what_a_killed_server_left_behind_are_named_by_their_
         for process in (stage, served):
             process.kill()
             process.communicate()
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"read": {"a": {"pid": 1' + "0" * 400 + ', "cmd": "x"}}}', "[1]", "\x00"]
+)
+def test_a_list_of_locks_that_a_parser_stumbles_over_is_damaged(tmp_path, content: str) -> None:
+    from tasks.doctor_processes import locks
+
+    (tmp_path / ".dvc/tmp").mkdir(parents=True)
+    (tmp_path / ".dvc/tmp/rwlock").write_text(content)
+    assert any("is damaged" in finding.text for finding in locks(tmp_path))

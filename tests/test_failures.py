@@ -174,3 +174,54 @@ def test_an_output_that_the_disk_cannot_take_back_stays_away(tmp_path: Path, mon
     monkeypatch.setattr(outputs.shutil, "copyfile", full)
     assert not restore({"path": "out.json", "md5": "abcd"}, tmp_path / "cache")
     assert not Path("out.json").exists()
+
+
+def test_what_a_message_quotes_of_a_file_stays_one_line_that_can_be_read() -> None:
+    message = str(UserError("a\nb\x1b[31m\udc80.txt is missing", "x" * 100_000 + "; give another."))
+    first, second = message.splitlines()
+    assert first == r"a\nb\x1b[31m\udc80.txt is missing"
+    assert len(second) <= 1000
+    assert second.endswith("; give another.")
+    assert "\n" not in str(failure_line("gpt2", FileNotFoundError(2, "No such file", "a\nb")))
+
+
+def test_a_name_that_is_too_long_for_a_file_is_shortened() -> None:
+    with pytest.raises(OSError, match="too long") as caught:
+        Path("x" * 5000).stat()
+    assert len(str(failure_line("gpt2", caught.value))) <= 1000
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "9" * 5000, "\ufeff{}", '{"a": '])
+def test_a_report_that_a_parser_stumbles_over_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "train.json").write_text(content)
+    with pytest.raises(UserError, match="is damaged") as caught:
+        read_report(tmp_path / "train.json", "finetune", ())
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("damage", [{"steps": "many"}, {"tokens_seen": None}, {"train_loss": 10**400}, {}])
+def test_a_summary_of_damaged_reports_says_which_to_make_again(tmp_path: Path, monkeypatch, damage) -> None:
+    from tasks.summary import summary_lines
+
+    monkeypatch.chdir(tmp_path)
+    paths.TRAIN_METRICS.parent.mkdir(parents=True)
+    whole = {"steps": 1, "tokens_seen": 2, "wall_seconds": 3.0}
+    paths.TRAIN_METRICS.write_text(json.dumps({**whole, **damage} if damage else {"steps": 1}))
+    with pytest.raises(UserError, match=r"reports/metrics/train.json.*run the pipeline again"):
+        summary_lines()
+
+
+@pytest.mark.parametrize("metrics", [[1], {"train": [1, 2]}, {"train": "x"}])
+def test_a_model_card_of_damaged_reports_is_refused_or_says_less(tmp_path: Path, monkeypatch, metrics) -> None:
+    from tasks.model_facts import gather_facts
+
+    monkeypatch.chdir(tmp_path)
+    for path, value in ((paths.RUN, {"run_id": "ab"}), (paths.EVALUATE_METRICS, metrics)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    paths.BEST_MODEL.mkdir()
+    with pytest.raises(UserError, match=r"evaluate.json is damaged"):
+        gather_facts("models/best", paths.BEST_MODEL, TINY)
+    paths.RUN.write_text("[1]")
+    with pytest.raises(UserError, match=r"run.json is damaged"):
+        gather_facts("models/best", paths.BEST_MODEL, TINY)

@@ -50,3 +50,12 @@ def test_what_is_there_is_left_alone(project: Path) -> None:
 def test_without_a_lock_file_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert outputs.restore_outputs("finetune") == []
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 3000, "stages: 1", "stages: {plot: {outs: [x]}}", "stages: {plot: {outs: [{}]}}", "\xff"]
+)
+def test_a_damaged_lock_file_brings_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.lock").write_bytes(content.encode("latin-1"))
+    assert outputs.restore_outputs("plot") == []

@@ -403,3 +403,35 @@ def test_tracking_costs_under_one_percent_of_small_steps(project):
     run.flush()
     assert time.process_time() - started < 1.0
     run.finish()
+
+
+def test_lines_of_a_spool_that_are_no_points_are_passed_by(tmp_path):
+    whole = '["loss", 3.5, 1790000000000, 7]'
+    odd = [
+        '["loss", {}, 1, 2]',
+        "[1]",
+        '["loss", NaN, 1, 2]',
+        "[" * 100_000,
+        '["a", 1' + "0" * 400 + ", 1, 2]",
+        "\x85",
+        "{}",
+        "7",
+    ]
+    (tmp_path / "spool.jsonl").write_bytes("\n".join([*odd, whole, '["lo']).encode() + b"\xff")
+    sent = []
+    buffer = MetricBuffer(sent.extend, tmp_path / "spool.jsonl")
+    assert buffer.close()
+    assert [(point.key, point.value, point.step) for point in sent] == [("loss", 3.5, 7)]
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[1, 2]", "\ufeff{}", "", '{"a": '])
+def test_damaged_notes_of_what_waits_and_of_restored_runs_are_as_none(tmp_path, monkeypatch, content):
+    from tasks.tracking_outbox import read_messages
+    from tasks.tracking_store import restored_runs
+
+    monkeypatch.setenv("GPT2_PROJECT_ROOT", str(tmp_path))
+    (tmp_path / "mlruns").mkdir()
+    for name in ("mlruns/restored_runs.json", "messages.json"):
+        (tmp_path / name).write_text(content)
+    assert restored_runs() == {}
+    assert read_messages(tmp_path) == []
