@@ -220,7 +220,7 @@ def _parquet_texts(path: Path, text_field: str, on_bytes: Callable[[int], None])
     if not path.exists():
         raise UserError(f"{path} is missing.")
     try:
-        with pq.ParquetFile(path) as table:
+        with path.open("rb") as handle, pq.ParquetFile(handle) as table:
             _check_column(path, table.schema_arrow, text_field)
             row = 0
             for batch in table.iter_batches(batch_size=256, columns=[text_field]):
@@ -231,10 +231,10 @@ def _parquet_texts(path: Path, text_field: str, on_bytes: Callable[[int], None])
                     yield text
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: column {text_field!r} holds text that is not valid UTF-8 ({error.reason}).") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             raise
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or ["no reason given"])[0]
         raise UserError(f"{path}: not a readable .parquet file ({reason}).") from None
     on_bytes(path.stat().st_size)
 

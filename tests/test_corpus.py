@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,3 +177,27 @@ def test_parquet_without_the_column_or_with_a_null_is_named(tmp_path: Path) -> N
         check_file(tmp_path / "a.parquet", text_field="number")
     with pytest.raises(UserError, match="row 2: column 'text' is null"):
         check_file(tmp_path / "a.parquet")
+
+
+def test_a_parquet_file_whose_name_is_no_utf8_is_read(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": ["one", "two"]}), tmp_path / "a.parquet")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.parquet"))
+    (tmp_path / "a.parquet").rename(odd)
+    assert documents(odd) == ["one", "two"]
+
+
+def test_a_parquet_file_with_a_schema_that_the_reader_lacks_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": ["one"], "n": pa.array([1], pa.uint8())}), tmp_path / "a.parquet", version="2.6")
+    content = (tmp_path / "a.parquet").read_bytes()
+    for at in range(len(content)):  # whatever byte is another, it is text or one line
+        spoiled = write(tmp_path / "b.parquet", content[:at] + bytes([content[at] ^ 0x40]) + content[at + 1 :])
+        try:
+            documents(spoiled)
+        except UserError as error:
+            assert len(str(error).splitlines()) == 1
