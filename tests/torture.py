@@ -42,7 +42,8 @@ VICTIMS = ("dvc", "stage", "all")
 MARK = "GPT2_TORTURE"
 # What a stage writes while it is not whole; a kill that waits for one of these lands in the middle of a save.
 HALF_WRITTEN = (".partial", ".tmp", ".db-journal", ".db-wal")
-PATIENCE = 30.0  # seconds for every process to be gone; the promise for a 124M model is 10
+PATIENCE = 120.0  # seconds for every process to be gone, on a machine that tortures several projects at once
+MOMENTS = (0.1, 0.25, 0.5)  # of a whole run: the latest that a kill comes
 GLANCE = 0.1  # seconds between two looks at the processes
 
 
@@ -160,7 +161,7 @@ class Torture:
         return True
 
     def _wait_for_the_moment(self, process: "subprocess.Popen[bytes]", root: Path, chance: random.Random) -> None:
-        deadline = time.monotonic() + chance.uniform(0.0, 0.5 * self.seconds)
+        deadline = time.monotonic() + chance.uniform(0.0, chance.choice(MOMENTS) * self.seconds)
         in_a_save = chance.random() < 0.5
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005 if in_a_save else 0.02)
