@@ -11,6 +11,7 @@ from cli.output import number, put, put_json, put_table
 from gpt2core.corpus import check_file, read_corpus
 from gpt2core.errors import UserError
 from gpt2core.evaluate import Score, Tokens, evaluate
+from gpt2core.files import with_home
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime, pick_runtime, set_threads
 from gpt2core.token_writer import encode_fragments
@@ -82,13 +83,13 @@ def open_texts(arguments: argparse.Namespace) -> dict[str, Tokens]:
     if arguments.file is not None:
         texts: dict[str, Tokens] = {}
         for name in arguments.file:
-            path = Path(name).expanduser()
+            path = with_home(name)
             if not path.is_file():
                 raise UserError(f"--file: {name} is {'a folder; give a file.' if path.is_dir() else 'missing.'}")
             check_file(path)
             texts[name] = TextTokens(path)
     else:
-        texts = open_splits(Path(arguments.data or ".").expanduser(), given=arguments.data is not None)
+        texts = open_splits(with_home(arguments.data or "."), given=arguments.data is not None)
     short = [name for name, tokens in texts.items() if len(tokens) < 2]
     if short:
         raise UserError(f"{short[0]} has fewer than two tokens, and the first one cannot be scored.")

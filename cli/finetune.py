@@ -15,7 +15,7 @@ from cli.pipeline import INTERRUPTED, InterruptedPipelineError, PipelineError, r
 from cli.project_settings import combined, from_model, from_preset, of_text, registry_name
 from gpt2core.config import PRESETS
 from gpt2core.errors import UserError
-from gpt2core.files import atomic_path, read_json
+from gpt2core.files import atomic_path, read_json, with_home
 from tasks import paths
 from tasks.params_file import parse_assignments
 from tasks.project import is_project, params_text, write_project
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     for flag, value in (("--train-file", arguments.train_file), ("--output-dir", arguments.output_dir)):
         if not value:
             raise UserError(f"{flag} is missing: gpt2 finetune --train-file my.txt --output-dir my_model.")
-    output = Path(arguments.output_dir).expanduser()
+    output = with_home(arguments.output_dir)
     check_output(output)
     parameters = checked_params(arguments, output)
     with alone_in(output):

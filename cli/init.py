@@ -8,7 +8,7 @@ from typing import Any
 from cli.project_settings import combined, first_words, from_model, from_preset, local_files
 from gpt2core.config import PRESETS
 from gpt2core.errors import UserError
-from gpt2core.files import write_text
+from gpt2core.files import with_home, write_text
 from tasks import paths
 from tasks.code_version import package_version
 from tasks.project import in_git, is_project, params_text, published, write_pipeline, write_project
@@ -50,12 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the project, or update it. Raises UserError, and leaves nothing, where it cannot be made."""
-    folder = Path(arguments.directory).expanduser()
+    folder = with_home(arguments.directory)
     if arguments.update:
         update(folder)
         return
     check_free(folder)
-    text = None if arguments.train_file is None else Path(arguments.train_file).expanduser()
+    text = None if arguments.train_file is None else with_home(arguments.train_file)
     files = [] if text is None else local_files(str(text))
     parameters = params_text(settings(arguments, text, files))
     here = folder.is_dir()

@@ -1,6 +1,5 @@
 """What `gpt2 init` and `gpt2 finetune` set in params.yaml: the text, the model to start from, and what suits both."""
 
-import glob
 import os
 import re
 from collections.abc import Mapping
@@ -11,6 +10,8 @@ from typing import Any
 from gpt2core.config import PRESETS
 from gpt2core.corpus import check_file, file_format, read_corpus
 from gpt2core.errors import UserError
+from gpt2core.files import with_home
+from tasks.globbing import matching_files
 from tasks.params_file import merged
 
 RELEASED = tuple(name for name in PRESETS if name.startswith("gpt2"))
@@ -41,7 +42,7 @@ def known_model(name: str) -> str:
     """`name`, absolute where it is a folder. Raises UserError where it can be no model."""
     if name in RELEASED or name.startswith("models:/"):
         return name
-    folder = Path(name).expanduser()
+    folder = with_home(name)
     if not folder.is_dir():
         nearest = get_close_matches(name, RELEASED, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(RELEASED)}, and models:/NAME@ALIAS."
@@ -72,7 +73,7 @@ def of_text(source: str) -> dict[str, Any]:
     if source in NAMED_SETS or source.startswith(("hf:", "http://", "https://")):
         return {"data": {"source": source}, **_prompts("")}
     files = local_files(source)
-    path = Path(source).expanduser()
+    path = with_home(source)
     name = os.path.abspath(path)  # noqa: PTH100  # `resolve` would follow a link to another name
     watched = name if path.exists() else os.path.commonpath([file.parent.resolve() for file in files])
     return {"data": {"source": name, "watch": watched}, **_prompts(first_words(files[0]))}
@@ -80,13 +81,13 @@ def of_text(source: str) -> dict[str, Any]:
 
 def local_files(source: str) -> list[Path]:
     """The files that a file, folder or glob names. Raises UserError where there is none, or one is no text."""
-    path = Path(source).expanduser()
+    path = with_home(source)
     if path.is_file():
         found = [path]
     elif path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.is_file() and _is_text(file))
     else:
-        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())  # noqa: PTH207
+        found = matching_files(str(path))
     if not found:
         what = "has no text files" if path.is_dir() else "is missing"
         raise UserError(f"--train-file: {source} {what}; give a text file (.txt, .md, .jsonl, .parquet, .gz, .zst).")

@@ -40,11 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Raises UserError where the run, its settings, its code or its text are not to be had; exits 130 for Ctrl-C."""
+    from gpt2core.files import with_home
     from tasks.rerun import as_dict, check_data, compare, prepare
     from tasks.runs import find_run
 
     wanted = find_run(arguments.run)
-    folder = Path(arguments.directory or f"rerun-{wanted.run_id[:8]}").expanduser()
+    folder = with_home(arguments.directory or f"rerun-{wanted.run_id[:8]}")
     print(f"making {wanted.name} ({wanted.run_id[:8]}) again in {folder}", file=sys.stderr, flush=True)
     try:
         for stage in prepare(wanted, folder, any_code=arguments.any_code):

@@ -65,6 +65,11 @@ def inside(file: Path, directory: Path) -> Path:
     return target
 
 
+def with_home(name: str | Path) -> Path:
+    """The path `name` with `~` as the home folder; a `~` of nobody stands for itself."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111  # pathlib's raises where there is no such home
+
+
 def sha256_file(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

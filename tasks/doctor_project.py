@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core.errors import UserError
+from gpt2core.files import with_home
 from tasks import paths
 from tasks.doctor import LOOK, OK, WRONG, Finding
 from tasks.dvc_files import read_stages
@@ -130,7 +131,7 @@ def _dvc_config(root: Path) -> configparser.ConfigParser:
 def dvc_cache(root: Path) -> Path:
     """DVC's cache by the project's own settings; relative ones count from the file that has them."""
     place = _dvc_config(root).get("cache", "dir", fallback="cache")
-    return (root / ".dvc" / Path(place).expanduser()).resolve()
+    return (root / ".dvc" / with_home(place)).resolve()
 
 
 def _is_configured(root: Path) -> bool:

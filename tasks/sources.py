@@ -18,8 +18,10 @@ from urllib.parse import unquote, urlsplit
 
 from gpt2core.corpus import COMPRESSIONS, SUFFIXES, check_file, file_format
 from gpt2core.errors import UserError
-from gpt2core.files import sha256_file
+from gpt2core.files import sha256_file, with_home
+from gpt2core.tokenizer import check_unicode
 from tasks import paths
+from tasks.globbing import matching_files
 from tasks.http_download import download
 from tasks.params import Data
 from tasks.redact import check_no_secret, filled_in, redact
@@ -140,16 +142,15 @@ def _refuse_sha256(data: Data, what: str) -> None:
 
 def _local_files(source: str) -> dict[Path, str]:
     """Path of each file that `source` names, in sorted order, to its name in the folder of raw files."""
-    path = Path(source).expanduser()
+    path = with_home(source)
     if path.is_file():
         file_format(path)
-        return {path: path.name}
+        return {path: _storable_name(path, path.parent)}
     if path.is_dir():
         files = sorted(found for found in _walk(path) if _is_readable(found))
         base = path
     elif glob.has_magic(source):
-        matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
-        files = sorted(match for match in matches if match.is_file())
+        files = matching_files(str(path))
         for file in files:
             file_format(file)
         base = Path(os.path.commonpath([file.parent for file in files])) if files else path
@@ -159,7 +160,17 @@ def _local_files(source: str) -> dict[Path, str]:
     if not files:
         kinds = ", ".join(SUFFIXES)
         raise UserError(f"data.source ({source!r}) has no text files ({kinds}, also with {' or '.join(COMPRESSIONS)}).")
-    return {file: file.relative_to(base).as_posix() for file in files}
+    return {file: _storable_name(file, base) for file in files}
+
+
+def _storable_name(file: Path, base: Path) -> str:
+    """Its name below `base`. Raises UserError where it is in another encoding than UTF-8: JSON could not hold it."""
+    name = file.relative_to(base).as_posix()
+    try:
+        check_unicode(name)
+    except UserError:
+        raise UserError(f"{file}: the file's name is not UTF-8; rename it.") from None
+    return name
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -1,6 +1,8 @@
+import glob
 import gzip
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from gpt2core.corpus import read_corpus
 from gpt2core.errors import UserError
 from gpt2core.tokens import open_split, open_tokens
 from tasks import download, hub_dataset, paths, sources, tokenize
+from tasks.globbing import matching_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -265,3 +268,41 @@ def test_tokenize_says_that_there_is_no_val_split(capsys: pytest.CaptureFixture[
     tokenize.main()
     assert "no val split" in capsys.readouterr().out
     assert len(open_split(paths.TOKENS, "val")) == 0
+
+
+def test_a_glob_finds_what_pythons_own_finds_and_ends_where_links_lead_in_a_circle(project: Path) -> None:
+    for name in ("a.txt", "b.md", "sub/a.txt", "sub/deep/a.txt", ".hidden/a.txt", "sub/.a.txt", "[x].txt"):
+        (project / "c" / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / "c" / name).write_text("text")
+    patterns = (
+        "c/*",
+        "c/**",
+        "c/**/*.txt",
+        "**/a.txt",
+        "c/*/a.txt",
+        "c/[ab]*",
+        "c/**/deep/*",
+        "c/../c/*.md",
+        "c/[[]x].txt",
+    )
+    patterns += ("c/.*/*", "c/**/**/a.txt", "c/?.txt", "c/none*", "c/[", "c/a.txt/*")
+    for pattern in patterns:
+        found = glob.glob(pattern, recursive=True)  # noqa: PTH207
+        expected = sorted({Path(match) for match in found if Path(match).is_file()})
+        assert matching_files(pattern) == expected, pattern
+    for number in range(3):
+        (project / f"c/loop{number}").symlink_to(".")
+    assert matching_files("c/**/deep/*.txt") == [Path("c/sub/deep/a.txt")]
+
+
+def test_a_file_whose_name_is_no_utf8_is_refused_by_name(project: Path) -> None:
+    (project / "c").mkdir()
+    Path(os.fsdecode(os.fsencode(project) + b"/c/\xff.txt")).write_text("text")
+    with pytest.raises(UserError, match=r"udcff.txt: the file's name is not UTF-8; rename it"):
+        run_download(source="c")
+    assert not paths.RAW.exists()
+
+
+def test_a_home_of_nobody_is_a_folder_that_is_not_there(project: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        run_download(source="~nobody-of-this-name/c")
