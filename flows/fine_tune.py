@@ -23,6 +23,7 @@ from prefect.states import Failed
 
 from flows import summary
 from flows.child import ChildError, run_child
+from flows.database import prepare_database
 from flows.overrides import (
     DataOverrides,
     EvaluateOverrides,
@@ -188,6 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             state: Any = fine_tune(**overrides, return_state=True)
     except KeyboardInterrupt:
         return 130
+    except UserError as error:
+        print(f"fine-tune: error: {error}", file=sys.stderr)
+        return 1
     if state.is_completed():
         return 0
     print(f"fine-tune: error: {state.message}", file=sys.stderr)
@@ -197,13 +201,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def server_settings() -> AbstractContextManager[Any]:
     """The server that is configured, if it answers; else one that lives as long as this process."""
     url = get_current_settings().api.url
-    if not url or "PREFECT_API_URL" in os.environ:
+    if "PREFECT_API_URL" in os.environ:
         return nullcontext()
     try:
-        urllib.request.urlopen(f"{url}/health", timeout=2).close()
+        if url:
+            urllib.request.urlopen(f"{url}/health", timeout=2).close()
+            return nullcontext()
     except OSError:
-        return temporary_settings({PREFECT_API_URL: None})
-    return nullcontext()
+        pass
+    prepare_database()
+    return temporary_settings({PREFECT_API_URL: None})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tasks.tracking_store import mlruns
+from tasks.stage import say
+from tasks.tracking_store import store_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,12 +19,24 @@ _KEPT = 100  # changes that the history remembers
 
 @contextmanager
 def registry_lock() -> Iterator[None]:
-    """Two runs that end together must not both take the place of the same champion."""
-    from filelock import FileLock
+    """Two runs that end together must not both take the place of the same champion, wherever their projects are.
 
-    mlruns().mkdir(parents=True, exist_ok=True)
-    with FileLock(mlruns() / ".register.lock"):
+    Of a server's store it keeps the runs of one machine and one user apart.
+    """
+    from filelock import FileLock, Timeout
+
+    file = store_lock("register")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        say("waiting for another run that is being held against the champion ...")
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def make_champion(client: "MlflowClient", name: str, version: str, *, rolled_back: bool = False) -> None:

@@ -1,11 +1,14 @@
 """Where MLflow keeps what it is told: the store under `mlruns/`, or the one that MLFLOW_TRACKING_URI names."""
 
 import errno
-import json
+import getpass
+import hashlib
 import logging
 import os
 import re
 import sqlite3
+import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -13,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import UserError
+from gpt2core.files import read_json
 from tasks import paths
+from tasks.redact import redact as redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -69,19 +74,25 @@ def _sqlite_file() -> Path | None:
     return file if uri.startswith("sqlite:///") and file.is_absolute() else None
 
 
-_SECRET_IN_QUERY = re.compile(r"([?&][\w.-]*(?:token|key|sig|secret|passw|credential|auth)[\w.-]*)=[^&\s'\"]+", re.I)
-
-
-def redact(text: str) -> str:
-    """`text` without the secrets of any address in it: `user:password@`, and tokens, keys and signatures after `?`."""
-    return _SECRET_IN_QUERY.sub(r"\1=REDACTED", re.sub(r"(?<=://)[^/@\s]+@", "", text))
+def store_lock(name: str) -> Path:
+    """The file of a lock that all who use this store share: in `mlruns/`, beside another SQLite file, else by user."""
+    if is_local():
+        return mlruns() / f".{name}.lock"
+    if database := _sqlite_file():
+        return database.with_name(f".{database.name}.{name}.lock")
+    uri = hashlib.sha256(redact(tracking_uri()).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"gpt2-{getpass.getuser()}" / f"{uri}.{name}.lock"
 
 
 def one_line(error: BaseException) -> str:
     """The first line of an error, safe to show."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # requests wraps a refused connection in four names of its own.
-    for sign, words in (("Max retries exceeded", "no answer"), ("timeout exception", "no answer in time")):
+    for sign, words in (
+        ("error code 401", "it wants a login"),
+        ("Max retries exceeded", "no answer"),
+        ("timeout exception", "no answer in time"),
+    ):
         if sign in lines[0]:
             return words
     return redact(lines[0])[:300]
@@ -102,6 +113,10 @@ class StoreAwayError(UserError):
         self.reason = reason
 
 
+MAKING_SECONDS = 30.0  # MLflow takes 2 s to 10 s for the tables of a new file
+_BEING_MADE = re.compile(
+    r"already exists|duplicate column|no such (table|column)|out-of-date database schema|UNIQUE constraint failed"
+)
 _AWAY = re.compile(
     r"Max retries exceeded|timeout exception|timed out|Connection (refused|reset|aborted)|database is locked"
     r"|error code (408|429|5\d\d)|too many (429|5\d\d) error responses"
@@ -120,14 +135,18 @@ def connect() -> "MlflowClient":
     Raises StoreAwayError where it does not answer, UserError where it cannot be used.
     """
     prepare_mlflow()
-    uri = tracking_uri()
+    uri, begun_at = tracking_uri(), time.monotonic()
     try:
         if database := _sqlite_file():
             _prepare_store(database)
-        from mlflow import MlflowClient
-
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        client.search_experiments(max_results=1)
+        while True:
+            try:
+                client = _client(uri)
+                break
+            except Exception as error:
+                if not _is_being_made(error) or time.monotonic() - begun_at > MAKING_SECONDS:
+                    raise
+                time.sleep(0.5)
     except Exception as error:  # requests, SQLAlchemy, sqlite3 and MLflow each raise their own
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
@@ -136,7 +155,17 @@ def connect() -> "MlflowClient":
     return client
 
 
+def _client(uri: str) -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.search_experiments(max_results=1)
+    return client
+
+
 def _remedy(reason: str) -> str:
+    if "error code 401" in reason:
+        return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a login that it knows."
     if _sqlite_file() is None:
         return "start its server, or unset MLFLOW_TRACKING_URI to use the local store in mlruns/."
     if "locked" in reason:
@@ -205,7 +234,7 @@ def _prepare_store(database: Path) -> None:
     from filelock import FileLock
 
     database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(database.with_name(".store.lock" if is_local() else f".{database.name}.lock")):
+    with FileLock(store_lock("store")):
         if not database.exists():
             _create_database(database)
         if is_local():
@@ -225,7 +254,23 @@ def _create_database(database: Path) -> None:
     with closing(sqlite3.connect(partial)) as connection:
         # Readers (the UI) and writers (two runs) then do not wait for each other.
         connection.execute("PRAGMA journal_mode=WAL")
-    partial.replace(database)
+    try:
+        os.link(partial, database)
+        partial.unlink()
+    except FileExistsError:  # somebody has opened MLflow's page meanwhile, which makes its own
+        partial.unlink()
+    except OSError:  # a disk without links
+        partial.replace(database)
+
+
+def _is_being_made(error: Exception) -> bool:
+    """Whether another program, such as MLflow's page, makes the tables of a new file just now."""
+    file = _sqlite_file()
+    try:
+        fresh = file is not None and time.time() - file.stat().st_mtime < MAKING_SECONDS
+    except OSError:
+        return False
+    return fresh and bool(_BEING_MADE.search(str(error)))
 
 
 def _mend_places(database: Path, directory: Path) -> None:
@@ -240,9 +285,10 @@ def _mend_places(database: Path, directory: Path) -> None:
 def restored_runs() -> dict[str, str]:
     """Runs made here for one of another id: whose results came from another store, or that began while it was away."""
     try:
-        return dict(json.loads(_restored_runs_file().read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        found = read_json(_restored_runs_file())
+    except (OSError, ValueError):  # where it is damaged, such a run is asked for by its own id
         return {}
+    return {str(old): str(new) for old, new in found.items()} if isinstance(found, dict) else {}
 
 
 def stored_run_id(run_id: str) -> str:
