@@ -1,5 +1,6 @@
 """The work pool that `flows.serve` keeps: one flow run at a time, none left running without a worker."""
 
+import base64
 import json
 import os
 import time
@@ -123,10 +124,27 @@ def _set_state(api: str, flow_run: dict[str, Any], kind: str, message: str) -> N
     request("POST", f"{api}/flow_runs/{flow_run['id']}/set_state", {"state": state, "force": True})
 
 
+def auth_string() -> str | None:
+    """`user:password` of Prefect's API, where its user has set one for the client or only for the server."""
+    from prefect.settings import get_current_settings
+
+    for name in ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"):
+        if value := os.environ.get(name):
+            return value
+    settings = get_current_settings()
+    found = settings.api.auth_string or settings.server.api.auth_string
+    return found.get_secret_value() if found else None
+
+
+def _login() -> dict[str, str]:
+    login = auth_string()
+    return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
+
+
 def request(method: str, url: str, body: Any = None) -> Any:
     """The answer of Prefect's server. It says 503 where its SQLite file was locked too long: try again then."""
     data = None if body is None else json.dumps(body).encode()
-    message = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    message = urllib.request.Request(url, data, {"Content-Type": "application/json", **_login()}, method=method)
     for attempt in range(_ATTEMPTS):
         try:
             with urllib.request.urlopen(message, timeout=30) as response:

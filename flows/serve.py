@@ -20,6 +20,7 @@ import psutil
 
 from flows.pool import (
     POOL,
+    auth_string,
     cancel_running,
     close_abandoned,
     create_pool,
@@ -51,6 +52,8 @@ def serve(prefect_port: int, mlflow_port: int) -> None:
     api = f"http://{HOST}:{prefect_port}/api"
     store = open_store()
     environment = {**SERVER_ENVIRONMENT, **os.environ, "PREFECT_API_URL": api, "PYTHONUNBUFFERED": "1"}
+    if login := auth_string():  # of the server; what we start is its client
+        environment["PREFECT_API_AUTH_STRING"] = login
     if not is_remote(store):
         environment[MLFLOW_PAGE] = f"http://{HOST}:{mlflow_port}"
     services = Services(ROOT, ROOT / paths.LOGS, environment)

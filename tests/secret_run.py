@@ -78,10 +78,9 @@ def mlflow_server(folder: Path, password: str) -> Iterator[str]:
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1", "--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "./artifacts",
-    ]  # fmt: skip
+    options = {"port": port, "workers": 1, "backend-store-uri": "sqlite:///mlflow.db", "artifacts-destination": "./a"}
+    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", "127.0.0.1"]
+    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -105,7 +104,7 @@ def answers(url: str) -> bool:
 
 
 def places_of(words: Sequence[str], folder: Path) -> list[str]:
-    """Files below `folder` that hold one of the words, also base64-coded as in a header; databases are read as bytes."""
+    """Files below `folder` that hold one of the words, also as a header has it; databases are read as bytes."""
     needles = [word.encode() for word in words]
     needles += [base64.b64encode(f"{user}:{word}".encode()) for word in words for user in (USER, ADMIN)]
     found = []
@@ -114,3 +113,62 @@ def places_of(words: Sequence[str], folder: Path) -> list[str]:
             content = path.read_bytes()
             found += [f"{path.relative_to(folder)}: {needle.decode()}" for needle in needles if needle in content]
     return found
+
+
+def look(root: Path, folder: Path) -> list[str]:
+    """Run the pipeline and the commands that speak of stores; what was found wrong, a line each."""
+    password, token, admin = (f"{name}-{secrets.token_hex(8)}" for name in ("password", "token", "admin"))
+    copy_sources(root)
+    text = (root / "data/corpus/tiny.txt").read_bytes()
+    wrong: list[str] = []
+    with text_server(text, password, token) as texts, mlflow_server(folder / "server", admin) as mlflow:
+        source = f"http://{USER}:${{TEXT_PASSWORD}}@127.0.0.1:{texts.server_port}/tiny.txt?token=${{TEXT_TOKEN}}"
+        data = {**TINY["data"], "source": source, "sha256": hashlib.sha256(text).hexdigest()}
+        project = Project(root, {**TINY, "data": data})
+        project.git("init", "-q")
+        secret = {"TEXT_PASSWORD": password, "TEXT_TOKEN": token}
+        in_address = {"MLFLOW_TRACKING_URI": f"http://{ADMIN}:{admin}@{mlflow}"}
+        by_name = {"MLFLOW_TRACKING_URI": f"http://{mlflow}"}
+        login = {"MLFLOW_TRACKING_USERNAME": ADMIN, "MLFLOW_TRACKING_PASSWORD": admin}
+        gpt2 = [sys.executable, "-c", "from cli.main import main; main()"]
+        steps: list[tuple[str, list[str], dict[str, str], int]] = [
+            ("no login", ["dvc", "repro"], {**secret, **by_name}, 255),
+            ("a wrong login", [*gpt2, "runs"], {**by_name, **login, "MLFLOW_TRACKING_PASSWORD": "x" + admin}, 1),
+            ("the pipeline", ["dvc", "repro"], {**secret, **in_address}, 0),
+            ("a stage again, by name", ["dvc", "repro", "-f", "-s", "evaluate"], {**secret, **by_name, **login}, 0),
+            ("runs", [*gpt2, "runs"], in_address, 0),
+            ("models", [*gpt2, "models", "list"], {**by_name, **login}, 0),
+            ("doctor", [*gpt2, "doctor"], in_address, -1),
+            ("relocate", [*gpt2, "relocate"], in_address, 1),
+            ("gc", [*gpt2, "gc"], in_address, 0),
+            ("a model", [*gpt2, "generate", "--model", "models:/gpt2@nobody", "--prompt", "A"], in_address, 1),
+        ]
+        for name, command, environment, code in steps:
+            started = time.monotonic()
+            project.environment.update(environment)
+            done = project.run(*command, check=False)
+            for key in environment:
+                del project.environment[key]
+            said = done.stdout + done.stderr
+            print(f"{name}: exit code {done.returncode}, {time.monotonic() - started:.0f} s", flush=True)
+            if code not in (-1, done.returncode) or "Traceback" in said:
+                wrong.append(f"{name}: exit code {done.returncode}\n{said[-3000:]}")
+            wrong += [f"{name} says {word}" for word in (password, token, admin) if word in said]
+    # The server's own database of users has the administrator's password as a hash only.
+    wrong += places_of([password, token, admin], folder)
+    return wrong
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "project").mkdir()
+        wrong = look(folder / "project", folder)
+    for line in wrong:
+        print(line)
+    print(f"{len(wrong)} places with a secret, or failures")
+    return min(len(wrong), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
