@@ -17,7 +17,7 @@ from tasks import paths
 from tasks.params import parse_params
 from tasks.tracking import link_cached_run, start_run, tracked_run
 from tasks.tracking_buffer import MetricBuffer, Point
-from tasks.tracking_store import connect, experiment_id, redact, tracking_uri
+from tasks.tracking_store import connect, experiment_id, redact, store_lock, tracking_uri
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -274,22 +274,73 @@ def test_the_project_root_decides_where_the_store_is(bare_project, tmp_path, mon
     assert not (bare_project / "mlruns").exists()
 
 
+ONE_OF_MANY = """
+from tasks.champion import make_champion, registry_lock
+from tasks.params import Params
+from tasks.tracking import start_run
+with start_run(Params()) as run:
+    run.log_metrics({'train_loss': 1.0}, step=1)
+    run.log_text('hello', 'hello.txt')
+    try:
+        run.client.create_registered_model('gpt2')
+    except Exception as error:
+        assert 'already exists' in str(error), error
+    version = run.client.create_model_version('gpt2', 'file:///nowhere', run.run_id).version
+    with registry_lock():
+        make_champion(run.client, 'gpt2', str(version))
+"""
+
+
 @pytest.mark.slow
-def test_processes_that_start_at_once_share_one_store(bare_project):
-    code = (
-        "from tasks.params import Params; from tasks.tracking import start_run\n"
-        "with start_run(Params()) as run: run.log_metrics({'train_loss': 1.0}, step=1)"
-    )
-    children = [
-        subprocess.Popen([sys.executable, "-c", code], env=environment_with_project(), stderr=subprocess.PIPE)
-        for _ in range(3)
-    ]
+def test_projects_that_start_at_once_on_a_new_store_share_it(tmp_path, monkeypatch):
+    """The pipelines themselves, ten of them: `python -m tests.side_by_side`."""
+    database = tmp_path / "shared/all.db"
+    monkeypatch.delenv("GPT2_PROJECT_ROOT", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    folders = [tmp_path / f"project-{number}" for number in range(3)]
+    children = []
+    for folder in folders:
+        folder.mkdir()
+        children.append(
+            subprocess.Popen(
+                [sys.executable, "-c", ONE_OF_MANY], cwd=folder, env=environment_with_project(), stderr=subprocess.PIPE
+            )
+        )
     errors = [child.communicate()[1].decode() for child in children]
     assert [child.returncode for child in children] == [0, 0, 0], errors
     client = connect()
-    assert len(client.search_runs([experiment_id(client, "gpt2")])) == 3
-    with sqlite3.connect(bare_project / "mlruns/mlflow.db") as database:
-        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    runs = client.search_runs([experiment_id(client, "gpt2")])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    # Beside the file, not in the folder of whoever was first.
+    artifacts = {Path(run.info.artifact_uri.removeprefix("file://")).parent.parent for run in runs}
+    assert artifacts == {tmp_path / "shared/all-artifacts"}
+    versions = client.search_model_versions("name = 'gpt2'")
+    assert sorted(str(entry.version) for entry in versions) == ["1", "2", "3"]
+    model = client.get_registered_model("gpt2")
+    history = [change["version"] for change in json.loads(model.tags["champion_history"])]
+    assert sorted(history) == ["1", "2", "3"]
+    assert str(model.aliases["champion"]) == history[-1]
+    with sqlite3.connect(database) as store:
+        assert store.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_relative_store_is_the_projects_also_in_a_flow_runs_folder(bare_project, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine/all.db")
+    monkeypatch.setenv("GPT2_PROJECT_ROOT", str(tmp_path))
+    assert tracking_uri() == f"sqlite:///{tmp_path.as_posix()}/mine/all.db"
+
+
+def test_who_shares_a_store_shares_its_locks(tmp_path, monkeypatch):
+    def lock(folder, uri):
+        monkeypatch.setenv("GPT2_PROJECT_ROOT", str(tmp_path / folder))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        return store_lock("register")
+
+    for uri in (f"sqlite:///{tmp_path}/all.db", "http://me:secret@127.0.0.1:5000"):
+        assert lock("one", uri) == lock("other", uri)
+        assert "secret" not in str(lock("one", uri))
+    assert lock("one", "http://127.0.0.1:5000") != lock("one", "http://127.0.0.1:5001")
+    assert lock("one", "") != lock("other", "")
 
 
 def environment_with_project():
