@@ -41,6 +41,7 @@ from gpt2core.errors import UserError
 from tasks import paths
 from tasks.dvc_files import mend
 from tasks.params import load_params
+from tasks.process import FLOW_PROCESS
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("download", "tokenize", "finetune", "evaluate", "sample", "plot", "register", "report")
@@ -154,6 +155,7 @@ def child_environment(flow_run_id: str) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "DVC_NO_ANALYTICS": "true",
         "GPT2_FLOW_RUN_ID": flow_run_id,
+        FLOW_PROCESS: str(os.getpid()),
         "GPT2_PROJECT_ROOT": str(ROOT),
     }
 

@@ -17,6 +17,7 @@ import psutil
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "68719476736", "MALLOC_TOP_PAD_": "67108864"}
 SHELLS = {"sh", "bash", "dash", "zsh"}
 WATCH_SECONDS = 0.5
+FLOW_PROCESS = "GPT2_FLOW_PROCESS"  # a variable: the process of the flow run, which DVC outlives
 
 
 def keep_freed_memory() -> None:
@@ -155,11 +156,16 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def _starters() -> list[psutil.Process]:
-    """What started this process: DVC, behind the shell it runs its stages by and behind torchrun.
+    """What started this process: DVC, behind the shell it runs its stages by and behind torchrun, and a flow's process.
 
     None where a person typed the command: whoever closes the terminal after `nohup` wants it to go on.
     """
     processes: list[psutil.Process] = []
+    if flow := os.environ.get(FLOW_PROCESS):
+        try:
+            processes.append(psutil.Process(int(flow)))
+        except psutil.NoSuchProcess:
+            raise TerminatedError from None  # it was killed before this began
     try:
         parent = psutil.Process().parent()
         while parent is not None and parent.pid > 1:

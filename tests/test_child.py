@@ -105,3 +105,42 @@ def test_a_cancel_reaches_the_stage_and_waits_for_its_checkpoint(tmp_path: Path,
     assert (tmp_path / "checkpoint").read_text() == "saved"
     assert output.splitlines() == ["saved", "cancelled"]
     assert time.monotonic() - started_at < 10
+
+
+WORKING = """
+import pathlib, sys, time
+from tasks.stage import run_stage
+def main():
+    pathlib.Path("working").touch()
+    try:
+        time.sleep(60)
+    finally:
+        pathlib.Path("left").touch()
+run_stage("working", main)
+"""
+DVC = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WORKING!r}])"
+FLOW_PROCESS = f"""
+import pathlib, sys
+from flows.child import run_child
+from flows.fine_tune import child_environment
+run_child([sys.executable, "-c", {DVC!r}], directory=pathlib.Path(sys.argv[1]), environment=child_environment("id"),
+          on_line=print)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_stage_leaves_when_its_flow_was_killed_though_dvc_lives(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    flow = subprocess.Popen([sys.executable, "-c", FLOW_PROCESS, str(tmp_path)], env=environment)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "working").exists():
+        assert flow.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    flow.kill()
+    flow.wait()
+    deadline = time.monotonic() + 10
+    while not (tmp_path / "left").exists():
+        assert time.monotonic() < deadline, "the next run would find the folder busy"
+        time.sleep(0.05)
