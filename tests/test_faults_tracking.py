@@ -25,7 +25,7 @@ from flows.serve import SERVER_ENVIRONMENT
 from gpt2core.files import write_json
 from tasks import paths
 from tasks.tracking import start_run, tracked_run
-from tasks.tracking_store import connect, mlruns
+from tasks.tracking_store import connect, experiment_id, mlruns
 from tasks.training_log import TrainingLog
 
 ROOT = Path(__file__).parents[1]
@@ -237,6 +237,47 @@ def test_rows_secured_before_a_kill_are_sent_by_the_next_process_and_not_played_
         for step in range(3, 8):  # the checkpoint was older than what was secured
             run.log_metrics({"train_loss": step / 2}, step=step)
     assert history(run, "train_loss") == steps(8)
+
+
+HOLDING = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+time.sleep(4)
+connection.execute("ROLLBACK")
+"""
+
+
+@pytest.mark.slow
+def test_a_database_that_another_program_writes_into_for_seconds_is_waited_for(project, capsys) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(mlruns() / "mlflow.db")], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "locked\n"
+    with start_run(params_with(learning_rate=0.002), "waits") as run:  # which writes at once
+        assert holder.poll() is not None
+        for step in range(5):
+            run.log_metrics({"train_loss": step / 2}, step=step)
+    stored = connect().get_run(run.run_id)
+    assert (stored.info.status, stored.data.params["train.learning_rate"]) == ("FINISHED", "0.002")
+    assert history(run, "train_loss") == steps(5)
+    assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif("GPT2_LONG_TESTS" not in os.environ, reason="waits 20 s for SQLite; set GPT2_LONG_TESTS to run it")
+def test_a_training_starts_while_the_database_stays_locked(project, capsys) -> None:
+    with contextlib.closing(sqlite3.connect(mlruns() / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        run = start_run(params_with(), "locked")
+        run.log_metrics({"train_loss": 0.0}, step=0)
+        other.execute("ROLLBACK")
+    run.finish()
+    (stored,) = connect().search_runs([experiment_id(connect(), "gpt2")])
+    assert (stored.info.run_name, stored.info.status) == ("locked", "FINISHED")
+    assert history(run, "train_loss") == steps(1)
+    assert "is away (" in capsys.readouterr().out
 
 
 @pytest.mark.skipif("GPT2_LONG_TESTS" not in os.environ, reason="waits 20 s for SQLite; set GPT2_LONG_TESTS to run it")
