@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ def save_dataset(name: str, text_field: str, folder: Path) -> tuple[list[str], s
     datasets.utils.logging.set_verbosity(logging.ERROR)
     try:
         splits = datasets.load_dataset(path, config, streaming=True)
+        odd = [split for split in splits if not re.fullmatch(r"\w[\w.-]*", str(split))]
+        if odd:  # it becomes a file's name
+            raise UserError(f"hf:{name}: a split is called {odd[0]!r}, which is no name.")
         order = sorted(
             splits,
             key=lambda split: (
@@ -55,7 +59,7 @@ def _path_and_config(name: str) -> tuple[str, str | None]:
     if Path(name).is_dir():
         return name, None
     parts = name.split("/")
-    if not all(parts) or len(parts) > 3:
+    if len(parts) > 3 or not all(re.fullmatch(r"\w[\w.-]*", part) for part in parts):
         raise UserError(f"data.source ('hf:{name}') must be hf:OWNER/NAME or hf:OWNER/NAME/CONFIG.")
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
 

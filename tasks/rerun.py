@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import re
 import subprocess
 import tarfile
 import tempfile
@@ -25,6 +26,7 @@ from tasks.tracking_store import connect, mlruns
 MARKER = Path("rerun.json")
 # Those that make a model and measure it; a second version of the same model would only confuse the registry.
 STAGES = ("tokenize", "finetune", "evaluate")
+_COMMIT = re.compile("[0-9a-f]{7,64}")  # what the store says is no option for git
 # What a clock or the store adds is no result.
 _NO_RESULT = ("wall_seconds", "tokens_per_second", "epoch")
 
@@ -115,7 +117,7 @@ def _other_code(run: Run) -> bytes | None:
     commit = run.tags.get("code_commit") or run.tags.get("git_commit") or "unknown"
     name = f"run {run.run_id} was made by other code (version {run.tags.get('code_version', 'unknown')}"
     way_out = "install that version, or take the code that is here with --any-code."
-    archive = None if commit == "unknown" else _archive(commit)
+    archive = _archive(commit) if _COMMIT.fullmatch(commit) else None
     if archive is None:
         where = (
             f", commit {commit[:12]}, which is in no repository here" if commit != "unknown" else ", no commit known"

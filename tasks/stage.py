@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from gpt2core.errors import UserError
 from tasks import paths
 from tasks.failures import failure_line
-from tasks.outputs import restore_outputs
+from tasks.outputs import Restored, restore_outputs
 from tasks.process import TerminatedError, leave_with_parent, outlive_listeners, raise_when_asked_to_leave
 
 LOCK = paths.LOGS / ".stage.lock"
@@ -47,8 +47,17 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
         sys.exit(1)
     finally:
         # A flow run's own folder had no earlier outputs: what dvc.lock lists there is another run's.
-        if not finished and "GPT2_FLOW_RUN_ID" not in os.environ and (restored := restore_outputs(name)):
-            print(f"{name}: the earlier {', '.join(map(str, restored))} are back in place", file=sys.stderr, flush=True)
+        if not finished and "GPT2_FLOW_RUN_ID" not in os.environ:
+            for line in _said_of(restore_outputs(name)):
+                print(f"{name}: {line}", file=sys.stderr, flush=True)
+
+
+def _said_of(restored: Restored) -> Iterator[str]:
+    if restored.back:
+        yield f"the earlier {', '.join(map(str, restored.back))} are back in place"
+    if restored.kept:
+        names = " ".join(map(str, restored.kept))
+        yield f"DVC's cache keeps the earlier {names}: `dvc checkout {names}` brings them back when there is room"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import sqlite3
 import tempfile
 import time
@@ -113,6 +114,7 @@ class StoreAwayError(UserError):
         self.reason = reason
 
 
+_ROOM_BYTES = 1 << 20
 MAKING_SECONDS = 30.0  # MLflow takes 2 s to 10 s for the tables of a new file
 _BEING_MADE = re.compile(
     r"already exists|duplicate column|no such (table|column)|out-of-date database schema|UNIQUE constraint failed"
@@ -170,11 +172,20 @@ def _remedy(reason: str) -> str:
         return "start its server, or unset MLFLOW_TRACKING_URI to use the local store in mlruns/."
     if "locked" in reason:
         return "another program writes into it; run again when it has ended."
-    if "full" in reason:
+    if "full" in reason or _disk_is_full():
         return "free space on its disk."
     if "readonly" in reason or "Permission" in reason or "Read-only" in reason:
         return "make it writable."
     return "move that file away to start a new store."
+
+
+def _disk_is_full() -> bool:
+    """SQLite calls it "disk I/O error" where there is no room for the files it keeps beside a database."""
+    database = _sqlite_file()
+    try:
+        return database is not None and shutil.disk_usage(database.parent).free < _ROOM_BYTES
+    except OSError:
+        return False
 
 
 @contextmanager

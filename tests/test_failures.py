@@ -163,7 +163,7 @@ def test_an_output_that_the_disk_cannot_take_back_stays_away(tmp_path: Path, mon
     import tasks.outputs as outputs
 
     monkeypatch.chdir(tmp_path)
-    cached = tmp_path / "cache/files/md5/ab/cd"
+    cached = tmp_path / "cache/files/md5/ab" / ("c" * 30)
     cached.parent.mkdir(parents=True)
     cached.write_text(json.dumps({}))
 
@@ -172,7 +172,8 @@ def test_an_output_that_the_disk_cannot_take_back_stays_away(tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(outputs.shutil, "copyfile", full)
-    assert not restore({"path": "out.json", "md5": "abcd"}, tmp_path / "cache")
+    with pytest.raises(OSError, match="No space left"):
+        restore({"path": "out.json", "md5": "ab" + "c" * 30}, tmp_path / "cache")
     assert not Path("out.json").exists()
 
 
