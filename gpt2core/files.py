@@ -40,6 +40,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises ValueError where there is none, OSError where there is no file."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError("it is no file, but a pipe or a device")  # which would keep its reader waiting
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -57,6 +59,8 @@ def inside(file: Path, directory: Path) -> Path:
         blobs = (home.parent.parent / "blobs").resolve() if home.parent.name == "snapshots" else None
     except (RuntimeError, OSError):
         raise UserError(f"{file} is a link that leads to itself; put the file itself there.") from None
+    except ValueError:  # a NUL in a name that an index or a manifest lists
+        raise UserError(f"{file} is no name that a file can have; fetch or save it again.") from None
     kept = target.parent == blobs or _DVC_CACHE.fullmatch(target.as_posix())
     if not kept and not target.is_relative_to(home):
         raise UserError(f"{file} is a link that leads out of {directory}; put the file itself there.")

@@ -187,6 +187,8 @@ def verify_output(root: Path, output: dict[str, Any]) -> Result:
     path, md5 = root / output["path"], str(output["md5"])
     if not path.exists():
         return Result(output["path"], "output", absent=True)
+    if not (path.is_file() or path.is_dir()):
+        return Result(output["path"], "output", (f"{path} is no file, but a pipe or a device",))
     if not md5.endswith(".dir"):
         damage = [] if md5_file(path) == md5 else [f"{path} is not what dvc.lock has (md5)"]
         return Result(output["path"], "output", tuple(damage))

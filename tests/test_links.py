@@ -17,11 +17,12 @@ import torch
 from gpt2core.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
 from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
-from gpt2core.files import read_json, write_json
+from gpt2core.files import inside, read_json, write_json
 from gpt2core.importing import import_model
 from gpt2core.model import GPT
 from gpt2core.token_writer import write_tokens
 from gpt2core.tokens import open_tokens
+from tasks.verify import verify_output, verify_path
 
 MODEL = ("config.json", "model.safetensors")
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -187,3 +188,20 @@ def test_a_checkpoint_whose_manifest_leaves_a_file_out_is_not_whole(here) -> Non
             read_checkpoint(here)
         (here / "step-00000004/manifest.json").write_text(json.dumps(manifest))
     assert np.array_equal(read_checkpoint(here).optimizer["moment"].numpy(), np.zeros(2))
+
+
+def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(ValueError, match="a pipe or a device"):
+        read_json(tmp_path / "manifest.json")
+    with pytest.raises(UserError, match="nobody has written down its hashes"):
+        verify_path(tmp_path, tmp_path)
+    output = {"path": "manifest.json", "md5": "0" * 32}
+    assert verify_output(tmp_path, output).damage == (
+        f"{tmp_path / 'manifest.json'} is no file, but a pipe or a device",
+    )
+
+
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no name that a file can have"):
+        inside(tmp_path / "a\0b", tmp_path)
