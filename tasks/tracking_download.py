@@ -74,7 +74,7 @@ def _fetch(client: "MlflowClient", run_id: str, target: Path | None) -> Path:
     weights = f"{BEST_CHECKPOINT}/{WEIGHTS}"
     for item in client.list_artifacts(run_id, BEST_CHECKPOINT):
         if item.path != weights:
-            client.download_artifacts(run_id, item.path, str(target))
+            repository.download_artifacts(item.path, str(target))
         elif not (directory / WEIGHTS).exists():
             partial = directory / f".{WEIGHTS}.partial"
             _continue(repository, weights, partial)

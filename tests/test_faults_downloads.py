@@ -165,7 +165,7 @@ class Store:
 @pytest.fixture
 def remote(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("GPT2_PROJECT_ROOT", str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://127.0.0.1:9/mlflow")
     return tmp_path
 
 

@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401, F811
 
+import hashlib
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from tasks import paths
 from tasks.params import parse_params
 from tasks.tracking import start_run, tracked_run
 from tasks.tracking_buffer import Point, settled
+from tasks.tracking_download import BEST_CHECKPOINT, checkpoint_directory
 from tasks.tracking_link import BEGUN_AS_TAG, is_begun
 from tasks.tracking_store import connect, experiment_id, mlruns
 
@@ -235,6 +237,57 @@ def test_a_server_that_refuses_is_a_mistake_and_one_that_is_overloaded_is_away(
                 start_run(params_with())
             assert not mlruns().exists()
         wrong.shutdown()
+
+
+class Cutting(Proxy):
+    """Cuts a connection that has brought so many bytes, as often as `cuts` says."""
+
+    def __init__(self, port: int, limit: int, cuts: int) -> None:
+        self.limit, self.cuts, self.brought = limit, cuts, 0
+        super().__init__(port)
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, seconds: float) -> None:
+        here, downwards = 0, source.getpeername()[1] == self.target
+        try:
+            while block := source.recv(1 << 14):
+                target.sendall(block)
+                if downwards:
+                    here, self.brought = here + len(block), self.brought + len(block)
+                if downwards and self.cuts and here > self.limit:
+                    self.cuts -= 1
+                    target.shutdown(socket.SHUT_RDWR)
+                    return
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+
+
+@pytest.mark.slow
+def test_weights_that_break_off_on_their_way_from_a_server_go_on_where_they_broke_off(
+    server, tmp_path, monkeypatch, capsys
+) -> None:
+    content = os.urandom(4_000_000)
+    folder = tmp_path / "best"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(content)
+    (folder / "config.json").write_text("{}")
+    with start_run(params_with()) as run:
+        run.log_artifacts(folder, BEST_CHECKPOINT)
+    proxy = Cutting(server.port, 1_500_000, cuts=2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.address)
+    sha256 = hashlib.sha256(content).hexdigest()
+    found = checkpoint_directory(connect(), run.run_id, sha256, "model.init", pause_seconds=0.01)
+    assert (found / "model.safetensors").read_bytes() == content
+    assert (found / "config.json").read_text() == "{}"
+    assert proxy.cuts == 0
+    assert proxy.brought < 1.5 * len(content)
+    assert capsys.readouterr().out.count("trying again in") == 2
+    assert sorted(path.name for path in found.iterdir()) == ["config.json", "model.safetensors"]
+    (found / "model.safetensors").unlink()
+    (found / ".model.safetensors.partial").write_bytes(b"of something else")
+    again = checkpoint_directory(connect(), run.run_id, sha256, "model.init", pause_seconds=0.01)
+    assert (again / "model.safetensors").read_bytes() == content
+    proxy.close()
 
 
 STOPPED = """
