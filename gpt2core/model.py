@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2core.config import GPTConfig
+from gpt2core.dropout import Dropout
 from gpt2core.errors import UserError
+from gpt2core.head_loss import head_loss
+from gpt2core.short_attention import pays, short_attention
 
 
 class Cache(Protocol):
@@ -36,7 +39,7 @@ class SelfAttention(nn.Module):
         self.drop_rate = config.drop_rate
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
-        self.resid_dropout = nn.Dropout(config.drop_rate)
+        self.resid_dropout = Dropout(config.drop_rate)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         B, T, C = x.shape
@@ -47,7 +50,10 @@ class SelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
         dropout = self.drop_rate if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
+        if mask is None and pays(q, dropout):
+            y = short_attention(q, k, v, dropout)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
@@ -59,7 +65,7 @@ class FeedForward(nn.Module):
         # GPT-2 was trained with the tanh approximation; exact GELU breaks parity with its weights.
         self.act = nn.GELU(approximate=config.gelu_approximation)
         self.c_proj = nn.Linear(config.feed_forward_width, config.n_embd)
-        self.dropout = nn.Dropout(config.drop_rate)
+        self.dropout = Dropout(config.drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.c_proj(self.act(self.c_fc(x))))
@@ -87,7 +93,7 @@ class GPT(nn.Module):
         self.gradient_checkpointing = False
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        self.drop = nn.Dropout(config.drop_rate)
+        self.drop = Dropout(config.drop_rate)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -121,6 +127,8 @@ class GPT(nn.Module):
         Raises UserError when the tokens do not fit into block_size.
         """
         x = self.hidden_states(token_ids, attention_mask, cache)  # (B, T, C)
+        if targets is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
         logits = self.lm_head(x)  # (B, T, V)
         if targets is None:
             return logits
@@ -158,9 +166,7 @@ class GPT(nn.Module):
         """Change the dropout of a loaded model, in all its places."""
         self.config = replace(self.config, drop_rate=drop_rate)
         for module in self.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = drop_rate
-            elif isinstance(module, SelfAttention):
+            if isinstance(module, (Dropout, SelfAttention)):
                 module.drop_rate = drop_rate
 
     def num_parameters(self) -> int:

@@ -160,8 +160,8 @@ def test_dropout_acts_in_its_three_places() -> None:
     model = GPT(GPTConfig(97, 24, n_layer=1, n_head=2, n_embd=16, drop_rate=0.5)).train()
     ids = random_ids(1, 8, 97)
     assert not torch.equal(model(ids), model(ids))
-    for p_drop in (model.drop.p, model.h[0].attn.drop_rate, model.h[0].attn.resid_dropout.p, model.h[0].mlp.dropout.p):
-        assert p_drop == 0.5
+    for module in (model.drop, model.h[0].attn, model.h[0].attn.resid_dropout, model.h[0].mlp.dropout):
+        assert module.drop_rate == 0.5
 
 
 def test_left_padding_does_not_change_a_rows_logits(tmp_path) -> None:

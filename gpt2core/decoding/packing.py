@@ -12,6 +12,7 @@ from torch import nn
 
 from gpt2core.decoding.packed import PackedGPT
 from gpt2core.decoding.packed_linear import Weights, has_onednn
+from gpt2core.dropout import Dropout
 from gpt2core.model import GPT, Block, FeedForward, SelfAttention
 
 # Packing takes about the time that 8 to 16 new tokens save (124M, 2 cores, fp32).
@@ -19,7 +20,7 @@ MIN_NEW_TOKENS = 16
 # Share of the machine's memory that a copy may take which nobody asked for.
 MAX_MEMORY_SHARE = 0.25
 
-_PLAIN = {GPT, Block, SelfAttention, FeedForward, nn.Linear, nn.Embedding, nn.LayerNorm, nn.GELU, nn.Dropout}
+_PLAIN = {GPT, Block, SelfAttention, FeedForward, nn.Linear, nn.Embedding, nn.LayerNorm, nn.GELU, Dropout}
 _PLAIN |= {nn.ModuleList}
 _WEIGHTS: dict[torch.dtype, Weights] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
