@@ -4,18 +4,14 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from gpt2core import checkpoint as ckpt
-from gpt2core import optim, runtime
+from gpt2core import runtime
 from gpt2core.batches import Batches
 from gpt2core.errors import UserError
 from gpt2core.evaluate import Tokens
@@ -25,6 +21,7 @@ from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
 from gpt2core.saving import Keeper
 from gpt2core.stopping import LossAverage, StopState, lower, note_skipped_step
+from gpt2core.train_step import TrainStep
 from gpt2core.trainer_config import TrainerConfig
 from gpt2core.validation import Validation
 
@@ -81,23 +78,13 @@ class Trainer:
         background = run.device.type == "cuda" if background_saves is None else background_saves
         self.keeper = Keeper(checkpoints, config.keep_last, background=background, note=self._note)
         self._saved_step: int | None = None  # of the newest checkpoint
-        model.to(run.device)
-        model.gradient_checkpointing = config.gradient_checkpointing
-        self.optimizers = optim.build_optimizers(
-            model,
-            name=config.optimizer,
-            learning_rate=config.learning_rate,
-            muon_learning_rate=config.muon_learning_rate,
-            betas=(config.beta1, config.beta2),
-            weight_decay=config.weight_decay,
-        )
-        self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.precision == "fp16")
+        self.train_step = TrainStep(model, config, run, self.total_steps)
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def fit(self) -> TrainResult:
         """Train until a stop rule says so. Raises UserError when the loss stays not finite, or never was."""
-        forward = self._forward_module()
+        self.train_step.prepare()
         self._emit("on_start", self)
         for line in self._early_notes:
             self._note(line)
@@ -107,7 +94,7 @@ class Trainer:
         if self._saved_step is None:  # what a run that must go back before its first checkpoint goes back to
             self._save()
         while reason is None and self.step < self.total_steps:
-            train_loss, grad_norm, verdict = self._train_step(forward)
+            train_loss, grad_norm, verdict = self._train_step()
             self.keeper.poll()
             if train_loss is None or verdict is None:
                 reason = "interrupted"
@@ -121,66 +108,25 @@ class Trainer:
                 self._save()
         return self._finish(reason or self._limit_reason())
 
-    def _train_step(self, forward: torch.nn.Module) -> tuple[float | None, float | None, Verdict | None]:
-        """One optimizer update: the mean loss over all micro-batches and devices, the gradient's norm, what to do.
-
-        All are None where the run was interrupted.
-        """
-        factor = optim.learning_rate_factor(
-            self.step,
-            schedule=self.config.schedule,
-            total_steps=self.total_steps,
-            warmup_steps=self.config.warmup_steps,
-            floor=min(1.0, self.config.min_learning_rate / self.config.learning_rate),
-            decay_fraction=self.config.decay_fraction,
-        )
-        optim.set_learning_rate(self.optimizers, factor)
-        # Dropout is a function of the step, so a resumed run draws what an uninterrupted one draws.
-        torch.manual_seed(hash((self.config.seed, self.step, runtime.rank())) & 0x7FFF_FFFF_FFFF)
-        token_ids, targets = self._share_of_batch()
-        micro = self.config.micro_batch_size or len(token_ids)
-        total = torch.zeros((), device=self.run.device)
-        for start in range(0, len(token_ids), micro):
-            if self._any_rank_interrupted():
-                self._zero_grad()
-                return None, None, None
-            last = start + micro >= len(token_ids)
-            sync = forward.no_sync() if isinstance(forward, DistributedDataParallel) and not last else nullcontext()
-            with sync, self.run.autocast():
-                loss = forward(token_ids[start : start + micro], targets[start : start + micro])
-            share = min(micro, len(token_ids) - start) / len(token_ids)
-            self.scaler.scale(loss * share).backward()
-            total += loss.detach() * share
-        if dist.is_initialized():
-            dist.all_reduce(total)
-            total /= runtime.world_size()
-        return self._update(total.item())
-
-    def _update(self, train_loss: float) -> tuple[float, float, Verdict]:
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        limit = self.config.max_grad_norm if self.config.max_grad_norm is not None else math.inf
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+    def _train_step(self) -> tuple[float | None, float | None, Verdict | None]:
+        """One update: the mean loss, the gradient's norm, what to do; all None where the run was interrupted."""
+        batch = self.train_batches.batch(self.step)
+        train_loss = self.train_step.backward(self.step, batch, self.interrupted)
+        if train_loss is None:
+            return None, None, None
+        grad_norm = self.train_step.clip()
         verdict = self.health.judge(self.step, train_loss, grad_norm)
         if verdict.note is not None:
             self._note(verdict.note)
-        if verdict.take:
-            for optimizer in self.optimizers:
-                self.scaler.step(optimizer)
-        self.scaler.update()
-        self._zero_grad()
+        self.train_step.update(take=verdict.take)
         if verdict.finite:
             self.stop.skipped_in_a_row = 0
             return train_loss, grad_norm, verdict
-        # fp16 finds its scale by overflowing: that is no problem until there is nothing left to scale.
-        if not (self.scaler.is_enabled() and math.isfinite(train_loss) and self.scaler.get_scale() > 1):
+        if not (self.train_step.finds_its_scale and math.isfinite(train_loss)):
             note_skipped_step(self.stop, self.step + 1, self.step)
-        if self.step and self.health.may_go_back and not self._weights_are_finite():
+        if self.step and self.health.may_go_back and not self.train_step.weights_are_finite():
             verdict = replace(verdict, go_back=(self.step - 1,))  # its update has made them so
         return train_loss, grad_norm, verdict
-
-    def _weights_are_finite(self) -> bool:
-        return math.isfinite(torch.nn.utils.get_total_norm(self.model.parameters()).item())
 
     def _go_back(self, batches: tuple[int, ...]) -> bool:
         """To the newest checkpoint of before `batches`, which are left out from then on; False where there is none."""
@@ -398,10 +344,8 @@ class Trainer:
         return found
 
     def _restore(self, found: ckpt.Checkpoint) -> None:
-        saved = GPT.from_pretrained(found.directory)
-        self.model.load_state_dict(saved.state_dict())
-        optim.load_optimizer_tensors(self.optimizers, self.model, found.optimizer)
         state = found.state
+        self.train_step.restore(GPT.from_pretrained(found.directory), found.optimizer, state["scaler"])
         self.health.state = HealthState(**state.get("health", {}))  # checkpoints of before have none
         self._saved_step = state["step"]
         self.step, self.history, self.extra = state["step"], state["history"], state["extra"]
@@ -410,12 +354,11 @@ class Trainer:
             self.stop.best_score = self.stop.best_step = None
         self.wall_seconds = state["wall_seconds"]
         self._interval_losses = state["interval_losses"]
-        self.scaler.load_state_dict(state["scaler"])
 
     def _save(self, finished: str | None = None) -> None:
         if runtime.rank() != 0:
             return
-        if not self._weights_are_finite():
+        if not self.train_step.weights_are_finite():
             self._note(f"step {self.step}: the weights are not finite, so there is no checkpoint")
             return
         self._emit("before_checkpoint", self.step)
@@ -427,7 +370,7 @@ class Trainer:
             "health": self.health.state.as_dict(),
             "interval_losses": list(self._interval_losses),
             "wall_seconds": self.wall_seconds,
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.train_step.scaler.state_dict(),
             "finished": finished,
             "stop_settings": self._stop_settings,
             "extra": self.extra,
@@ -439,7 +382,7 @@ class Trainer:
             self._saved_step = step
             self._emit("on_checkpoint", step, directory)
 
-        self.keeper.save(step, self.model, optim.optimizer_tensors(self.optimizers, self.model), state, done)
+        self.keeper.save(step, self.model, self.train_step.optimizer_tensors(), state, done)
 
     def _save_best(self, score: float) -> None:
         if runtime.rank() == 0:
@@ -463,7 +406,7 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """Of the last update."""
-        return float(self.optimizers[0].param_groups[0]["lr"])
+        return self.train_step.learning_rate
 
     def _last(self, key: str) -> float | None:
         """The newest value of `key` in the history."""
@@ -476,32 +419,6 @@ class Trainer:
         if self.config.max_epochs is not None:
             limits.append(max(1, round(self.config.max_epochs * self.train_batches.batches_per_epoch)))
         return min(limits)
-
-    def _forward_module(self) -> torch.nn.Module:
-        self.model.train()
-        module: torch.nn.Module = self.model
-        if self.config.compile:
-            module = torch.compile(module)  # type: ignore[assignment]
-        if dist.is_initialized():
-            module = DistributedDataParallel(module)
-        return module
-
-    def _share_of_batch(self) -> tuple[Tensor, Tensor]:
-        """This device's rows of the step's batch, (batch_size / world_size, T) each."""
-        token_ids, targets = self.train_batches.batch(self.step)
-        rows = slice(runtime.rank(), None, runtime.world_size())
-        return tuple(torch.from_numpy(a[rows]).to(self.run.device, non_blocking=True) for a in (token_ids, targets))  # type: ignore[return-value]
-
-    def _any_rank_interrupted(self) -> bool:
-        if not dist.is_initialized():
-            return self.interrupted()
-        flag = torch.tensor(float(self.interrupted()), device=self.run.device)
-        dist.all_reduce(flag)
-        return bool(flag.item())
-
-    def _zero_grad(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
 
     def _note(self, message: str) -> None:
         self._emit("on_note", message)

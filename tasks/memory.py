@@ -15,7 +15,7 @@ def check_memory(config: GPTConfig, *, device: str, micro_tokens: int, memory_by
     """Raises UserError where the least that training needs exceeds this machine's memory (None: as found).
 
     `micro_tokens`: tokens of a forward pass. Only the certain is counted: weights, gradients, one moment (Muon has
-    no second) and the logits with their gradient, all fp32; on a GPU no more than the weights are in this memory.
+    no second) in fp32 and the logits in bf16; on a GPU no more than the weights are in this memory.
     """
     memory = memory_bytes or total_memory_bytes()
     num_parameters = config.num_parameters
@@ -27,7 +27,7 @@ def check_memory(config: GPTConfig, *, device: str, micro_tokens: int, memory_by
             f"machine has {memory / GIB:,.1f} GiB of memory; lower model.n_layer ({config.n_layer}) or model.n_embd "
             f"({config.n_embd})."
         )
-    logits = 2 * 4 * micro_tokens * config.vocab_size
+    logits = 2 * micro_tokens * config.vocab_size
     if device == "cpu" and weights + logits > memory:
         raise UserError(
             f"a forward pass of {micro_tokens:,} tokens needs at least {(weights + logits) / GIB:,.1f} GiB, but this "

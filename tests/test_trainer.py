@@ -188,7 +188,9 @@ def test_a_target_stops_the_run_and_the_full_pass_is_recorded(tmp_path, metric) 
     assert result.train_loss_full == pytest.approx(full, abs=2e-3)
     if metric == "train_full":
         assert result.train_loss_full <= 2.3
-    assert any("a full pass over train gives" in note for note in heard.notes) or metric == "val"
+    told = any("a full pass over train gives" in note for note in heard.notes)
+    assert told == (result.batch_target_step is not None)
+    assert told or metric in ("train_full", "val")
 
 
 def test_patience_counts_evaluations_without_a_new_best(tmp_path) -> None:

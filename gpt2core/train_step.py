@@ -1,0 +1,140 @@
+"""One optimizer update: the gradient of a batch in micro-steps, its norm, and the update itself, on every device."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from gpt2core import optim, runtime
+from gpt2core.model import GPT
+from gpt2core.runtime import Runtime
+from gpt2core.trainer_config import TrainerConfig
+
+
+class TrainStep:
+    """Optimizers, schedule and gradient scale of a run; what it computes is a function of the step and its batch."""
+
+    def __init__(self, model: GPT, config: TrainerConfig, run: Runtime, total_steps: int) -> None:
+        self.model, self.config, self.run, self.total_steps = model, config, run, total_steps
+        model.to(run.device)
+        model.gradient_checkpointing = config.gradient_checkpointing
+        self.optimizers = optim.build_optimizers(
+            model,
+            name=config.optimizer,
+            learning_rate=config.learning_rate,
+            muon_learning_rate=config.muon_learning_rate,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+        )
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.precision == "fp16")
+        self._forward: torch.nn.Module = model
+
+    def prepare(self) -> None:
+        """Compile the model, and share it between devices, where the run does so."""
+        self.model.train()
+        module: torch.nn.Module = self.model
+        if self.config.compile:
+            module = torch.compile(module)  # type: ignore[assignment]
+        if dist.is_initialized():
+            module = DistributedDataParallel(module)
+        self._forward = module
+
+    def backward(
+        self, step: int, batch: tuple[np.ndarray, np.ndarray], interrupted: Callable[[], bool]
+    ) -> float | None:
+        """The gradient of batch `step`, int64 (B, T) twice; its mean loss over all micro-batches and devices.
+
+        None where a device was interrupted, which is asked between micro-steps.
+        """
+        factor = optim.learning_rate_factor(
+            step,
+            schedule=self.config.schedule,
+            total_steps=self.total_steps,
+            warmup_steps=self.config.warmup_steps,
+            floor=min(1.0, self.config.min_learning_rate / self.config.learning_rate),
+            decay_fraction=self.config.decay_fraction,
+        )
+        optim.set_learning_rate(self.optimizers, factor)
+        # Dropout is a function of the step, so a resumed run draws what an uninterrupted one draws.
+        torch.manual_seed(hash((self.config.seed, step, runtime.rank())) & 0x7FFF_FFFF_FFFF)
+        token_ids, targets = (self._share(array) for array in batch)
+        micro = self.config.micro_batch_size or len(token_ids)
+        total = torch.zeros((), device=self.run.device)
+        for start in range(0, len(token_ids), micro):
+            if _any_rank(interrupted(), self.run.device):
+                self._zero_grad()
+                return None
+            with self._sync(start + micro >= len(token_ids)), self.run.autocast():
+                loss = self._forward(token_ids[start : start + micro], targets[start : start + micro])
+            share = min(micro, len(token_ids) - start) / len(token_ids)
+            self.scaler.scale(loss * share).backward()
+            total += loss.detach() * share
+        if dist.is_initialized():
+            dist.all_reduce(total)
+            total /= runtime.world_size()
+        return total.item()
+
+    def clip(self) -> float:
+        """Bound the gradient's norm; returns what it was."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        limit = self.config.max_grad_norm if self.config.max_grad_norm is not None else math.inf
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+
+    def update(self, take: bool) -> None:
+        """Change the weights by the gradient if it is to be taken, and forget it."""
+        if take:
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+        self.scaler.update()
+        self._zero_grad()
+
+    @property
+    def finds_its_scale(self) -> bool:
+        """fp16 finds its scale by overflowing: that is no problem until there is nothing left to scale."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last update."""
+        return float(self.optimizers[0].param_groups[0]["lr"])
+
+    def weights_are_finite(self) -> bool:
+        return math.isfinite(torch.nn.utils.get_total_norm(self.model.parameters()).item())
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        return optim.optimizer_tensors(self.optimizers, self.model)
+
+    def restore(self, saved: GPT, optimizer: dict[str, Tensor], scaler: dict[str, float]) -> None:
+        """Weights, moments and scale as a checkpoint has them."""
+        self.model.load_state_dict(saved.state_dict())
+        optim.load_optimizer_tensors(self.optimizers, self.model, optimizer)
+        self.scaler.load_state_dict(scaler)
+
+    def _share(self, array: np.ndarray) -> Tensor:
+        """This device's rows of a batch, (batch_size / world_size, T)."""
+        rows = slice(runtime.rank(), None, runtime.world_size())
+        return torch.from_numpy(array[rows]).to(self.run.device, non_blocking=True)
+
+    def _sync(self, last: bool) -> AbstractContextManager[None]:
+        """Devices add up their gradients with a step's last micro-step."""
+        if last or not isinstance(self._forward, DistributedDataParallel):
+            return nullcontext()
+        return self._forward.no_sync()
+
+    def _zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+
+def _any_rank(interrupted: bool, device: torch.device) -> bool:
+    if not dist.is_initialized():
+        return interrupted
+    flag = torch.tensor(float(interrupted), device=device)
+    dist.all_reduce(flag)
+    return bool(flag.item())
