@@ -26,6 +26,8 @@ BLOCK_BYTES = 1 << 17
 FRAGMENT_CHARACTERS = 1 << 17
 # Without a place to cut in so many characters, it is no text in words; cut it anyway, or memory has no bound.
 UNBROKEN_CHARACTERS = 1 << 22
+# A line of .jsonl is read whole, and a few compressed bytes can be a line without an end.
+LONGEST_LINE_BYTES = 1 << 28
 # No letter, digit or blank to the pattern, nor the start of a contraction.
 _PUNCTUATION = frozenset(".,;:!?\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f")
 
@@ -170,7 +172,7 @@ def _utf8(path: Path, data: bytes, offset: int, *, final: bool) -> tuple[str, in
 
 def _jsonl_texts(path: Path, blocks: Iterable[bytes], text_field: str) -> Iterator[str]:
     offset = 0
-    for number, line in enumerate(_lines(blocks), start=1):
+    for number, line in enumerate(_lines(blocks, path), start=1):
         _check_no_nul(path, line, offset)
         bare = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         text, _ = _utf8(path, bare, offset + len(line) - len(bare), final=True)
@@ -184,15 +186,20 @@ def _jsonl_texts(path: Path, blocks: Iterable[bytes], text_field: str) -> Iterat
         yield _text_of(record, text_field, f"{path}, line {number}")
 
 
-def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines with their ends; the pieces of a long one are joined once."""
+def _lines(blocks: Iterable[bytes], path: Path) -> Iterator[bytes]:
+    """Lines with their ends; the pieces of a long one are joined once. Raises UserError for one beyond all bounds."""
     parts: list[bytes] = []
+    number, size = 1, 0
     for block in blocks:
         for line in io.BytesIO(block):
             parts.append(line)
+            size += len(line)
+            if size > LONGEST_LINE_BYTES:
+                raise UserError(f"{path}, line {number}: longer than {LONGEST_LINE_BYTES:,} bytes; make it several.")
             if line.endswith(b"\n"):
                 yield b"".join(parts)
                 parts = []
+                number, size = number + 1, 0
     if parts:
         yield b"".join(parts)
 

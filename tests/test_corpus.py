@@ -201,3 +201,12 @@ def test_a_parquet_file_with_a_schema_that_the_reader_lacks_is_refused(tmp_path:
             documents(spoiled)
         except UserError as error:
             assert len(str(error).splitlines()) == 1
+
+
+def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(corpus, "LONGEST_LINE_BYTES", 2_000_000)
+    content = b'{"text": "one"}\n{"text": "' + b"a" * 50_000_000
+    path = write(tmp_path / "a.jsonl.zst", zstandard.compress(content))
+    assert path.stat().st_size < 10_000
+    with pytest.raises(UserError, match=r"a.jsonl.zst, line 2: longer than 2,000,000 bytes"):
+        documents(path)
