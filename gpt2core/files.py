@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,22 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 
+def write_together(contents: Mapping[Path, str | bytes]) -> None:
+    """Write several files, or none of them where the disk does not take one."""
+    with ExitStack() as files:
+        for path, content in contents.items():
+            partial = files.enter_context(atomic_path(path))
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def json_text(value: Any) -> str:
+    """`value` as indented JSON. Raises ValueError for NaN and infinity, which JSON has not."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON. Raises ValueError for NaN and infinity, which JSON has not."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `value` as `json_text` has it."""
+    write_text(path, json_text(value))
 
 
 def read_json(path: Path) -> Any:

@@ -35,7 +35,9 @@ def restore_outputs(stage: str) -> Restored:
         return restored
     missing = [path for path in outputs if not path.exists()]
     cache = cache_directory() if missing else None
-    for path in missing if cache is not None else []:
+    if cache is None:
+        return restored
+    for path in missing:
         try:
             if restore(outputs[path], cache):
                 restored.back.append(path)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from gpt2core.directories import replaced_directory
 from gpt2core.files import atomic_path
 from tasks import paths
 from tasks.charts import CURVES, GREY, draw_curve, draw_level, draw_loss, stop_text
@@ -20,7 +21,8 @@ def main() -> None:
     )
     with tracked_run() as tracked:
         say("drawing the curves ...")
-        draw_all(history, metrics, paths.PLOTS)
+        with replaced_directory(paths.PLOTS) as plots:
+            draw_all(history, metrics, plots)
         tracked.log_artifacts(paths.PLOTS, "plots")
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpt2core.files import atomic_path, write_text
+from gpt2core.files import write_together
 from tasks import paths, report_origin, report_results
 from tasks.report_blocks import Report
 from tasks.report_charts import printable
@@ -24,9 +24,7 @@ def main() -> None:
         say("writing the report ...")
         comparison = compare(tracked, inputs.params.register_.name, inputs.held_out)
         report = build(inputs, comparison).as_dict()
-        write_text(paths.REPORT_PAGE, page(report))
-        with atomic_path(paths.REPORT_PDF) as partial:
-            partial.write_bytes(pdf(report))
+        write_together({paths.REPORT_PAGE: page(report), paths.REPORT_PDF: pdf(report)})
         for file in (paths.REPORT_PAGE, paths.REPORT_PDF):
             tracked.log_artifact(file)
     print_summary()

@@ -3,7 +3,7 @@
 from typing import Any
 
 from gpt2core.errors import UserError
-from gpt2core.files import write_json, write_text
+from gpt2core.files import json_text, write_together
 from gpt2core.model import GPT
 from gpt2core.runtime import pick_device, set_threads
 from gpt2core.text_measures import distinct_n, longest_overlap
@@ -30,8 +30,7 @@ def main() -> None:
     with tracked_run() as tracked:
         say(f"writing texts to {len(params.sample.prompts)} prompts in {len(params.sample.settings)} ways ...")
         samples = {**write_samples(params, train), "before": write_before(params)}
-        write_json(paths.SAMPLES, samples)
-        write_text(paths.SAMPLES_PAGE, samples_page(samples))
+        write_together({paths.SAMPLES: json_text(samples), paths.SAMPLES_PAGE: samples_page(samples)})
         log_samples(tracked)
     memorised = sum(entry["memorised"] for entry in samples["samples"])
     if memorised:

@@ -56,8 +56,8 @@ def _said_of(restored: Restored) -> Iterator[str]:
     if restored.back:
         yield f"the earlier {', '.join(map(str, restored.back))} are back in place"
     if restored.kept:
-        names = " ".join(map(str, restored.kept))
-        yield f"DVC's cache keeps the earlier {names}: `dvc checkout {names}` brings them back when there is room"
+        names = ", ".join(map(str, restored.kept))
+        yield f"no room to bring back the earlier {names}, which DVC's cache keeps: free some, then `dvc repro`"
 
 
 @contextmanager

@@ -103,3 +103,15 @@ def test_closing_the_terminal_after_nohup_leaves_a_stage_that_a_person_started(t
     shell.kill()
     shell.wait()
     wait_for(tmp_path / "kept.whole")
+
+
+def test_a_failed_stage_says_what_came_back_and_what_waits_for_room() -> None:
+    from tasks.outputs import Restored
+    from tasks.stage import _said_of
+
+    lines = list(_said_of(Restored(back=[Path("run.json")], kept=[Path("a.html"), Path("a.pdf")])))
+    assert lines == [
+        "the earlier run.json are back in place",
+        "no room to bring back the earlier a.html, a.pdf, which DVC's cache keeps: free some, then `dvc repro`",
+    ]
+    assert list(_said_of(Restored())) == []
