@@ -5,12 +5,14 @@ package Flask-WTF, as `mlflow[auth]` brings it). A minute and a half on two core
 """
 
 import base64
+import hashlib
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -19,6 +21,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.small_project import TINY, Project, copy_sources
 
 START_SECONDS = 180
 USER, ADMIN = "reader", "admin"

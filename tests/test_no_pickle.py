@@ -229,3 +229,32 @@ def test_everything_loads_in_a_process_whose_unpickler_is_broken(made, tmp_path)
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "all loaded"
+
+
+class Payload:
+    """Unpickling it would leave a file."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch {self.proof}",)
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.pth"])
+def test_a_registered_model_with_a_pickle_in_it_is_refused_and_not_run(name, tmp_path, monkeypatch) -> None:
+    """Whoever may write into a shared registry must not reach those whose runs are held against its champion."""
+    import mlflow.pytorch
+    from mlflow.exceptions import MlflowException
+
+    from tasks.tracking_store import fluent_mlflow
+
+    monkeypatch.delenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    evil = Path(shutil.copytree(GOLDEN / "registered", tmp_path / "evil"))
+    (evil / "data/model.pt2").unlink()
+    torch.save(Payload(tmp_path / "ran"), evil / "data" / name)
+    (evil / "data/pickle_module_info.txt").write_text("pickle")
+    with fluent_mlflow(), pytest.raises(MlflowException, match="pickle is disallowed"):
+        mlflow.pytorch.load_model(evil.as_uri())
+    assert not (tmp_path / "ran").exists()
