@@ -143,6 +143,7 @@ def _work(area: Area, numbers: range, seed: int, root: Path, kept: Path, place: 
     signal.signal(signal.SIGPROF, _too_slow)
     no_output = os.open(os.devnull, os.O_WRONLY)
     os.dup2(no_output, 2)
+    os.environ["HOME"] = str(root)  # a source named ~ is no search of the user's own folder
     state = area.prepare(root)
     folder = root / "case"
     folder.mkdir()
