@@ -11,7 +11,7 @@ from pathlib import Path
 def replaced_directory(path: Path) -> Iterator[Path]:
     """Yield an empty directory beside `path`; it takes the place of `path` only when the block succeeds."""
     partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    _remove(partial)  # of a run that was killed
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -20,7 +20,7 @@ def replaced_directory(path: Path) -> Iterator[Path]:
                 _flush(file)
         replace_directory(partial, path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
 
 
 def replace_directory(source: Path, target: Path) -> None:
@@ -29,8 +29,8 @@ def replace_directory(source: Path, target: Path) -> None:
     Cut between its two renames, it leaves the earlier directory as `.NAME.old`.
     """
     old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    replaces = target.exists()
+    _remove(old)
+    replaces = os.path.lexists(target)
     if replaces:
         target.rename(old)
     try:
@@ -41,7 +41,15 @@ def replace_directory(source: Path, target: Path) -> None:
         raise
     if os.name == "posix":  # a rename lasts once its directory is flushed
         _flush(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """A link goes, and what it leads to stays."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

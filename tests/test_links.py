@@ -16,6 +16,7 @@ import torch
 
 from gpt2core.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
 from gpt2core.config import GPTConfig
+from gpt2core.directories import replaced_directory
 from gpt2core.errors import UserError
 from gpt2core.files import inside, read_json, write_json
 from gpt2core.importing import import_model
@@ -205,3 +206,21 @@ def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no name that a file can have"):
         inside(tmp_path / "a\0b", tmp_path)
+
+
+def test_what_is_written_takes_the_place_of_a_link_and_never_goes_through_it(tmp_path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine.txt").write_text("the only copy")
+    (tmp_path / "plots").symlink_to(outside)
+    (tmp_path / ".plots.partial").symlink_to(outside)
+    (tmp_path / ".plots.old").symlink_to(outside)
+    for content in ("one", "two"):
+        with replaced_directory(tmp_path / "plots") as folder:
+            (folder / "loss.png").write_text(content)
+        assert (tmp_path / "plots/loss.png").read_text() == content
+    (tmp_path / "plots/note.json").symlink_to(outside / "mine.txt")
+    write_json(tmp_path / "plots/note.json", {"new": True})
+    assert not (tmp_path / "plots").is_symlink()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert {path.name: path.read_text() for path in outside.iterdir()} == {"mine.txt": "the only copy"}
