@@ -150,10 +150,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} still answers"
 
 
-def mlflow_runs(root: Path, flow_run: str) -> list[Any]:
+def store(root: Path) -> Any:
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{(root / 'mlruns/mlflow.db').as_posix()}")
+    return MlflowClient(f"sqlite:///{(root / 'mlruns/mlflow.db').as_posix()}")
+
+
+def mlflow_runs(root: Path, flow_run: str) -> list[Any]:
+    client = store(root)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     return list(client.search_runs(experiments, f"tags.prefect_flow_run_id = '{flow_run}'"))
 
