@@ -1,7 +1,7 @@
 """Runs a whole pipeline with a password in every address, and looks for it in all that was written and said.
 
 `python -m tests.secret_run`: a text behind a login and a token, and an MLflow server behind a login (it needs the
-package Flask-WTF, as `mlflow[auth]` brings it). A minute and a half on two cores; exit code 1 where a secret is found.
+package Flask-WTF, as `mlflow[auth]` brings it). Some minutes; exit code 1 where a secret is found.
 """
 
 import base64

@@ -39,7 +39,6 @@ def project(template, tmp_path, monkeypatch) -> Path:
     root = tmp_path / "project"
     shutil.copytree(template, root)
     in_project(root, monkeypatch)
-    connect()
     return root
 
 
