@@ -103,7 +103,8 @@ KILLS = (flow_run_alone, worker_alone, worker_and_children, serve_alone, everyth
 
 def crash(served: Served, server: Server, kill: Callable[[Served, str], list[psutil.Process]]) -> tuple[str, Server]:
     """Kill in the middle of a flow run's training, and have it gone on with to its end; what was wrong, if anything."""
-    flow_run = server.submit(LONG)
+    # A seed of its own: DVC would restore the model of the run before.
+    flow_run = server.submit({**LONG, "run": {**LONG["run"], "seed": KILLS.index(kill)}})
     wait_for_checkpoint(server.root, flow_run)
     for process in kill(served, flow_run):
         process.kill()
@@ -116,6 +117,7 @@ def crash(served: Served, server: Server, kill: Callable[[Served, str], list[psu
         server = served.start()
     wait_until(lambda: server.state(flow_run)["type"] in ENDED, 120)
     state = server.state(flow_run)["type"]
+    print(f"  it is {state}", flush=True)
     if state == "COMPLETED":
         return "it had ended before it was killed", server
     retry(server, flow_run)
