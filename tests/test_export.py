@@ -149,7 +149,11 @@ def test_what_is_exported_comes_back_bit_for_bit(config: GPTConfig, tmp_path_fac
     save_pretrained(model, directory, torch.float32)
     again = import_model(directory).model
     # A q, k, v bias of zeros is transformers' spelling of none.
-    assert {**again.config.as_dict(), "qkv_bias": None} == {**config.as_dict(), "qkv_bias": None}
+    # And a width of four times n_embd is that of n_inner None.
+    found, expected = (
+        {**each.as_dict(), "qkv_bias": None, "n_inner": each.feed_forward_width} for each in (again.config, config)
+    )
+    assert found == expected
     state = dict(again.named_parameters())
     for name, parameter in model.named_parameters():
         assert torch.equal(state[name], parameter), name
