@@ -216,5 +216,12 @@ def waiting_metrics(root: Path) -> Iterator[Finding]:
     for run_id, count in waiting.items():
         text = f"{count} metrics, tags or files of the run {run_id[:8]} wait in mlruns/spool"
         yield Finding(LOOK, "metrics", text, "the next run or stage sends them: dvc repro")
+    if not is_local():
+        from tasks.tracking_link import waiting_runs
+
+        waiting = dict.fromkeys(waiting_runs(), 1)  # what the server has of it is not asked
+        for run_id in waiting:
+            text = f"metrics, tags or files of the run {run_id[:8]} wait in mlruns/spool for {redact(tracking_uri())}"
+            yield Finding(LOOK, "metrics", text, "the next run or stage that reaches it sends them")
     if not waiting:
         yield Finding(OK, "metrics", "none wait to be sent to MLflow")

@@ -234,7 +234,10 @@ def test_a_champion_without_its_files_is_wrong_and_another_version_is_worth_a_lo
 def test_servers_that_do_not_answer_are_named_without_their_passwords(project, gpt2, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("PREFECT_API_URL", "http://me:secret@127.0.0.1:9/api")
+    (project / "mlruns/spool").mkdir(parents=True, exist_ok=True)
+    (project / f"mlruns/spool/{'b' * 32}.run.json").write_text("{}")
     result = gpt2("doctor")
+    assert "metrics, tags or files of the run bbbbbbbb wait in mlruns/spool for" in " ".join(result.out.split())
     assert result.code == 1
     assert "secret" not in result.out + result.err
     assert [line.split()[1] for line in result.out.splitlines() if line.startswith("wrong")] == ["mlflow", "prefect"]
