@@ -165,11 +165,11 @@ def pipelines(root: Path, count: int, *, server: bool) -> Tally:
                 f"{project.root.name} said {word!r}: {line_with(said, word)}" for word in UNWANTED if word in said
             ]
         tally.seconds = time.monotonic() - started_at
+        check_store(uri, run_ids(projects), count, tally)
     finally:
         page.close()
     tally.answers = page.answers
     tally.faults += page.faults
-    check_store(f"sqlite:///{database}", run_ids(projects), count, tally)
     return tally
 
 
