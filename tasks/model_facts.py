@@ -13,6 +13,7 @@ from gpt2core.tokens import open_tokens
 from tasks import paths
 from tasks.reports import read_report
 from tasks.tracking import report_metrics
+from tasks.tracking_store import stored_run_id
 
 WEIGHTS = "model.safetensors"
 
@@ -71,7 +72,7 @@ def _of_project(project: Path, config: GPTConfig) -> ModelFacts:
         metrics=report_metrics(project),
         verdict=evaluation.get("verdict"),
         held_out=evaluation.get("held_out"),
-        settings=_settings(str(run.get("run_id"))),
+        settings=_settings(stored_run_id(str(run["run_id"]))),
         run_name=run.get("run_name"),
         **_data_sheet(project),
     )
@@ -83,7 +84,7 @@ def _of_version(uri: str, config: GPTConfig) -> ModelFacts:
 
     name, version, alias = _split_uri(uri)
     found = next(entry for entry in registered_versions(name) if version == entry.version or alias in entry.aliases)
-    here = paths.RUN.is_file() and read_report(paths.RUN, "finetune", ("run_id",))["run_id"] == found.run_id
+    here = paths.RUN.is_file() and stored_run_id(_run_id(paths.RUN)) == found.run_id
     return ModelFacts(
         config,
         name=found.run_name or name,
@@ -94,6 +95,10 @@ def _of_version(uri: str, config: GPTConfig) -> ModelFacts:
         run_name=found.run_name,
         **(_data_sheet() if here else {}),
     )
+
+
+def _run_id(record: Path) -> str:
+    return str(read_report(record, "finetune", ("run_id",))["run_id"])
 
 
 def _of_import(file: Path) -> dict[str, Any]:

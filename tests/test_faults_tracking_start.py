@@ -21,14 +21,14 @@ from test_faults_tracking import ROOT, Proxy, Server, module_server, server, ste
 from test_tracking import bare_project, empty_store, history, params_with, project
 
 from gpt2core.errors import UserError
-from gpt2core.files import write_json
+from gpt2core.files import read_json, write_json
 from tasks import paths
 from tasks.params import parse_params
 from tasks.tracking import start_run, tracked_run
 from tasks.tracking_buffer import Point, settled
 from tasks.tracking_download import BEST_CHECKPOINT, checkpoint_directory
 from tasks.tracking_link import BEGUN_AS_TAG, is_begun
-from tasks.tracking_store import connect, experiment_id, mlruns
+from tasks.tracking_store import connect, experiment_id, mlruns, stored_run_id
 
 
 @pytest.fixture
@@ -104,6 +104,9 @@ def test_all_stages_of_a_run_in_the_dark_are_one_run_afterwards(line, request, c
         registration.set_tags({"gate": "passed"})
     (stored,) = runs_of(request.node.name)
     assert stored.info.run_id == registration.run_id
+    early_id = read_json(paths.RUN)["run_id"]  # which DVC has recorded, so that it stays
+    assert early_id != stored.info.run_id
+    assert stored_run_id(early_id) == stored.info.run_id
     assert (stored.data.metrics["train_loss"], stored.data.metrics["evaluate/test_loss"]) == (2.5, 3.5)
     assert (stored.data.tags["gate"], stored.info.status) == ("passed", "FINISHED")
     assert spooled() == []
