@@ -18,6 +18,7 @@ import psutil
 
 from tests.test_flow_server import TINY, Served, Server, mlflow_runs, store, wait_until
 
+REPORTED_SECONDS = 20.0
 ENDED = ("CRASHED", "CANCELLED", "COMPLETED")
 
 
@@ -109,8 +110,9 @@ def crash(served: Served, server: Server, kill: Callable[[Served, str], list[psu
     for process in kill(served, flow_run):
         process.kill()
     if kill is flow_run_alone:
-        # The worker says so a second time some seconds later, whatever the state is by then: also after a retry.
-        wait_until(lambda: "as crashed" in server.log(flow_run), 120)
+        server.wait_for(flow_run, "CRASHED", 120)
+        # The worker may say so a second time some seconds later, whatever the state is by then: also after a retry.
+        time.sleep(REPORTED_SECONDS)
     else:
         wait_until(lambda: served.process.poll() is not None, 120)  # without a worker it does not serve
         print(f"  {len(served_by(served))} processes were left", flush=True)
