@@ -51,6 +51,6 @@ def read_status(file: Path) -> LiveStatus | None:
     try:
         status = LiveStatus(**read_json(file))
         status.sentence()
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, OverflowError):
         return None
     return status

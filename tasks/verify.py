@@ -176,7 +176,7 @@ def tracked_outputs(root: Path) -> list[dict[str, Any]]:
         if not all(isinstance(output["path"], str) for output in outputs):
             raise ValueError
         return outputs
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(
             f"{file} is damaged; run `gpt2 doctor --mend` and then `dvc repro`, or take it from git."
         ) from None

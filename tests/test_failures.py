@@ -226,3 +226,16 @@ def test_a_model_card_of_damaged_reports_is_refused_or_says_less(tmp_path: Path,
     paths.RUN.write_text("[1]")
     with pytest.raises(UserError, match=r"run.json is damaged"):
         gather_facts("models/best", paths.BEST_MODEL, TINY)
+
+
+@pytest.mark.parametrize("damage", ["[1]", '{"step": 1}', '{"step": 1' + "0" * 400 + "}", "[" * 100_000])
+def test_a_damaged_status_of_a_training_is_as_none(tmp_path: Path, damage: str) -> None:
+    from tasks.live_status import LiveStatus, read_status, write_status
+
+    write_status(LiveStatus(1, 9, 3.5, None, 9.0, "ab", "1", 0), tmp_path / "status.json")
+    whole = json.loads((tmp_path / "status.json").read_text())
+    assert read_status(tmp_path / "status.json") is not None
+    if damage.startswith("{"):
+        damage = json.dumps({**whole, "loss": 10**400})
+    (tmp_path / "status.json").write_text(damage)
+    assert read_status(tmp_path / "status.json") is None

@@ -300,3 +300,12 @@ def test_an_archive_with_a_name_in_no_encoding_is_damaged(checkpoint: Path, tmp_
     broken[at + 46] = 0xA3
     (tmp_path / "a.pt").write_bytes(broken)
     assert_refused(tmp_path / "a.pt", "is damaged")
+
+
+def test_an_archive_that_speaks_of_further_disks_is_damaged(checkpoint: Path, tmp_path: Path) -> None:
+    content = checkpoint.read_bytes()
+    at = content.rindex(b"PK\x05\x06")
+    # A locator of a larger directory right before the end, on disk 7 of 9.
+    locator = b"PK\x06\x07" + (7).to_bytes(4, "little") + (0).to_bytes(8, "little") + (9).to_bytes(4, "little")
+    (tmp_path / "a.pt").write_bytes(content[:at] + locator + content[at:])
+    assert_refused(tmp_path / "a.pt", "is damaged")

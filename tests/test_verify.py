@@ -206,3 +206,16 @@ def test_what_has_no_hashes_or_is_not_there_is_one_line(project, tmp_path, monke
     (tmp_path / "empty").mkdir()
     in_project(tmp_path / "empty", monkeypatch)
     assert "nothing to verify" in gpt2("verify").err
+
+
+@pytest.mark.parametrize("outs", ["[{md5: x}]", "[{md5: x, path: 1}]", "[x]", "3"])
+def test_a_lock_file_whose_outputs_are_none_is_damaged(tmp_path: Path, outs: str) -> None:
+    from gpt2core.errors import UserError
+    from tasks.verify import tracked_outputs
+
+    (tmp_path / "dvc.lock").write_text(f"schema: '2.0'\nstages: {{plot: {{cmd: x, outs: {outs}}}}}\n")
+    if outs == "[x]":  # a text without a hash is no output
+        assert tracked_outputs(tmp_path) == []
+        return
+    with pytest.raises(UserError, match="dvc.lock is damaged"):
+        tracked_outputs(tmp_path)

@@ -38,17 +38,23 @@ class StandIn:
 
 def read_torch_file(path: Path) -> Any:
     """The object in a file of `torch.save`, tensors on the CPU. Raises UserError for anything but plain data."""
-    if zipfile.is_zipfile(path):
+    zipped = _is_archive(path)
+    if zipped:
         _check_archive(path)
-        allowed = _stand_ins(path)
-    else:
-        allowed = []
+    allowed = _stand_ins(path) if zipped else []
     try:
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on protocols of pickle, which the user cannot change
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=bool(zipfile.is_zipfile(path)))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a damaged pickle can make the reader raise nearly anything
         raise _refusal(path, error) from None
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # its end speaks of further parts; what is wrong with it is said when it is opened
+        return True
 
 
 def _check_archive(path: Path) -> None:
