@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test test-pages torture setup lint serve
+.PHONY: run test test-pages torture fuzz setup lint serve
 
 run: setup
 	@touch .venv/run-started
@@ -22,6 +22,10 @@ test-pages: setup
 # Kills whole pipelines at random moments; an hour or two for a thousand kills.
 torture: setup
 	@python -m tests.torture --kills $(or $(KILLS),1000)
+
+# Spoiled inputs for every reader; about half an hour for a hundred thousand.
+fuzz: setup
+	@python -m tests.fuzz --cases $(or $(CASES),100000)
 
 lint: setup
 	@ruff check . && ruff format --check . && mypy

@@ -8,20 +8,19 @@ Prints the table and writes it into benchmarks/RESULTS.md; rows of cases not run
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import machine, write_section
+
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "decoding.json"
-RESULTS = HERE / "RESULTS.md"
 START, END = "<!-- decoding: written by benchmarks.decoding -->", "<!-- decoding: end -->"
 
 PROMPT, NEW = 16, 256
@@ -186,26 +185,6 @@ def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def machine() -> dict[str, str]:
-    import torch
-    import transformers
-
-    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit,
-        "device": f"{cpu_name()}, {os.cpu_count()} cores",
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
-    }
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor()
-
-
 def table(rows: dict[str, Any], weight_bytes: dict[str, int]) -> list[str]:
     lines = [
         "| case | side | tokens/s | ours is | first token | peak memory | weights read | same tokens | runs |",
@@ -245,16 +224,6 @@ def report(rows: dict[str, Any]) -> str:
     lines += ["", *(f"- {date}, commit {commit}, {device}, {versions}." for date, commit, device, versions in runs)]
     lines += [f"- `{command}`" for command in sorted({row["command"] for row in rows.values()})]
     return "\n".join([*lines, "", END])
-
-
-def write_results(rows: dict[str, Any]) -> None:
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"
-    if START in text:
-        before, _, rest = text.partition(START)
-        text = before + report(rows) + rest.partition(END)[2]
-    else:
-        text = f"{text.rstrip()}\n\n{report(rows)}\n"
-    RESULTS.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -306,7 +275,7 @@ def main() -> None:
     print(report(rows))
     if not arguments.quick:
         ROWS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        write_results(rows)
+        write_section(START, END, report(rows))
 
 
 if __name__ == "__main__":

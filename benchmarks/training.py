@@ -1,0 +1,301 @@
+"""Training speed and memory against `transformers.Trainer` and a hand-written loop, each in a process of its own.
+
+python -m benchmarks.training [--cases NAME ...] [--repeats 5] [--peer-packages DIR]
+The Trainer needs `accelerate`, which this project does not: `pip install --target DIR --no-deps accelerate==1.15.0`.
+Prints the table and writes it into benchmarks/RESULTS.md; rows of cases not run this time are kept as they were.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import machine, write_section
+
+HERE = Path(__file__).resolve().parent
+ROWS = HERE / "training.json"
+START, END = "<!-- training: written by benchmarks.training -->", "<!-- training: end -->"
+COMMAND_SECONDS = 900
+WARM_UP = 2  # steps, not timed
+
+OURS = ("ours", "ours in fp32")
+PEERS = ("Trainer, its defaults (fp32)", "Trainer, bf16", "hand-written loop, autocast")
+# name: (preset, batch_size, sequence_length, timed steps, sides)
+CASES: dict[str, tuple[str, int, int, int, tuple[str, ...]]] = {
+    "124M, 16 x 128": ("gpt2", 16, 128, 3, (*OURS, *PEERS)),
+    "124M, 4 x 512": ("gpt2", 4, 512, 3, (*OURS, *PEERS)),
+    "small preset, 4 x 128": ("small", 4, 128, 60, (*OURS, *PEERS)),
+}
+
+
+def child(job: dict[str, Any]) -> dict[str, Any]:
+    """One measurement, in this process: seconds of each step, the last loss, and this process's peak in bytes."""
+    import torch
+
+    if job["side"] == "matmul rate":
+        return {"rate": matmul_rate(job)}
+    torch.manual_seed(0)
+    run = {"ours": ours, "Trai": trainer, "hand": loop}[job["side"][:4]]
+    ends, losses = run(job)
+    seconds = [later - earlier for earlier, later in zip(ends[WARM_UP - 1 :], ends[WARM_UP:], strict=False)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": statistics.median(seconds), "peak": peak, "losses": losses}
+
+
+def text_of(job: dict[str, Any]) -> Any:
+    """Tokens for all the steps, the same for every side: (steps * batch, T + 1)."""
+    import numpy as np
+
+    rows = (WARM_UP + job["steps"]) * job["batch"]
+    return np.random.default_rng(0).integers(0, 50257, (rows, job["length"] + 1), dtype=np.int64)
+
+
+def ours(job: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """`gpt2core.Trainer` with the settings of params.yaml, as the stage sets it up."""
+    from gpt2core.events import TrainerEvents
+    from gpt2core.runtime import pick_runtime, set_threads
+    from gpt2core.trainer import Trainer
+    from tasks.finetune import trainer_config
+    from tasks.initial_model import initial_model
+    from tasks.params import parse_params
+    from tasks.process import keep_freed_memory
+
+    keep_freed_memory()
+    set_threads(None)
+    rows = text_of(job)
+    stop = {"max_steps": WARM_UP + job["steps"], "target_loss": None}
+    quiet = {"eval_interval": 10**7, "checkpoint_interval": 10**7, "eval_batches": 1, "sample_tokens": 0}
+    params = parse_params(
+        {
+            "model": {"preset": job["preset"]},
+            "train": {**quiet, "optimizer": "adamw", "log_interval": 10**7, "stop": stop},
+        }
+    )
+
+    class Numbered:
+        """Batches without a split: row after row."""
+
+        batch_size, sequence_length, batches_per_epoch = job["batch"], job["length"], 10**6
+        split = Split(rows)
+
+        def batch(self, index: int) -> Any:
+            part = rows[index * job["batch"] : (index + 1) * job["batch"]]
+            return part[:, :-1].copy(), part[:, 1:].copy()
+
+    ends: list[float] = []
+    losses: list[float] = []
+
+    class Clock(TrainerEvents):
+        def on_step(self, trainer: Trainer, train_loss: float) -> None:
+            ends.append(time.perf_counter())
+            losses.append(train_loss)
+
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(
+            initial_model(params),
+            Numbered(),  # type: ignore[arg-type]
+            None,
+            trainer_config(params, "cpu", 0),
+            run=pick_runtime("auto", "fp32" if "fp32" in job["side"] else "auto"),
+            checkpoints=Path(folder),
+            fingerprint={},
+            listeners=(Clock(),),
+        ).fit()
+    return ends, losses
+
+
+class Split:
+    """What a run looks at of its text beside the batches."""
+
+    name, num_documents, sha256 = "train", 1, ""
+
+    def __init__(self, rows: Any) -> None:
+        self.tokens = rows.ravel()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, start: int, stop: int) -> Any:
+        return self.tokens[start:stop].astype("uint16")
+
+
+def hugging_face_model(job: dict[str, Any]) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from gpt2core.config import GPTConfig
+
+    config = GPTConfig.from_preset(job["preset"])
+    return GPT2LMHeadModel(
+        GPT2Config(
+            n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd, n_positions=config.block_size,
+            resid_pdrop=config.drop_rate, embd_pdrop=config.drop_rate, attn_pdrop=config.drop_rate,
+        )
+    )  # fmt: skip
+
+
+def trainer(job: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """`transformers.Trainer` as `run_clm` sets it up: its defaults, labels that are the inputs."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    ends: list[float] = []
+    losses: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+            ends.append(time.perf_counter())
+
+        def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            losses.extend([logs["loss"]] if "loss" in logs else [])
+
+    examples = [{"input_ids": row[:-1], "labels": row[:-1]} for row in text_of(job).tolist()]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, per_device_train_batch_size=job["batch"], max_steps=WARM_UP + job["steps"], save_strategy="no",
+            report_to="none", disable_tqdm=True, use_cpu=True, logging_steps=1, bf16="bf16" in job["side"],
+        )  # fmt: skip
+        model = hugging_face_model(job)
+        Trainer(model=model, args=arguments, train_dataset=examples, callbacks=[Clock()]).train()  # type: ignore[arg-type]
+    return ends, losses
+
+
+def loop(job: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """What people write: the model of `transformers`, autocast, fused AdamW."""
+    import torch
+
+    model, rows = hugging_face_model(job).train(), torch.from_numpy(text_of(job))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
+    ends, losses = [], []
+    for batch in rows[:, :-1].split(job["batch"]):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        ends.append(time.perf_counter())
+    return ends, losses
+
+
+def matmul_shapes(job: dict[str, Any]) -> tuple[list[tuple[int, int, int]], float]:
+    """(rows, in, out) of every matrix of the model, and the floating-point operations of a step in them."""
+    from gpt2core.config import GPTConfig
+
+    config = GPTConfig.from_preset(job["preset"])
+    n, c, f = job["batch"] * job["length"], config.n_embd, config.feed_forward_width
+    shapes = [(n, c, 3 * c), (n, c, c), (n, c, f), (n, f, c)] * config.n_layer + [(n, c, config.vocab_size)]
+    return shapes, sum(6.0 * rows * width * out for rows, width, out in shapes)
+
+
+def matmul_rate(job: dict[str, Any]) -> float:
+    """Operations a second of the model's matrices alone, forward and backward, in bf16."""
+    import torch
+
+    from gpt2core.runtime import set_threads
+
+    set_threads(None)
+    shapes, operations = matmul_shapes(job)
+    seconds = 0.0
+    for (rows, width, out), count in {shape: shapes.count(shape) for shape in shapes}.items():
+        x, w, g = (torch.randn(a, b).bfloat16() for a, b in ((rows, width), (out, width), (rows, out)))
+        times = []
+        for _ in range(6):
+            started_at = time.perf_counter()
+            x @ w.t(), g @ w, g.t() @ x
+            times.append(time.perf_counter() - started_at)
+        seconds += count * statistics.median(times[1:])
+    return operations / seconds
+
+
+def measure(job: dict[str, Any], packages: str | None) -> dict[str, Any]:
+    path = os.pathsep.join(str(place) for place in (HERE.parent, packages) if place)
+    environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-m", "benchmarks.training", "--child", json.dumps(job)]
+    try:
+        done = subprocess.run(
+            command, env=environment, cwd=HERE.parent, capture_output=True, text=True, timeout=COMMAND_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not ready within {COMMAND_SECONDS} s"}
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["killed"])[-1][:200]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    preset, batch, length, steps, sides = CASES[name]
+    base = {"preset": preset, "batch": batch, "length": length, "steps": steps}
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in ("matmul rate", *sides)}
+    for _ in range(arguments.repeats):
+        for side, results in found.items():  # interleaved: all see the same machine
+            results.append(measure({**base, "side": side}, arguments.peer_packages))
+    rate = statistics.median(result["rate"] for result in found.pop("matmul rate"))
+    row: dict[str, Any] = {"sides": {}, **base, "rate": rate, **machine(), "command": arguments.line}
+    row["operations"] = matmul_shapes(base)[1]
+    for side, results in found.items():
+        good = [result for result in results if "failed" not in result]
+        median = {key: statistics.median(result[key] for result in good) for key in ("seconds", "peak") if good}
+        row["sides"][side] = {**median, "runs": len(good), "all": [r["seconds"] for r in good]} if good else results[0]
+    return row
+
+
+def table(rows: dict[str, Any]) -> list[str]:
+    lines = [
+        "| case | side | tokens/s | ours is | of the bf16 matmul rate | peak memory | runs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in (name for name in CASES if name in rows):
+        row = rows[name]
+        for side, result in row["sides"].items():
+            if "failed" in result:
+                lines.append(f"| {name} | {side} | not measured: {result['failed']} | | | | |")
+                continue
+            own = row["sides"]["ours"]["seconds"]
+            ratio = "" if side == "ours" else f"{result['seconds'] / own:.2f}x"
+            share = f"{row['operations'] / result['seconds'] / row['rate']:.0%} of {row['rate'] / 1e12:.2f} TFLOP/s"
+            lines.append(
+                f"| {name} | {'**ours**' if side == 'ours' else side} | "
+                f"{row['batch'] * row['length'] / result['seconds']:,.0f} | {ratio} | "
+                f"{share if side == 'ours' else ''} | {result['peak'] / 2**30:.1f} GiB | {result['runs']} |"
+            )
+    return lines
+
+
+def report(rows: dict[str, Any]) -> str:
+    lines = [START, "", "## Training: medians of a step, with the optimizer, interleaved", "", *table(rows)]
+    runs = sorted({(row["date"], row["commit"], row["device"], row["versions"]) for row in rows.values()})
+    lines += ["", *(f"- {date}, commit {commit}, {device}, {versions}." for date, commit, device, versions in runs)]
+    lines += [f"- `{command}`" for command in sorted({row["command"] for row in rows.values()})]
+    return "\n".join([*lines, "", END])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES), metavar="NAME")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peer-packages", help="a folder with `accelerate`, which the Trainer needs")
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(child(json.loads(arguments.child))))
+        return
+    arguments.line = f"python -m benchmarks.training --repeats {arguments.repeats} --peer-packages DIR"
+    if arguments.cases != list(CASES):
+        arguments.line += f" --cases {' '.join(map(repr, arguments.cases))}"
+    rows: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
+    for name in arguments.cases:
+        rows[name] = run_case(name, arguments)
+        print(*table({name: rows[name]})[2:], sep="\n", flush=True)
+        ROWS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_section(START, END, report(rows))
+
+
+if __name__ == "__main__":
+    main()
