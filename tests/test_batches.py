@@ -51,7 +51,8 @@ def test_sequential_windows_follow_each_other_alike_in_every_epoch(split: TokenS
 
 def test_338025_tokens_give_165_batches_of_2048(tmp_path: Path) -> None:
     # The token count of tiny-shakespeare.
-    entry = {"sha256": "", "documents": 1, "document_index": {"file": "y"}, "shards": [{"file": "x", "tokens": 338_025}]}
+    shards = [{"file": "x", "tokens": 338_025}]
+    entry = {"sha256": "", "documents": 1, "document_index": {"file": "y"}, "shards": shards}
     split = TokenSplit(tmp_path, "train", entry)
     for sampler in ("sequential", "shuffled"):
         assert Batches(split, batch_size=16, sequence_length=128, sampler=sampler).batches_per_epoch == 165

@@ -22,6 +22,8 @@ from gpt2core.files import write_json
 from gpt2core.hf import save_pretrained
 from gpt2core.importing import import_model
 from gpt2core.model import GPT
+from gpt2core.token_writer import write_tokens
+from gpt2core.tokenizer import Tokenizer
 from tasks import paths, runtime_checks
 from tasks.export import export_model, write_files
 from tasks.model_card import model_card
@@ -32,6 +34,10 @@ from tests.hub_server import TOKEN, Hub, hub
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = GPTConfig(50257, 32, n_layer=2, n_head=2, n_embd=16)
+
+
+DIARY = "A diary. " * 300
+ALL_TRAIN = {"train": 1.0, "val": 0.0, "test": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +183,7 @@ def test_the_card_of_a_project_says_what_it_was_trained_on_and_remembers(
     file = {"file": "diary.txt", "size_bytes": 5, "sha256": "ab" * 32}
     source = {"source": "/home/someone/diary.txt", "licence": "all rights reserved", "size_bytes": 5, "files": [file]}
     write_json(paths.PROVENANCE, {**source, "urls": ["https://me:secret@example.org/diary.txt"]})
-    write_json(paths.TOKENS / "manifest.json", {"splits": {"train": {"tokens": 1234}}})
+    write_tokens(paths.TOKENS, [DIARY], source="test", shares=ALL_TRAIN)
     facts = gather_facts("models/best", paths.BEST_MODEL, TINY)
     card = model_card(facts, repo_id="me/diary", licence="cc-by-4.0", language="de")
     head = front_matter(card)
@@ -202,9 +208,10 @@ def test_the_card_of_a_folder_by_finetune_has_the_numbers_of_its_run_and_none_of
     write_json(made / paths.RUN, {"run_id": "0123", "run_name": "gpt2-diary"})
     write_json(made / paths.EVALUATE_METRICS, {"held_out": None, "verdict": "memorising", "verbatim_recall": 0.83})
     write_json(made / paths.PROVENANCE, {"source": "diary.txt", "files": []})
-    write_json(made / paths.TOKENS / "manifest.json", {"splits": {"train": {"tokens": 1234}}})
+    write_tokens(made / paths.TOKENS, [DIARY], source="test", shares=ALL_TRAIN)
     facts = gather_facts(str(folder), folder, TINY)
-    assert (facts.name, facts.verdict, facts.tokens) == ("gpt2-diary", "memorising", {"train": 1234})
+    assert (facts.name, facts.verdict) == ("gpt2-diary", "memorising")
+    assert facts.tokens == {"train": len(Tokenizer().encode(DIARY)), "val": 0, "test": 0}
     assert facts.metrics == {"evaluate/verbatim_recall": 0.83}
     (folder / "model.safetensors").write_bytes(b"weights of another run")
     assert gather_facts(str(folder), folder, TINY).verdict is None

@@ -18,7 +18,8 @@ from tasks.params import Params, parse_params
 from tasks.report import build, page, pdf
 from tasks.report_inputs import Inputs
 from tasks.report_runs import Comparison, OtherRun, compare
-from tasks.tracking import TrackedRun
+from tasks.tracking_link import Link
+from tasks.tracking_run import TrackedRun
 from tasks.tracking_store import connect, experiment_id
 
 SHA = "0123456789abcdef" * 4
@@ -329,7 +330,7 @@ def test_the_last_five_runs_are_newest_first_with_the_champion_marked(
     client.create_model_version("gpt2", f"runs:/{oldest}/model", oldest)
     client.set_registered_model_alias("gpt2", "champion", "1")
 
-    comparison = compare(TrackedRun(client, client.get_run(this)), "gpt2", "test")
+    comparison = compare(TrackedRun(Link.to(client, client.get_run(this))), "gpt2", "test")
     rows = Text(page(report_of(some_inputs(), comparison))).tables["This run and the last of the experiment gpt2"][1:]
     assert [row[0].split(" ")[0] for row in rows] == ["this", "elsewhere", "run-7", "run-6", "run-5", "run-4", "run-1"]
     assert "(champion, version 1)" in rows[-1][0]
