@@ -1,5 +1,6 @@
 """Stage `tokenize`: data/raw -> data/tokens."""
 
+from pathlib import Path
 from typing import Any
 
 from gpt2core.corpus import read_corpus
@@ -35,9 +36,16 @@ def read_provenance() -> dict[str, Any]:
     """What the download stage wrote. Raises UserError where it has not run."""
     provenance = read_report(paths.PROVENANCE, "download", ("source", "size_bytes", "files"))
     files = provenance["files"]
-    if not isinstance(files, list) or not all(isinstance(entry, dict) and "file" in entry for entry in files):
+    if not isinstance(files, list) or not all(
+        isinstance(entry, dict) and _is_name(entry.get("file")) for entry in files
+    ):
         raise UserError(f"{paths.PROVENANCE} is damaged (files): run `dvc repro --force download`.")
     return provenance
+
+
+def _is_name(name: Any) -> bool:
+    """Whether it names a file in data/raw: nothing leads out of there."""
+    return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def summary(manifest: dict[str, Any]) -> str:

@@ -148,7 +148,14 @@ def test_a_damaged_history_names_its_stage(tmp_path: Path, content: str) -> None
         read_rows(tmp_path / "other.json", "finetune")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"files": []}', '{"source": "a", "size_bytes": 1, "files": [3]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{", "[]", '{"files": []}', '{"source": "a", "size_bytes": 1, "files": [3]}',
+        '{"source": "a", "size_bytes": 1, "files": [{"file": 7}]}',
+        '{"source": "a", "size_bytes": 1, "files": [{"file": "../params.yaml"}]}',
+    ],
+)  # fmt: skip
 def test_a_damaged_provenance_is_one_line(tmp_path: Path, monkeypatch, content: str) -> None:
     from tasks.tokenize import read_provenance
 
