@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tasks.failures import failure_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,6 +142,7 @@ def _wait(pid: int, place: mmap.mmap) -> str | int:
 
 
 def _work(area: Area, numbers: range, seed: int, root: Path, kept: Path, place: mmap.mmap, show: bool) -> Tally:
+    torch.set_num_threads(1)  # a pool of threads does not outlive a fork
     signal.signal(signal.SIGPROF, _too_slow)
     no_output = os.open(os.devnull, os.O_WRONLY)
     os.dup2(no_output, 2)
