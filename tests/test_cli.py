@@ -161,7 +161,10 @@ def test_weights_may_be_kept_smaller(gpt2, weights: str) -> None:
         (["--temperature", "0"], "--temperature (0) must be at least"),
         (["--temperature", "nan"], "--temperature (nan)"),
         (["--top-p", "1.5"], "--top-p (1.5) must be a number above 0 and at most 1."),
-        (["--decoding", "beam", "--num-beams", "0"], "--num-beams (0) must be a whole number of at least 1."),
+        (
+            ["--decoding", "beam", "--num-beams", "0"],
+            "--num-beams (0) must be a whole number of at least 1 and at most",
+        ),
         (["--decoding", "beam", "--num-sequences", "6"], "--num-sequences (6) is above --num-beams (5)"),
         (["--decoding", "greedy", "--num-sequences", "2"], "--num-sequences (2) does not belong to greedy decoding"),
         (["--decoding", "greedy", "--top-p", "0.5"], "it shapes what is drawn at random (sample, beam-sample)"),
