@@ -163,7 +163,7 @@ def test_weights_may_be_kept_smaller(gpt2, weights: str) -> None:
         (["--top-p", "1.5"], "--top-p (1.5) must be a number above 0 and at most 1."),
         (
             ["--decoding", "beam", "--num-beams", "0"],
-            "--num-beams (0) must be a whole number of at least 1 and at most",
+            "--num-beams (0) must be a whole number of at least 1",
         ),
         (["--decoding", "beam", "--num-sequences", "6"], "--num-sequences (6) is above --num-beams (5)"),
         (["--decoding", "greedy", "--num-sequences", "2"], "--num-sequences (2) does not belong to greedy decoding"),
