@@ -10,14 +10,13 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import machine, write_section
+from benchmarks.results import in_a_process, machine, origin_lines, write_section
 
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "decoding.json"
@@ -144,16 +143,8 @@ def perplexities(model: str, text: str, max_tokens: int) -> dict[str, float]:
 
 def measure(job: dict[str, Any], python: str) -> dict[str, Any]:
     command = [python, str(HERE / "decoding.py"), "--child", json.dumps(job)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": str(job["threads"])}
-    try:
-        done = subprocess.run(
-            command, env=environment, cwd=HERE.parent, capture_output=True, text=True, timeout=COMMAND_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"not ready within {COMMAND_SECONDS} s"}
-    if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1][:200]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    environment = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": str(job["threads"])}
+    return in_a_process(command, environment, COMMAND_SECONDS)
 
 
 def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -220,10 +211,7 @@ def report(rows: dict[str, Any]) -> str:
             exact = row["fp32"]
             parts = [f"{kind} {row[kind]:.4f} ({row[kind] / exact - 1:+.3%})" for kind in row if kind in row["kinds"]]
             lines += ["", f"Perplexity of {row['tokens']:,} tokens at the end of {row['text']}: {', '.join(parts)}."]
-    runs = sorted({(row["date"], row["commit"], row["device"], row["versions"]) for row in rows.values()})
-    lines += ["", *(f"- {date}, commit {commit}, {device}, {versions}." for date, commit, device, versions in runs)]
-    lines += [f"- `{command}`" for command in sorted({row["command"] for row in rows.values()})]
-    return "\n".join([*lines, "", END])
+    return "\n".join([*lines, *origin_lines(rows), "", END])
 
 
 def main() -> None:

@@ -1,10 +1,13 @@
 """What every benchmark says of its machine, and its part of benchmarks/RESULTS.md."""
 
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
@@ -43,3 +46,25 @@ def write_section(start: str, end: str, section: str) -> None:
     else:
         text = f"{text.rstrip()}\n\n{section}\n"
     RESULTS.write_text(text, encoding="utf-8")
+
+
+def in_a_process(command: Sequence[str], environment: dict[str, str], seconds: float) -> dict[str, Any]:
+    """The JSON that a measurement prints as its last line, or why there is none under `failed`."""
+    environment = {**os.environ, **environment}
+    try:
+        done = subprocess.run(
+            command, env=environment, cwd=HERE.parent, capture_output=True, text=True, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not ready within {seconds:.0f} s"}
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["killed"])[-1][:200]}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def origin_lines(rows: dict[str, Any]) -> list[str]:
+    """When, where and by which commands the rows were measured."""
+    runs = sorted({(row["date"], row["commit"], row["device"], row["versions"]) for row in rows.values()})
+    lines = ["", *(f"- {date}, commit {commit}, {device}, {versions}." for date, commit, device, versions in runs)]
+    return lines + [f"- `{command}`" for command in sorted({row["command"] for row in rows.values()})]

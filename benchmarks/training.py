@@ -10,14 +10,13 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import machine, write_section
+from benchmarks.results import in_a_process, machine, origin_lines, write_section
 
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / "training.json"
@@ -216,17 +215,9 @@ def matmul_rate(job: dict[str, Any]) -> float:
 
 def measure(job: dict[str, Any], packages: str | None) -> dict[str, Any]:
     path = os.pathsep.join(str(place) for place in (HERE.parent, packages) if place)
-    environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    environment = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "benchmarks.training", "--child", json.dumps(job)]
-    try:
-        done = subprocess.run(
-            command, env=environment, cwd=HERE.parent, capture_output=True, text=True, timeout=COMMAND_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"not ready within {COMMAND_SECONDS} s"}
-    if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or ["killed"])[-1][:200]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return in_a_process(command, environment, COMMAND_SECONDS)
 
 
 def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -270,10 +261,7 @@ def table(rows: dict[str, Any]) -> list[str]:
 
 def report(rows: dict[str, Any]) -> str:
     lines = [START, "", "## Training: medians of a step, with the optimizer, interleaved", "", *table(rows)]
-    runs = sorted({(row["date"], row["commit"], row["device"], row["versions"]) for row in rows.values()})
-    lines += ["", *(f"- {date}, commit {commit}, {device}, {versions}." for date, commit, device, versions in runs)]
-    lines += [f"- `{command}`" for command in sorted({row["command"] for row in rows.values()})]
-    return "\n".join([*lines, "", END])
+    return "\n".join([*lines, *origin_lines(rows), "", END])
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.tracking_store import connect, experiment_id
 from tests.command import Result, run_here
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,3 +37,20 @@ def in_project(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(root / "no-prefect"))
     monkeypatch.chdir(root)
+
+
+def project_with_store(root: Path) -> Path:
+    """A project with an empty store, to copy: making a store takes a second."""
+    write_project(root)
+    with pytest.MonkeyPatch.context() as patch:
+        in_project(root, patch)
+        experiment_id(connect(), "gpt2")
+    return root
+
+
+def copy_of(template: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a project, which is then the working directory."""
+    root = folder / "project"
+    shutil.copytree(template, root)
+    in_project(root, monkeypatch)
+    return root

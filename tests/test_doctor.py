@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from tasks import doctor_machine
 from tasks.tracking_store import connect, experiment_id
-from tests.maintained import ROOT, Commands, in_project, write_project
+from tests.maintained import ROOT, Commands, copy_of, project_with_store
 
 STORE = Path("mlruns/mlflow.db")
 
@@ -26,20 +26,12 @@ def gpt2(monkeypatch, capsys) -> Commands:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory) -> Path:
-    """A project with a store; to make one takes a second."""
-    root = tmp_path_factory.mktemp("template")
-    write_project(root)
-    with pytest.MonkeyPatch.context() as patch:
-        in_project(root, patch)
-        experiment_id(connect(), "gpt2")
-    return root
+    return project_with_store(tmp_path_factory.mktemp("template"))
 
 
 @pytest.fixture
 def project(template, tmp_path, monkeypatch) -> Path:
-    root = tmp_path / "project"
-    shutil.copytree(template, root)
-    in_project(root, monkeypatch)
+    root = copy_of(template, tmp_path, monkeypatch)
     connect()  # points the store's paths here
     # The probe of bf16 is a test of its own.
     monkeypatch.setattr("gpt2core.runtime.bf16_gain", lambda: 1.0)

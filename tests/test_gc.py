@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from tasks import paths
 from tasks.finetune import checkpoints_of, fingerprint_of
 from tasks.params import load_params
 from tasks.tracking_store import connect, experiment_id
-from tests.maintained import Commands, in_project, write_project
+from tests.maintained import Commands, copy_of, in_project, write_project
 
 LONG_AGO = time.time() - 86400
 PUBLISHED, ENDED, UNFINISHED = (letter * 12 for letter in "abc")  # folders of runs
@@ -50,9 +49,7 @@ def template(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def project(template, tmp_path, monkeypatch) -> Path:
-    root = tmp_path / "project"
-    shutil.copytree(template, root)
-    in_project(root, monkeypatch)
+    root = copy_of(template, tmp_path, monkeypatch)
     connect()
     return root
 

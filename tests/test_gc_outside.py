@@ -16,7 +16,7 @@ import pytest
 
 from gpt2core.files import write_json
 from tasks.tracking_store import connect, experiment_id
-from tests.maintained import Commands, in_project, write_project
+from tests.maintained import Commands, copy_of, project_with_store
 
 LONG_AGO = time.time() - 86400
 RUN = "0123456789abcdef" * 2
@@ -26,20 +26,12 @@ FLOW_RUN = "0f0e0d0c-1111-4222-8333-444455556666"
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("template")
-    write_project(root)
-    with pytest.MonkeyPatch.context() as patch:
-        in_project(root, patch)
-        experiment_id(connect(), "gpt2")
-    return root
+    return project_with_store(tmp_path_factory.mktemp("template"))
 
 
 @pytest.fixture
 def project(template, tmp_path, monkeypatch) -> Path:
-    root = tmp_path / "project"
-    shutil.copytree(template, root)
-    in_project(root, monkeypatch)
-    return root
+    return copy_of(template, tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from gpt2core.files import sha256_file, write_json
 from gpt2core.model import GPT
 from gpt2core.token_writer import write_tokens
 from tasks import paths
-from tests.maintained import Commands, in_project, write_project
+from tests.maintained import Commands, copy_of, in_project, write_project
 
 MAKE = """
 from pathlib import Path
@@ -59,10 +59,7 @@ def template(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def project(template, tmp_path, monkeypatch) -> Path:
-    root = tmp_path / "project"
-    shutil.copytree(template, root)
-    in_project(root, monkeypatch)
-    return root
+    return copy_of(template, tmp_path, monkeypatch)
 
 
 def flip(path: Path, place: int = -3) -> None:
