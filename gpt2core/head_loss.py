@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Rows that go through the softmax together: on a CPU so few that they stay in its cache.
-ROWS_AT_A_TIME = {"cpu": 32, "cuda": 4096}
+ROWS_AT_A_TIME = 32  # through the softmax: so few that they stay in the processor's cache
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -18,8 +17,8 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         grad = x @ weight.t()  # (N, V): the logits at first
         loss = torch.zeros((), dtype=torch.float32, device=x.device)
-        rows = ROWS_AT_A_TIME.get(x.device.type, 4096)
-        for logits, wanted in zip(grad.split(rows), targets[:, None].split(rows), strict=True):
+        rows = zip(grad.split(ROWS_AT_A_TIME), targets[:, None].split(ROWS_AT_A_TIME), strict=True)
+        for logits, wanted in rows:
             exact = logits.float()
             log_sum = exact.logsumexp(dim=1, keepdim=True)
             loss += (log_sum - exact.gather(1, wanted)).sum()
@@ -33,6 +32,11 @@ class _HeadLoss(torch.autograd.Function):
         grad, x, weight = ctx.saved_tensors
         factor = (grad_loss / len(x)).to(x.dtype)
         return (grad @ weight) * factor, grad.t() @ (x * factor), None
+
+
+def head_loss_pays(x: Tensor) -> bool:
+    """Whether `head_loss` is the better way for x: a GPU compiles its step, and fp16 needs a scaled gradient."""
+    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from gpt2core.config import GPTConfig
 from gpt2core.dropout import Dropout
 from gpt2core.errors import UserError
-from gpt2core.head_loss import head_loss
-from gpt2core.short_attention import pays, short_attention
+from gpt2core.head_loss import head_loss, head_loss_pays
+from gpt2core.short_attention import attention_pays, short_attention
 
 
 class Cache(Protocol):
@@ -50,7 +50,7 @@ class SelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
         dropout = self.drop_rate if self.training else 0.0
-        if mask is None and pays(q, dropout):
+        if mask is None and attention_pays(q, dropout):
             y = short_attention(q, k, v, dropout)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
@@ -127,7 +127,7 @@ class GPT(nn.Module):
         Raises UserError when the tokens do not fit into block_size.
         """
         x = self.hidden_states(token_ids, attention_mask, cache)  # (B, T, C)
-        if targets is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if targets is not None and head_loss_pays(x):
             return head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
         logits = self.lm_head(x)  # (B, T, V)
         if targets is None:

@@ -52,7 +52,7 @@ class _ShortAttention(torch.autograd.Function):
         return grad_q.view(B, H, T, D), grad_k.view(B, H, T, D), grad_v.view(B, H, T, D), None
 
 
-def pays(q: Tensor, drop_rate: float) -> bool:
+def attention_pays(q: Tensor, drop_rate: float) -> bool:
     """Whether `short_attention` is the faster way for q (B, H, T, D)."""
     here = q.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     return here and (drop_rate > 0.0 or q.shape[2] <= LONGEST_WITHOUT_DROPOUT)
