@@ -52,19 +52,20 @@ def test_an_earlier_model_directory_gives_the_logits_that_were_recorded(golden: 
     assert torch.tensor(expected).shape == (len(IDS), len(IDS[0]), 32)
 
 
-def test_an_earlier_checkpoint_is_whole_and_its_training_goes_on_as_it_would_have_then(golden: Path) -> None:
+def test_an_earlier_checkpoint_is_whole_and_its_training_goes_on_as_it_would_have_then(
+    golden: Path, monkeypatch
+) -> None:
     expected = read_json(golden / "expected.json")
     step = golden / "checkpoints" / f"step-{expected['saved_step']:08d}"
     checkpoint.verify_checkpoint(step)
     assert_logits(GPT.from_pretrained(step).eval(), expected["logits"])
     run = trainer(golden / "checkpoints")
     assert run.resume()
+    # Dropout has come to draw other numbers since; compiled, a model has torch's own, as it had then.
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert (run.step, run.extra["run_id"]) == (expected["saved_step"], RUN_ID)
     run.fit()
-    saved = expected["saved_step"]
-    assert losses(run)[:saved] == pytest.approx(expected["losses"][:saved], abs=CLOSE)
-    # Dropout has come to draw other numbers since, which these losses feel in their third decimal.
-    assert losses(run)[saved:] == pytest.approx(expected["losses"][saved:], abs=0.02)
+    assert losses(run) == pytest.approx(expected["losses"], abs=CLOSE)
 
 
 def test_an_earlier_registered_model_loads_without_pickle_and_gives_its_logits(golden: Path, monkeypatch) -> None:

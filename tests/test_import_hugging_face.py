@@ -165,7 +165,9 @@ def test_a_name_of_the_hub_comes_from_the_cache(
 
 
 @pytest.mark.parametrize("tokens", [1, [1], {"a": 1}, [{"content": 1}], [{"id": "x"}], [None]])
-def test_added_tokens_of_another_form_are_no_reason_to_fail(directory: Path, tokens: object) -> None:
+def test_added_tokens_of_another_form_are_no_reason_to_fail(
+    directory: Path, reference: GPT2LMHeadModel, tokens: object
+) -> None:
     content = {"model": {"vocab": Tokenizer().vocabulary()}, "added_tokens": tokens}
     (directory / "tokenizer.json").write_text(json.dumps(content))
-    import_model(directory)
+    assert_same(directory, reference)
