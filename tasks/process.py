@@ -78,15 +78,23 @@ def leave_signals() -> list[int]:
 
 
 @contextmanager
-def raise_when_asked_to_leave() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise TerminatedError: files and MLflow's run are closed on the way out."""
+def raise_when_asked_to_leave() -> Iterator[list[int]]:
+    """SIGTERM and SIGHUP raise TerminatedError: files and MLflow's run are closed on the way out.
+
+    Gives the signals heard, SIGINT among them: what C code was at work may have made another error of the exception.
+    """
+    heard: list[int] = []
 
     def leave(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         signal.signal(number, signal.SIG_IGN)  # once is enough; a second one must not cut the closing short
         raise TerminatedError(number)
 
-    with handling(leave_signals(), leave):
-        yield
+    interrupt = [] if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else [signal.SIGINT]
+    with handling((*leave_signals(), *interrupt), leave):
+        yield heard
 
 
 @contextmanager

@@ -30,14 +30,18 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
     """
     outlive_listeners()
     finished = False
+    heard: list[int] = []
     try:
-        with raise_when_asked_to_leave(), leave_with_parent(), alone(name):
+        with raise_when_asked_to_leave() as heard, leave_with_parent(), alone(name):
             main()
         finished = True
     except KeyboardInterrupt as stop:
         print(f"{name}: interrupted", file=sys.stderr, flush=True)
         sys.exit(128 + (signal.SIGTERM if isinstance(stop, TerminatedError) else signal.SIGINT))
     except Exception as error:
+        if heard:
+            print(f"{name}: interrupted ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
+            sys.exit(128 + (signal.SIGINT if heard[0] == signal.SIGINT else signal.SIGTERM))
         lines = failure_line(name, error)
         if lines is None:
             raise

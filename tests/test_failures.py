@@ -1,6 +1,8 @@
 """What libraries notice reaches the user as one line: a full disk, no access, no memory, damaged reports."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +79,51 @@ def test_ctrl_c_while_a_stage_imports_its_libraries_is_one_line() -> None:
         assert result.returncode != 0
         assert result.stderr.splitlines()[-1] == line
         assert ("Traceback" in result.stderr) == (line != "interrupted")
+
+
+# As the C code of torch does it: an interrupted import of NumPy is forgotten, and the next one fails for good.
+INTERRUPTED_IMPORT = """
+import importlib.abc, os, signal, sys
+
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == WANTED and not getattr(sys, "told", False):
+            sys.told = True
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError("cannot load module more than once per process") from None
+
+sys.meta_path.insert(0, Interrupt())
+"""
+
+
+@pytest.mark.parametrize(("stage", "library"), [("finetune", "numpy"), ("evaluate", "gpt2core.evaluate")])
+def test_ctrl_c_that_an_import_takes_for_another_error_is_one_line(stage: str, library: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED_IMPORT.replace("WANTED", repr(library)))
+    result = subprocess.run(
+        [sys.executable, "-m", f"tasks.{stage}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stage_asked_to_leave_while_a_library_makes_another_error_of_it(number: int, code: int, capsys) -> None:
+    def main() -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module") from None
+
+    with pytest.raises(SystemExit) as end:
+        run_stage("plot", main)
+    assert end.value.code == code
+    assert capsys.readouterr().err.splitlines()[0] == "plot: interrupted (ImportError: cannot load module)"
 
 
 def test_an_error_of_this_project_keeps_its_traceback() -> None:
