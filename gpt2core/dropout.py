@@ -1,11 +1,13 @@
 """Dropout of which a CPU is not slow: torch draws one random number an element there, one after the other.
 
-Four elements share a random number of 64 bits, so a rate is exact to 1 in 65,536.
+Four elements share a random number of 64 bits, so a rate is exact to 1 in 65,536. A mask is of the tensor's own dtype:
+torch takes seven times as long to multiply bf16 by bool.
 """
 
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +37,7 @@ class Dropout(nn.Module):
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, drop_rate: float) -> Tensor:
-        kept = keep_mask(x.shape, drop_rate)
+        kept = keep_mask(x.shape, drop_rate, x.dtype)
         ctx.save_for_backward(kept)
         ctx.scale = scale_of(drop_rate)
         return (x * kept).mul_(ctx.scale)
@@ -46,12 +48,15 @@ class _Dropout(torch.autograd.Function):
         return (grad * kept).mul_(ctx.scale), None
 
 
-def keep_mask(shape: torch.Size, drop_rate: float) -> Tensor:
-    """A mask on the CPU, bool, True with probability 1 - drop_rate, drawn from torch's own generator."""
+def keep_mask(shape: torch.Size, drop_rate: float, dtype: torch.dtype) -> Tensor:
+    """A mask on the CPU, 1 with probability 1 - drop_rate and 0 else, a function of torch's own generator."""
     count = prod(shape)
-    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    dropped = round(drop_rate * LEVELS)
-    return (words.view(torch.int16)[:count] >= dropped - LEVELS // 2).view(shape)
+    # SFC64, twice as fast as torch's Mersenne twister, begins with a number of the generator that a run seeds.
+    words = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw((count + 3) // 4)
+    draws = torch.from_numpy(words.view(np.int16))[:count]
+    kept = torch.empty(count, dtype=dtype)
+    torch.ge(draws, round(drop_rate * LEVELS) - LEVELS // 2, out=kept)
+    return kept.view(shape)
 
 
 def scale_of(drop_rate: float) -> float:

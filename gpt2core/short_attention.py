@@ -28,7 +28,7 @@ class _ShortAttention(torch.autograd.Function):
         else:
             scores = torch.bmm(q, k.transpose(1, 2)).float().add_(future)
         weights = scores.softmax(dim=-1).to(q.dtype)
-        kept = keep_mask(weights.shape, drop_rate) if drop_rate else None
+        kept = keep_mask(weights.shape, drop_rate, weights.dtype) if drop_rate else None
         ctx.save_for_backward(q, k, v, weights, kept)
         if kept is None:
             return torch.bmm(weights, v).view(B, H, T, D)

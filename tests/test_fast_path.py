@@ -87,7 +87,7 @@ def test_so_much_is_dropped_and_the_rest_makes_up_for_it(rate: float) -> None:
 
 def test_neighbours_are_dropped_independently() -> None:
     torch.manual_seed(2)
-    kept = keep_mask(torch.Size((400_003,)), 0.5).float() - 0.5
+    kept = keep_mask(torch.Size((400_003,)), 0.5, torch.float32) - 0.5
     for distance in (1, 2, 3, 4, 8):
         correlation = 4 * (kept[:-distance] * kept[distance:]).mean().item()
         assert abs(correlation) < 5 / math.sqrt(400_000)
