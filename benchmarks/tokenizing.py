@@ -6,7 +6,9 @@ python -m benchmarks.tokenizing [--megabytes 200]
 import argparse
 import multiprocessing
 import os
+import random
 import resource
+import string
 import sys
 import tempfile
 import time
@@ -19,11 +21,17 @@ from tasks import paths
 
 
 def write_text(path: Path, megabytes: int) -> None:
-    """The bundled plays over and over, each time with a line of its own, as one document after another."""
-    plays = paths.BUNDLED_CORPUS.read_text(encoding="utf-8")
+    """The bundled plays over and over, one document after another; every 50th word is one never seen before.
+
+    Words that come again cost an encoder with a cache next to nothing, so that plain repetition would flatter it.
+    """
+    words = paths.BUNDLED_CORPUS.read_text(encoding="utf-8").split(" ")
+    made_up = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
-        for copy in range(megabytes * 1_000_000 // len(plays.encode()) + 1):
-            file.write(f"Copy {copy}.\n{plays}\n<|endoftext|>\n")
+        while file.tell() < megabytes * 1_000_000:
+            for place in range(0, len(words), 50):
+                words[place] = "".join(made_up.choices(string.ascii_lowercase, k=made_up.randint(3, 12)))
+            file.write(f"{' '.join(words)}\n<|endoftext|>\n")
 
 
 def measure(text: Path, workers: int, results: "multiprocessing.SimpleQueue[tuple[float, int, int]]") -> None:

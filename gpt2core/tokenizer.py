@@ -1,6 +1,7 @@
 """GPT-2's byte-level BPE (Radford et al. 2019), offline, from the merge table in `assets/`.
 
-tiktoken does the encoding; `save` writes the same vocabulary in the Hugging Face layout.
+gigatoken does the encoding where its ids are known to be those of tiktoken, and else tiktoken; `save` writes the same
+vocabulary in the Hugging Face layout.
 """
 
 import base64
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import UserError
+from gpt2core.fast_encoding import FastEncoding, load_fast_encoding
 from gpt2core.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -39,9 +41,16 @@ class Tokenizer:
 
     def encode_array(self, text: str) -> "np.ndarray":
         """The ids of `encode` as a uint16 array, without a Python object a token."""
+        content = check_unicode(text)
+        fast = _fast_encoding()
+        if fast is not None and fast.can_encode(text):
+            return fast.encode(content)
+        return self.encode_by_tiktoken(text)
+
+    def encode_by_tiktoken(self, text: str) -> "np.ndarray":
+        """The same ids by the reference implementation, which is slower."""
         import numpy as np
 
-        check_unicode(text)
         parts = [self._encoding.encode_to_numpy(part, allowed_special="all") for part in _cut_long_blanks(text)]
         return np.concatenate(parts).astype(np.uint16)
 
@@ -113,10 +122,10 @@ class Tokenizer:
         return _load_encoding()
 
 
-def check_unicode(text: str) -> None:
-    """Raises UserError where `text` holds half of a surrogate pair, which no UTF-8 can spell."""
+def check_unicode(text: str) -> bytes:
+    """`text` in UTF-8. Raises UserError where it holds half of a surrogate pair, which no UTF-8 can spell."""
     try:
-        text.encode("utf-8")
+        return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
             f"character {error.start} (U+{ord(text[error.start]):04X}) is a lone surrogate, "
@@ -158,14 +167,25 @@ def _load_encoding() -> "tiktoken.Encoding":
 
 
 @lru_cache(maxsize=1)
-def _ranks() -> dict[bytes, int]:
-    """Bytes of each token but `<|endoftext|>` to its id. Raises UserError for a damaged merge table."""
+def _fast_encoding() -> FastEncoding | None:
+    _read_merge_table()
+    return load_fast_encoding(MERGE_TABLE, END_OF_TEXT, Tokenizer.eot_id)
+
+
+def _read_merge_table() -> bytes:
+    """Raises UserError for a damaged merge table."""
     # tiktoken's own loader copies the table to a shared temporary directory and reads it from there.
     content = MERGE_TABLE.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != MERGE_TABLE_SHA256:
         raise UserError(f"{MERGE_TABLE}: sha256 {found}, expected {MERGE_TABLE_SHA256}; restore the file.")
-    pairs = (line.split() for line in content.splitlines())
+    return content
+
+
+@lru_cache(maxsize=1)
+def _ranks() -> dict[bytes, int]:
+    """Bytes of each token but `<|endoftext|>` to its id. Raises UserError for a damaged merge table."""
+    pairs = (line.split() for line in _read_merge_table().splitlines())
     return {base64.b64decode(token): int(rank) for token, rank in pairs}
 
 

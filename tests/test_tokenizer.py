@@ -1,5 +1,7 @@
+import hashlib
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gpt2core import fast_encoding
 from gpt2core import tokenizer as tokenizer_module
 from gpt2core.errors import UserError
 from gpt2core.tokenizer import Tokenizer
@@ -57,6 +60,82 @@ def test_every_character_of_unicode_gets_the_same_ids_as_in_hugging_face(hugging
     assert [Tokenizer().encode(text) for text in texts] == expected
 
 
+@settings(max_examples=1000, deadline=None)
+@given(text=unicode_text | corners)
+def test_the_fast_encoding_gives_the_ids_of_tiktoken(text: str) -> None:
+    assert Tokenizer().encode(text) == Tokenizer().encode_by_tiktoken(text).tolist()
+
+
+def boundary_encodings(folder: Path) -> tuple[Any, Any]:
+    """tiktoken and gigatoken with a table in which each byte of a character joins what follows it, within a piece.
+
+    So the ids show whether a character counts as letter, digit, blank or mark, which GPT-2's table often hides.
+    """
+    import base64
+
+    import tiktoken
+    from gigatoken.gigatoken_rs import BPETokenizer
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    singles = [bytes([byte]) for byte in range(256)]
+    pairs = [bytes([byte, after]) for byte in range(0xC0) for after in b"b1 !"]
+    ranks = {token: rank for rank, token in enumerate([*singles, *pairs])}
+    table = folder / "boundaries.tiktoken"
+    table.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()))
+    reference = tiktoken.Encoding("boundaries", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
+    return reference, BPETokenizer.from_tiktoken(table, "gpt2", {})
+
+
+@pytest.mark.slow
+def test_the_fast_encoding_leaves_every_character_to_tiktoken_on_which_they_differ(tmp_path: Path) -> None:
+    reference, fast = boundary_encodings(tmp_path)
+
+    def differing(characters: list[str]) -> list[str]:
+        text = "".join(f"{c}b\n\n{c}1\n\n{c}!\n\n {c}  b\n\n" for c in characters)
+        if np.array_equal(fast.encode(text), reference.encode_to_numpy(text)):
+            return []
+        half = len(characters) // 2
+        return differing(characters[:half]) + differing(characters[half:]) if half else characters
+
+    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    found = [c for i in range(0, len(characters), 64) for c in differing(characters[i : i + 64])]
+    encoding = tokenizer_module._fast_encoding()
+    assert encoding is not None
+    assert len(found) > 4000
+    assert [c for c in found if encoding.can_encode(c)] == []
+
+
+def test_a_new_letter_gets_the_ids_of_tiktoken() -> None:
+    text = "\U00033176\u6da5"  # gigatoken alone takes the two for one word
+    ids = Tokenizer().encode(text)
+    assert ids == Tokenizer().encode_by_tiktoken(text).tolist() == [172, 111, 227, 114, 162, 114, 98]
+
+
+def test_the_probe_is_what_tiktoken_makes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = Tokenizer().encode_by_tiktoken(fast_encoding.PROBE)
+    assert hashlib.sha256(ids.astype("<u2").tobytes()).hexdigest() == fast_encoding.PROBE_SHA256
+    monkeypatch.setattr(fast_encoding, "PROBE_SHA256", "another")
+    assert fast_encoding.load_fast_encoding(tokenizer_module.MERGE_TABLE, "<|endoftext|>", 50256) is None
+
+
+def test_without_gigatoken_tiktoken_encodes() -> None:
+    program = (
+        "import sys; sys.modules['gigatoken'] = sys.modules['gigatoken.gigatoken_rs'] = None\n"
+        "from gpt2core.tokenizer import Tokenizer\n"
+        "print(Tokenizer().encode('Hello, world!'), 'tiktoken' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.stdout == "[15496, 11, 995, 0] True\n", result.stderr
+
+
+def test_threads_that_encode_at_once_get_the_ids_of_one() -> None:
+    texts = [f"{i} Wherefore art thou {'Romeo ' * (i % 7)}\u4e2d{i * i}?\n" * 50 for i in range(200)]
+    tokenizer = Tokenizer()
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(tokenizer.encode, texts))
+    assert together == [tokenizer.encode_by_tiktoken(text).tolist() for text in texts]
+
+
 def test_known_ids_of_the_released_tokenizer() -> None:
     # https://github.com/openai/gpt-2 encodes these so.
     assert Tokenizer().encode("Hello, world!") == [15496, 11, 995, 0]
@@ -103,10 +182,10 @@ def test_a_million_blanks_before_a_word_encode_and_decode() -> None:
 @pytest.mark.parametrize("tail", ["x", " x", "\x1cx", "\n", ".", "<|endoftext|>"])
 def test_cutting_long_blanks_changes_no_ids(monkeypatch: pytest.MonkeyPatch, tail: str) -> None:
     text = "a" + " " * 70 + tail + "\n" * 200 + "b" + " \n" * 100 + "\n" * 81 + tail
-    expected = Tokenizer().encode(text)
+    expected = Tokenizer().encode_by_tiktoken(text).tolist()
     monkeypatch.setattr(tokenizer_module, "LONG_BLANK", 64)
     assert len(tokenizer_module._cut_long_blanks(text)) > 1
-    assert Tokenizer().encode(text) == expected
+    assert Tokenizer().encode_by_tiktoken(text).tolist() == expected
 
 
 def test_token_lengths_count_the_bytes_of_any_text() -> None:
@@ -134,7 +213,7 @@ def test_a_damaged_merge_table_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_importing_the_module_loads_no_heavy_library() -> None:
-    heavy = "('tiktoken', 'numpy', 'transformers', 'torch')"
+    heavy = "('gigatoken', 'tiktoken', 'numpy', 'transformers', 'torch')"
     code = f"import sys, gpt2core.tokenizer; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "[]", result.stderr
