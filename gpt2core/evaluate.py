@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gpt2core.decoding import generate
+from gpt2core.head_loss import head_scores
 from gpt2core.model import GPT
 
 Logits = Callable[[Tensor], Tensor]
@@ -106,7 +107,10 @@ def _losses(model: Logits, token_ids: Tensor, targets: Tensor) -> tuple[float, i
     """Sum of the losses and number of right guesses where targets (B, T) are not -1."""
     kept = targets >= 0
     if isinstance(model, GPT):  # the head is the largest matrix: only where a target is scored
-        logits = model.lm_head(model.hidden_states(token_ids)[kept])  # (N, V)
+        x = model.hidden_states(token_ids)[kept]  # (N, C)
+        if x.device.type == "cpu":
+            return head_scores(x, model.lm_head.weight, targets[kept])
+        logits = model.lm_head(x)  # (N, V)
     else:
         logits = model(token_ids)[kept]
     logits, wanted = logits.float(), targets[kept]

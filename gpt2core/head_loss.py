@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 ROWS_AT_A_TIME = 16  # through the softmax: so few that they stay in the processor's cache
+ROWS_A_MATMUL = 512
 WORDS_AT_A_TIME = 64  # a matmul over 50,257 words takes up to 1.7 times as long as one over 50,304
 
 
@@ -25,9 +26,7 @@ class _HeadLoss(torch.autograd.Function):
         for logits, wanted in rows:
             exact = logits.float()
             softmax = exact.softmax(dim=1)
-            # One pass of exponentials gives both: at its largest, log softmax is the logit less the log of their sum.
-            log_sum = exact.amax(dim=1, keepdim=True) - softmax.amax(dim=1, keepdim=True).log_()
-            loss += (log_sum - exact.gather(1, wanted)).sum()
+            loss += _losses(exact, softmax, wanted).sum()
             logits.copy_(softmax.scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=torch.float32)))
         ctx.save_for_backward(grad, x, weight)
         return loss / len(x)
@@ -40,6 +39,16 @@ class _HeadLoss(torch.autograd.Function):
         grad_x = (grad @ weight).mul_(factor)
         grad_weight = (grad.t() @ (x * factor))[: ctx.vocab_size]
         return grad_x.to(x_dtype), grad_weight.to(weight_dtype), None, None
+
+
+def _losses(logits: Tensor, softmax: Tensor, targets: Tensor) -> Tensor:
+    """-log of the softmax (N, P) at targets (N, 1), also where that is so small that fp32 has no number for it."""
+    likelihoods = softmax.gather(1, targets)
+    if likelihoods.min() > torch.finfo(torch.float32).tiny:
+        return -likelihoods.log_()
+    # At the largest logit the log of the softmax is that logit less the log of the sum of all exponentials.
+    log_sum = logits.amax(dim=1, keepdim=True) - softmax.amax(dim=1, keepdim=True).log_()
+    return log_sum - logits.gather(1, targets)
 
 
 def padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -58,10 +67,37 @@ def head_loss_pays(x: Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
+def head_scores(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, int]:
+    """Sum of the losses in nats of x (N, C) under a head `weight` (V, C), and how often the target is the likeliest.
+
+    For targets (N,) int64, without gradients; sums in fp64.
+    """
+    dtype = _matmul_dtype(x)
+    loss, hits = 0.0, 0
+    with torch.autocast(x.device.type, enabled=False):
+        vocab_size, x, weight = len(weight), x.to(dtype), padded(weight, dtype)
+        for hidden, goals in zip(x.split(ROWS_A_MATMUL), targets.split(ROWS_A_MATMUL), strict=True):
+            scores = hidden @ weight.t()
+            scores[:, vocab_size:] = -torch.inf
+            rows = zip(scores.split(ROWS_AT_A_TIME), goals[:, None].split(ROWS_AT_A_TIME), strict=True)
+            for logits, wanted in rows:
+                exact = logits.float()
+                loss += _losses(exact, exact.softmax(dim=1), wanted).double().sum().item()
+                # To find a maximum's place is slow: only where the target is one, for others may equal it.
+                likely = (exact.gather(1, wanted) == exact.amax(dim=1, keepdim=True)).flatten()
+                hits += int((exact[likely].argmax(dim=1) == wanted[likely].flatten()).sum())
+    return loss, hits
+
+
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats of x (N, C) under a head `weight` (V, C), for targets (N,) int64; softmax in fp32."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    with torch.autocast(device, enabled=False):
+    dtype = _matmul_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
         loss: Tensor = _HeadLoss.apply(x, weight, targets, dtype)
     return loss
+
+
+def _matmul_dtype(x: Tensor) -> torch.dtype:
+    """What autocast would take."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
