@@ -61,10 +61,10 @@ def ours(job: dict[str, Any]) -> tuple[list[float], list[float]]:
     from gpt2core.events import TrainerEvents
     from gpt2core.runtime import pick_runtime, set_threads
     from gpt2core.trainer import Trainer
+    from tasks.allocator import keep_freed_memory
     from tasks.finetune import trainer_config
     from tasks.initial_model import initial_model
     from tasks.params import parse_params
-    from tasks.process import keep_freed_memory
 
     keep_freed_memory()
     set_threads(None)

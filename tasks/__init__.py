@@ -1,11 +1,18 @@
-"""The pipeline's stages. Ctrl-C while one still imports its libraries, before `run_stage`, is one line as well."""
+"""The pipeline's stages, and what has to be done before one imports its libraries.
+
+Ctrl-C in that time, before `run_stage`, is one line as well; and who needs another allocator starts anew, which is
+cheap only here.
+"""
 
 import os
 import signal
 import sys
 from types import FrameType, TracebackType
 
+from tasks.allocator import keep_freed_memory
+
 INTERRUPTED = "interrupted"
+WITH_LARGE_TENSORS = ("tasks.finetune", "tasks.evaluate")
 
 
 def _say_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -28,5 +35,8 @@ def _leave_imports(number: int, frame: FrameType | None) -> None:
 
 _before = sys.excepthook
 sys.excepthook = _say_interrupted
-if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # `python -m tasks.STAGE`
-    signal.signal(signal.SIGINT, _leave_imports)
+if sys.argv[0] == "-m":  # `python -m tasks.STAGE`, whose modules come after this
+    if sys.orig_argv[sys.orig_argv.index("-m") + 1] in WITH_LARGE_TENSORS:
+        keep_freed_memory()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave_imports)

@@ -14,7 +14,6 @@ from gpt2core.tokens import TokenSet, TokenSplit, open_tokens
 from tasks import paths
 from tasks.initial_model import best_model, initial_model
 from tasks.params import Params, load_params
-from tasks.process import keep_freed_memory
 from tasks.stage import run_stage, say
 from tasks.tracking import evaluation_metrics, tracked_run
 
@@ -23,7 +22,6 @@ SPLITS = ("train", "val", "test")
 
 def main() -> None:
     params = load_params()
-    keep_freed_memory()
     set_threads(params.run.threads)
     run = pick_runtime(params.run.device, params.run.precision)
     tokens = open_tokens(paths.TOKENS)

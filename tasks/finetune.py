@@ -24,7 +24,7 @@ from tasks.failures import failure_line
 from tasks.initial_model import initial_model
 from tasks.memory import check_memory
 from tasks.params import Params, check_sequence_length, load_params
-from tasks.process import Interruption, keep_freed_memory, spawn_ranks
+from tasks.process import Interruption, spawn_ranks
 from tasks.stage import run_stage
 
 # What makes a checkpoint another run's: all that decides the weights, but not when to stop or what to log.
@@ -44,7 +44,6 @@ LATER_KEYS = {"train.spike_rollback": None, "model.activation_function": "gelu_n
 
 def main() -> None:
     params = load_params()
-    keep_freed_memory()
     if params.run.nproc_per_node > 1 and "RANK" not in os.environ:
         spawn_ranks(params.run.nproc_per_node, "tasks.finetune")
     with Interruption() as interruption:

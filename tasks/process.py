@@ -1,4 +1,4 @@
-"""A stage's process among others: its memory allocator, its ranks, signals, listeners, the death of its parent."""
+"""A stage's process among others: its ranks, signals, listeners, the death of its parent."""
 
 import io
 import os
@@ -12,18 +12,9 @@ from typing import Any, NoReturn, Self
 
 import psutil
 
-# glibc gives every large block back to the system and faults it in again at the next step; told to keep its memory,
-# a training step on a CPU runs about twice as fast.
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "68719476736", "MALLOC_TOP_PAD_": "67108864"}
 SHELLS = {"sh", "bash", "dash", "zsh"}
 WATCH_SECONDS = 0.5
 FLOW_PROCESS = "GPT2_FLOW_PROCESS"  # a variable: the process of the flow run, which DVC outlives
-
-
-def keep_freed_memory() -> None:
-    """Start this process anew with glibc told to keep its memory: it reads its settings only at start."""
-    if sys.platform == "linux" and not any(key in os.environ for key in KEEP_MEMORY):
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP_MEMORY})
 
 
 def spawn_ranks(count: int, module: str) -> NoReturn:

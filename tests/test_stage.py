@@ -115,3 +115,29 @@ def test_a_failed_stage_says_what_came_back_and_what_waits_for_room() -> None:
         "no room to bring back the earlier a.html, a.pdf, which DVC's cache keeps: free some, then `dvc repro`",
     ]
     assert list(_said_of(Restored())) == []
+
+
+# Written at each start of Python and at each first import of torch.
+SEEN = """
+import importlib.abc, os, pathlib, sys
+seen = pathlib.Path(__file__).with_name("seen").open("a")
+print("start", os.environ.get("MALLOC_MMAP_MAX_"), file=seen, flush=True)
+class See(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(name, file=seen, flush=True)
+sys.meta_path.insert(0, See())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+@pytest.mark.parametrize("stage", ["finetune", "evaluate"])
+def test_a_stage_with_large_tensors_sets_its_allocator_before_it_loads_torch_once(
+    stage: str, tmp_path: Path, environment
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SEEN)
+    path = f"{tmp_path}{os.pathsep}{environment['PYTHONPATH']}"
+    plain = {key: value for key, value in environment.items() if not key.startswith("MALLOC_")}
+    command = [sys.executable, "-m", f"tasks.{stage}"]
+    subprocess.run(command, cwd=tmp_path, env={**plain, "PYTHONPATH": path}, capture_output=True, check=False)
+    assert (tmp_path / "seen").read_text().splitlines() == ["start None", "start 0", "torch"]
