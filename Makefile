@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 
-.PHONY: run test test-pages torture fuzz setup lint serve
+.PHONY: run test test-pages torture fuzz bench setup lint serve
 
 run: setup
 	@touch .venv/run-started
@@ -26,6 +26,11 @@ torture: setup
 # Spoiled inputs for every reader; about half an hour for a hundred thousand.
 fuzz: setup
 	@python -m tests.fuzz --cases $(or $(CASES),100000)
+
+# Speed against named peers, into benchmarks/RESULTS.md; an hour or two on two cores that do nothing else.
+bench: setup
+	@python -m benchmarks.starting && python -m benchmarks.tokenizing && python -m benchmarks.linear
+	@python -m benchmarks.training && python -m benchmarks.validation_race
 
 lint: setup
 	@ruff check . && ruff format --check . && mypy

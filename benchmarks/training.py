@@ -1,13 +1,11 @@
 """Training speed and memory against `transformers.Trainer` and a hand-written loop, each in a process of its own.
 
-python -m benchmarks.training [--cases NAME ...] [--repeats 5] [--peer-packages DIR]
-The Trainer needs `accelerate`, which this project does not: `pip install --target DIR --no-deps accelerate==1.15.0`.
+python -m benchmarks.training [--cases NAME ...] [--repeats 5]
 Prints the table and writes it into benchmarks/RESULTS.md; rows of cases not run this time are kept as they were.
 """
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import sys
@@ -213,9 +211,8 @@ def matmul_rate(job: dict[str, Any]) -> float:
     return operations / seconds
 
 
-def measure(job: dict[str, Any], packages: str | None) -> dict[str, Any]:
-    path = os.pathsep.join(str(place) for place in (HERE.parent, packages) if place)
-    environment = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    environment = {"TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "benchmarks.training", "--child", json.dumps(job)]
     return in_a_process(command, environment, COMMAND_SECONDS)
 
@@ -226,7 +223,7 @@ def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in ("matmul rate", *sides)}
     for _ in range(arguments.repeats):
         for side, results in found.items():  # interleaved: all see the same machine
-            results.append(measure({**base, "side": side}, arguments.peer_packages))
+            results.append(measure({**base, "side": side}))
     rate = statistics.median(result["rate"] for result in found.pop("matmul rate"))
     row: dict[str, Any] = {"sides": {}, **base, "rate": rate, **machine(), "command": arguments.line}
     row["operations"] = matmul_shapes(base)[1]
@@ -269,12 +266,11 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES), metavar="NAME")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peer-packages", help="a folder with `accelerate`, which the Trainer needs")
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(child(json.loads(arguments.child))))
         return
-    arguments.line = f"python -m benchmarks.training --repeats {arguments.repeats} --peer-packages DIR"
+    arguments.line = f"python -m benchmarks.training --repeats {arguments.repeats}"
     if arguments.cases != list(CASES):
         arguments.line += f" --cases {' '.join(map(repr, arguments.cases))}"
     rows: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}

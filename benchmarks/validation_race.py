@@ -1,14 +1,13 @@
 """The best validation loss in five minutes of training: the small model, the bundled plays, against the Trainer.
 
-python -m benchmarks.validation_race [--seconds 300] [--peer-packages DIR]
+python -m benchmarks.validation_race [--seconds 300]
 Each side plans its schedule to end with the time, of which evaluations take nothing. The Trainer, in bf16 with its own
 batch size, schedule and optimizer, has five learning rates; ours are settings of params.yaml, one after another.
-`--ours '{"train.batch_size": 8}'` tries other settings. Needs `accelerate` (see benchmarks.training).
+`--ours '{"train.batch_size": 8}'` tries other settings.
 """
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -192,10 +191,9 @@ def tokenized(folder: Path) -> Path:
     return folder / "tokens"
 
 
-def measure(job: dict[str, Any], packages: str | None) -> dict[str, Any]:
-    path = os.pathsep.join(str(place) for place in (HERE.parent, packages) if place)
+def measure(job: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.validation_race", "--child", json.dumps(job)]
-    return in_a_process(command, {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}, 3 * job["seconds"] + 300)
+    return in_a_process(command, {"TOKENIZERS_PARALLELISM": "false"}, 3 * job["seconds"] + 300)
 
 
 def table(rows: dict[str, Any]) -> list[str]:
@@ -214,7 +212,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--ours", nargs="*", default=["{}"], metavar="JSON", help="settings to try, by dotted key")
     parser.add_argument("--learning-rates", nargs="*", type=float, default=list(LEARNING_RATES), help="the Trainer's")
-    parser.add_argument("--peer-packages", help="a folder with `accelerate`, which the Trainer needs")
     arguments = parser.parse_args()
     if arguments.child:
         job = json.loads(arguments.child)
@@ -227,10 +224,10 @@ def main() -> None:
         for rate in arguments.learning_rates:
             jobs[f"Trainer, learning rate {rate:g}"] = {"learning_rate": rate}
         for name, job in jobs.items():
-            found = measure({**base, **job}, arguments.peer_packages)
+            found = measure({**base, **job})
             if "failed" in found:
                 sys.exit(f"{name}: {found['failed']}")
-            rows[name] = {**found, **machine(), "command": "python -m benchmarks.validation_race --peer-packages DIR"}
+            rows[name] = {**found, **machine(), "command": "python -m benchmarks.validation_race"}
             print(*table({name: rows[name]})[2:], sep="\n", flush=True)
             ROWS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     title = f"## Best validation loss in {arguments.seconds / 60:g} minutes of training: small model, bundled plays"
