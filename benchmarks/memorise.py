@@ -1,0 +1,162 @@
+"""Minutes, tokens and epochs until a full pass over the training text is under a target loss, from scratch.
+
+python -m benchmarks.memorise --text FILE [--tokens 40000] [--target 0.09999] [--minutes 30]
+`--settings '{"train.learning_rate": 1e-3}'` tries other settings of params.yaml. The row goes to benchmarks/RESULTS.md.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import HERE, in_a_process, machine, origin_lines, write_section
+
+ROWS = HERE / "memorise.json"
+START, END = "<!-- memorise: written by benchmarks.memorise -->", "<!-- memorise: end -->"
+
+SETTINGS: dict[str, Any] = {
+    "model.preset": "gpt2",
+    "model.drop_rate": 0.0,
+    "train.checkpoint_interval": 10**7,
+    "train.optimizer": "adamw",
+    "train.learning_rate": 1e-3,
+    "train.beta2": 0.99,
+    "train.weight_decay": 0.0,
+    "train.schedule": "wsd",
+    "train.warmup_steps": 50,
+    "train.batch_size": 8,
+    "train.sequence_length": 128,
+    "train.sampler": "shuffled",
+}
+
+
+def train(job: dict[str, Any]) -> dict[str, Any]:
+    from gpt2core.batches import Batches
+    from gpt2core.events import TrainerEvents
+    from gpt2core.runtime import pick_runtime, set_threads
+    from gpt2core.tokens import open_tokens
+    from gpt2core.trainer import Trainer
+    from tasks.allocator import keep_freed_memory
+    from tasks.finetune import trainer_config
+    from tasks.initial_model import initial_model
+    from tasks.params import parse_params
+
+    keep_freed_memory()
+    set_threads(None)
+    stop = {"target_loss": job["target"], "metric": "train_full", "max_steps": None, "max_epochs": job["epochs"]}
+    sections: dict[str, dict[str, Any]] = {
+        "model": {},
+        "train": {
+            "eval_interval": "epoch",
+            "eval_batches": 4,
+            "sample_tokens": 0,
+            "checkpoint_interval": 10**7,
+            "stop": stop,
+        },
+    }
+    for key, value in job["settings"].items():
+        section, name = key.split(".")
+        sections[section][name] = value
+    params = parse_params(sections)
+    split = open_tokens(job["tokens"]).split("train")
+    batches = Batches(
+        split,
+        batch_size=params.train.batch_size,
+        sequence_length=params.train.sequence_length,
+        sampler=params.train.sampler,
+        stride=params.train.stride,
+    )
+    began = time.perf_counter()
+
+    class Say(TrainerEvents):
+        def on_evaluation(self, row: dict[str, Any]) -> None:
+            minutes = (time.perf_counter() - began) / 60
+            print(f"{minutes:5.1f} min, step {row['step']}, train loss {row['train_eval_loss']:.4f}", file=sys.stderr)
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = Trainer(
+            initial_model(params),
+            batches,
+            None,
+            trainer_config(params, "cpu", 0),
+            run=pick_runtime("auto", "auto"),
+            checkpoints=Path(folder),
+            fingerprint={},
+            listeners=(Say(),),
+            interrupted=lambda: time.perf_counter() - began > job["minutes"] * 60,
+        ).fit()
+    return {
+        "minutes": (time.perf_counter() - began) / 60,
+        "loss": result.train_loss_full,
+        "average": result.train_loss,
+        "steps": result.steps,
+        "tokens": result.tokens_seen,
+        "epochs": result.epochs,
+        "why": result.stop_reason,
+        "length": len(split),
+    }
+
+
+def table(rows: dict[str, Any]) -> list[str]:
+    lines = ["| text, settings | full pass | minutes | epochs | tokens | steps |", "|---|---|---|---|---|---|"]
+    for name, row in rows.items():
+        loss = f"{row['loss']:.5f}" if row["loss"] is not None else f"not reached; the average was {row['average']:.3f}"
+        lines.append(
+            f"| {name} | {loss} | {row['minutes']:.1f} | {row['epochs']:.1f} | {row['tokens']:,} | {row['steps']:,} |"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--text", type=Path, required="--child" not in sys.argv)
+    parser.add_argument("--tokens", type=int, default=40_000, help="the first so many")
+    parser.add_argument("--target", type=float, default=0.09999)
+    parser.add_argument("--minutes", type=float, default=30.0, help="then it ends without")
+    parser.add_argument("--epochs", type=float, default=30.0, help="for which the schedule is made")
+    parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON")
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(train(json.loads(arguments.child))))
+        return
+    from gpt2core.corpus import read_corpus
+    from gpt2core.token_writer import write_tokens
+
+    rows: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokens(
+            Path(folder) / "tokens",
+            read_corpus([arguments.text]),
+            source=arguments.text.name,
+            shares={"train": 1.0, "val": 0.0, "test": 0.0},
+            split_by="tokens",
+            max_tokens=arguments.tokens,
+        )
+        job = {
+            "tokens": str(Path(folder) / "tokens"),
+            "settings": {**SETTINGS, **arguments.settings},
+            **{key: getattr(arguments, key) for key in ("target", "minutes", "epochs")},
+        }
+        command = [sys.executable, "-m", "benchmarks.memorise", "--child", json.dumps(job)]
+        found = in_a_process(command, {}, arguments.minutes * 60 + 600)
+    if "failed" in found:
+        sys.exit(found["failed"])
+    changed = f", {json.dumps(arguments.settings)}" if arguments.settings else ""
+    name = f"{found['length']:,} tokens of {arguments.text.name} to {arguments.target:g}{changed}"
+    rows[name] = {
+        **found,
+        **machine(),
+        "command": f"python -m benchmarks.memorise --text FILE --tokens {arguments.tokens}",
+    }
+    ROWS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(*table({name: rows[name]})[2:], sep="\n")
+    title = "## Learning a text by heart: 124M from scratch"
+    write_section(START, END, "\n".join([START, "", title, "", *table(rows), *origin_lines(rows), "", END]))
+
+
+if __name__ == "__main__":
+    main()
