@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks.results import machine, write_section
-from gpt2core.batches import Batches
+from benchmarks.results import write_report
+from benchmarks.trained import batches_of, params_of, trainer_of
 from gpt2core.corpus import read_corpus
 from gpt2core.events import TrainerEvents
 from gpt2core.runtime import Runtime
@@ -26,23 +26,20 @@ from gpt2core.token_writer import write_tokens
 from gpt2core.tokens import open_tokens
 from gpt2core.trainer import Trainer
 from tasks import paths
-from tasks.finetune import trainer_config
-from tasks.initial_model import initial_model
-from tasks.params import parse_params
 from tasks.tracking import start_run
 from tasks.training_log import MLflowRows
 
-START, END = "<!-- linear: written by benchmarks.linear -->", "<!-- linear: end -->"
-PARAMS: dict[str, Any] = {
-    "model": {"block_size": 16, "n_layer": 1, "n_head": 1, "n_embd": 8},
-    "train": {
-        "optimizer": "adamw",
-        "batch_size": 2,
-        "sequence_length": 16,
-        "eval_interval": 10_000,
-        "eval_batches": 1,
-        "sample_tokens": 0,
-    },
+SETTINGS: dict[str, Any] = {
+    "model.block_size": 16,
+    "model.n_layer": 1,
+    "model.n_head": 1,
+    "model.n_embd": 8,
+    "train.optimizer": "adamw",
+    "train.batch_size": 2,
+    "train.sequence_length": 16,
+    "train.eval_interval": 10_000,
+    "train.eval_batches": 1,
+    "train.sample_tokens": 0,
 }
 AROUND = 500  # steps whose median and mean are taken; the mean has the checkpoints
 
@@ -78,26 +75,14 @@ def tokenize(copies: int, folder: Path) -> float:
 
 def train(folder: Path, steps: int) -> Clock:
     """A tracked training, as the stage does it."""
-    stop = {"max_steps": steps, "target_loss": None}
-    params = parse_params({**PARAMS, "train": {**PARAMS["train"], "stop": stop}})
-    batches = Batches(
-        open_tokens(folder / "tokens").split("train"), batch_size=2, sequence_length=16, sampler="shuffled"
-    )
+    params = params_of({**SETTINGS, "train.stop": {"max_steps": steps, "target_loss": None}})
+    batches = batches_of(params, open_tokens(folder / "tokens").split("train"))
     clock = Clock()
     with tempfile.TemporaryDirectory() as checkpoints:
-        trainer = Trainer(
-            initial_model(params),
-            batches,
-            None,
-            trainer_config(params, "cpu", 0),
-            run=Runtime(torch.device("cpu"), "fp32", "for the benchmark"),
-            checkpoints=Path(checkpoints),
-            fingerprint={},
-        )
-        run = start_run(params, "benchmark")
-        trainer.listeners = (MLflowRows(run), clock)
-        trainer.fit()
-        run.finish("FINISHED")
+        run = Runtime(torch.device("cpu"), "fp32", "for the benchmark")
+        tracked = start_run(params, "benchmark")
+        trainer_of(params, batches, checkpoints, run, (MLflowRows(tracked), clock)).fit()
+        tracked.finish("FINISHED")
     return clock
 
 
@@ -117,26 +102,15 @@ def main() -> None:
             corpora.insert(2, f"| {copies}x | {tokens:,} | {seconds:.2f} s | {median:.2f} ms |")
         clock = train(Path(home), arguments.steps)
     steps = ["| after step | a step, median | mean, with checkpoints | memory |", "|---|---|---|---|"]
-    for step in sorted({10, 1000, 10_000, arguments.steps}):
+    for step in sorted({step for step in (10, 1000, 10_000) if step < arguments.steps} | {arguments.steps}):
         median, mean = clock.around(step)
         steps.append(f"| {step:,} | {median:.2f} ms | {mean:.2f} ms | {clock.memory[step] / 2**20:.0f} MiB |")
-    about = machine()
-    section = [
-        START,
-        "",
-        "## Cost grows linearly: a tiny model, with MLflow and checkpoints",
-        "",
-        *steps,
-        "",
-        *corpora,
-        "",
-        f"- {about['date']}, commit {about['commit']}, {about['device']}, one thread.",
-        f"- `python -m benchmarks.linear --steps {arguments.steps}`",
-        "",
-        END,
-    ]
-    print(*section[2:-2], sep="\n")
-    write_section(START, END, "\n".join(section))
+    write_report(
+        "linear",
+        "Cost grows linearly: a tiny model with MLflow and checkpoints, one thread",
+        [*steps, "", *corpora],
+        f"python -m benchmarks.linear --steps {arguments.steps}",
+    )
 
 
 if __name__ == "__main__":

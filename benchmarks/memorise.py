@@ -21,6 +21,9 @@ SETTINGS: dict[str, Any] = {
     "model.preset": "gpt2",
     "model.drop_rate": 0.0,
     "train.checkpoint_interval": 10**7,
+    "train.eval_interval": "epoch",
+    "train.eval_batches": 4,
+    "train.sample_tokens": 0,
     "train.optimizer": "adamw",
     "train.learning_rate": 1e-3,
     "train.beta2": 0.99,
@@ -34,42 +37,21 @@ SETTINGS: dict[str, Any] = {
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
-    from gpt2core.batches import Batches
+    from benchmarks.trained import batches_of, params_of, trainer_of
     from gpt2core.events import TrainerEvents
     from gpt2core.runtime import pick_runtime, set_threads
     from gpt2core.tokens import open_tokens
-    from gpt2core.trainer import Trainer
     from tasks.allocator import keep_freed_memory
-    from tasks.finetune import trainer_config
-    from tasks.initial_model import initial_model
-    from tasks.params import parse_params
 
     keep_freed_memory()
     set_threads(None)
     stop = {"target_loss": job["target"], "metric": "train_full", "max_steps": None, "max_epochs": job["epochs"]}
-    sections: dict[str, dict[str, Any]] = {
-        "model": {},
-        "train": {
-            "eval_interval": "epoch",
-            "eval_batches": 4,
-            "sample_tokens": 0,
-            "checkpoint_interval": 10**7,
-            "stop": stop,
-        },
-    }
-    for key, value in job["settings"].items():
-        section, name = key.split(".")
-        sections[section][name] = value
-    params = parse_params(sections)
-    split = open_tokens(job["tokens"]).split("train")
-    batches = Batches(
-        split,
-        batch_size=params.train.batch_size,
-        sequence_length=params.train.sequence_length,
-        sampler=params.train.sampler,
-        stride=params.train.stride,
-    )
+    params = params_of({**job["settings"], "train.stop": stop})
+    batches = batches_of(params, open_tokens(job["tokens"]).split("train"))
     began = time.perf_counter()
+
+    def is_late() -> bool:
+        return time.perf_counter() - began > job["minutes"] * 60
 
     class Say(TrainerEvents):
         def on_evaluation(self, row: dict[str, Any]) -> None:
@@ -77,17 +59,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
             print(f"{minutes:5.1f} min, step {row['step']}, train loss {row['train_eval_loss']:.4f}", file=sys.stderr)
 
     with tempfile.TemporaryDirectory() as folder:
-        result = Trainer(
-            initial_model(params),
-            batches,
-            None,
-            trainer_config(params, "cpu", 0),
-            run=pick_runtime("auto", "auto"),
-            checkpoints=Path(folder),
-            fingerprint={},
-            listeners=(Say(),),
-            interrupted=lambda: time.perf_counter() - began > job["minutes"] * 60,
-        ).fit()
+        result = trainer_of(params, batches, folder, pick_runtime("auto", "auto"), (Say(),), is_late).fit()
     return {
         "minutes": (time.perf_counter() - began) / 60,
         "loss": result.train_loss_full,
@@ -96,7 +68,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         "tokens": result.tokens_seen,
         "epochs": result.epochs,
         "why": result.stop_reason,
-        "length": len(split),
+        "length": len(batches.split),
     }
 
 

@@ -48,6 +48,15 @@ def write_section(start: str, end: str, section: str) -> None:
     RESULTS.write_text(text, encoding="utf-8")
 
 
+def write_report(name: str, title: str, lines: Sequence[str], command: str) -> None:
+    """Print `lines`, and put them under `title` into the section `name`, with when, where and by which command."""
+    start, end = f"<!-- {name}: written by benchmarks.{name} -->", f"<!-- {name}: end -->"
+    about = machine()
+    origin = [f"- {about['date']}, commit {about['commit']}, {about['device']}.", f"- `{command}`"]
+    print(*lines, sep="\n")
+    write_section(start, end, "\n".join([start, "", f"## {title}", "", *lines, "", *origin, "", end]))
+
+
 def in_a_process(command: Sequence[str], environment: dict[str, str], seconds: float) -> dict[str, Any]:
     """The JSON that a measurement prints as its last line, or why there is none under `failed`."""
     environment = {**os.environ, **environment}

@@ -12,9 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.results import HERE, machine, write_section
+from benchmarks.results import HERE, write_report
 
-START, END = "<!-- starting: written by benchmarks.starting -->", "<!-- starting: end -->"
 STAGE_LINE = "Running stage '"
 IMPORTS = ("gpt2core", "gpt2core.model", "tasks.tokenize", "tasks.finetune", "tasks.register")
 
@@ -77,21 +76,8 @@ def main() -> None:
     lines += [f"| stage `{stage}` | {seconds:.1f} |" for stage, seconds in stages.items()]
     six = sum(seconds for stage, seconds in stages.items() if stage not in ("finetune", "report"))
     lines.append(f"| **the six stages but `finetune` and `report`** | **{six:.1f}** |")
-    about = machine()
-    section = [
-        START,
-        "",
-        "## Starting, and all that is not training: the default run",
-        "",
-        *lines,
-        "",
-        f"- {about['date']}, commit {about['commit']}, {about['device']}.",
-        "- `python -m benchmarks.starting`",
-        "",
-        END,
-    ]
-    print(*section[2:-2], sep="\n")
-    write_section(START, END, "\n".join(section))
+    title = "Starting, and all that is not training: the default run"
+    write_report("starting", title, lines, "python -m benchmarks.starting")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results import in_a_process, machine, write_section
+from benchmarks.results import in_a_process, write_report
 from gpt2core.batches import Batches
 from gpt2core.corpus import read_corpus
 from gpt2core.files import write_json
@@ -29,7 +29,6 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokens import MANIFEST, TOKEN_DTYPE, open_tokens
 from tasks import paths
 
-START, END = "<!-- tokenizing: written by benchmarks.tokenizing -->", "<!-- tokenizing: end -->"
 COMMAND_SECONDS = 900
 SHARDS, SHARD = 10, 100_000_000
 SMALL_MEGABYTES = 1000  # to here with one worker as well
@@ -161,14 +160,8 @@ def main() -> None:
                 )
         encoding = measure(what="encoding", text=str(text))
         billion = measure(what="billion", text=str(text))
-    about = machine()
     faster = encoding["ours"] / encoding["tiktoken"]
-    section = [
-        START,
-        "",
-        "## Tokenizing: read, encode, split and write",
-        "",
-        *lines,
+    lines += [
         "",
         f"Encoding alone, one thread: {encoding['ours'] / 1e6:.0f} MB/s, {faster:.0f} times tiktoken's; "
         f"{'all ids are' if encoding['same'] else 'NOT all ids are'} the same.",
@@ -176,14 +169,9 @@ def main() -> None:
         f"{billion['tokens']:,} tokens: opened in {billion['opened'] * 1000:.1f} ms, first batch after another "
         f"{billion['first'] * 1000:.1f} ms; a batch of 4 x 1,024 takes {billion['start'] * 1e6:.0f} us near the start, "
         f"{billion['middle'] * 1e6:.0f} in the middle, {billion['end'] * 1e6:.0f} near the end.",
-        "",
-        f"- {about['date']}, commit {about['commit']}, {about['device']}.",
-        f"- `python -m benchmarks.tokenizing --megabytes {' '.join(map(str, arguments.megabytes))}`",
-        "",
-        END,
     ]
-    print(*section[2:-2], sep="\n")
-    write_section(START, END, "\n".join(section))
+    command = f"python -m benchmarks.tokenizing --megabytes {' '.join(map(str, arguments.megabytes))}"
+    write_report("tokenizing", "Tokenizing: read, encode, split and write", lines, command)
 
 
 if __name__ == "__main__":

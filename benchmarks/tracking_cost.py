@@ -13,47 +13,37 @@ from typing import Any
 
 import torch
 
-from gpt2core.batches import Batches
+from benchmarks.trained import batches_of, params_of, trainer_of
 from gpt2core.corpus import read_corpus
 from gpt2core.runtime import Runtime
 from gpt2core.token_writer import write_tokens
 from gpt2core.tokens import open_tokens
-from gpt2core.trainer import Trainer
 from tasks import paths
-from tasks.finetune import trainer_config
-from tasks.initial_model import initial_model
-from tasks.params import Params, parse_params
+from tasks.params import Params
 from tasks.tracking import start_run
 from tasks.training_log import MLflowRows
 
 # A step of about 20 ms on two cores: the smaller the step, the more tracking weighs.
-SMALL_STEPS: dict[str, Any] = {
-    "model": {"block_size": 32, "n_layer": 1, "n_head": 2, "n_embd": 64},
-    "train": {
-        "optimizer": "adamw",
-        "batch_size": 4,
-        "sequence_length": 32,
-        "eval_interval": 10_000_000,
-        "checkpoint_interval": 10_000_000,
-        "sample_tokens": 0,
-        "eval_batches": 1,
-    },
+SETTINGS: dict[str, Any] = {
+    "model.block_size": 32,
+    "model.n_layer": 1,
+    "model.n_head": 2,
+    "model.n_embd": 64,
+    "train.optimizer": "adamw",
+    "train.batch_size": 4,
+    "train.sequence_length": 32,
+    "train.eval_interval": 10_000_000,
+    "train.checkpoint_interval": 10_000_000,
+    "train.sample_tokens": 0,
+    "train.eval_batches": 1,
 }
 
 
 def train(params: Params, folder: Path, tracked: bool) -> tuple[float, float]:
     """Seconds of wall clock and of this process's CPU time, from the first step to the last metric delivered."""
-    batches = Batches(open_tokens(folder).split("train"), batch_size=4, sequence_length=32, sampler="shuffled")
+    batches = batches_of(params, open_tokens(folder).split("train"))
     with tempfile.TemporaryDirectory() as checkpoints:
-        trainer = Trainer(
-            initial_model(params),
-            batches,
-            None,
-            trainer_config(params, "cpu", 0),
-            run=Runtime(torch.device("cpu"), "fp32", "for the benchmark"),
-            checkpoints=Path(checkpoints),
-            fingerprint={},
-        )
+        trainer = trainer_of(params, batches, checkpoints, Runtime(torch.device("cpu"), "fp32", "for the benchmark"))
         run = start_run(params, "benchmark") if tracked else None
         if run is not None:
             trainer.listeners = (MLflowRows(run),)
@@ -80,7 +70,7 @@ def main() -> None:
             folder, documents, source="bundled", shares=shares, split_by="tokens", max_tokens=None, workers=None
         )
         stop = {"max_steps": arguments.steps, "target_loss": None}
-        params = parse_params({**SMALL_STEPS, "train": {**SMALL_STEPS["train"], "stop": stop}})
+        params = params_of({**SETTINGS, "train.stop": stop})
         times: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
         for _ in range(arguments.repeats):
             for tracked in (False, True):  # interleaved: both see the same machine

@@ -56,23 +56,24 @@ def text_of(job: dict[str, Any]) -> Any:
 
 def ours(job: dict[str, Any]) -> tuple[list[float], list[float]]:
     """`gpt2core.Trainer` with the settings of params.yaml, as the stage sets it up."""
+    from benchmarks.trained import params_of, trainer_of
     from gpt2core.events import TrainerEvents
     from gpt2core.runtime import pick_runtime, set_threads
     from gpt2core.trainer import Trainer
     from tasks.allocator import keep_freed_memory
-    from tasks.finetune import trainer_config
-    from tasks.initial_model import initial_model
-    from tasks.params import parse_params
 
     keep_freed_memory()
     set_threads(None)
     rows = text_of(job)
-    stop = {"max_steps": WARM_UP + job["steps"], "target_loss": None}
-    quiet = {"eval_interval": 10**7, "checkpoint_interval": 10**7, "eval_batches": 1, "sample_tokens": 0}
-    params = parse_params(
+    never = dict.fromkeys(("train.log_interval", "train.eval_interval", "train.checkpoint_interval"), 10**7)
+    params = params_of(
         {
-            "model": {"preset": job["preset"]},
-            "train": {**quiet, "optimizer": "adamw", "log_interval": 10**7, "stop": stop},
+            **never,
+            "model.preset": job["preset"],
+            "train.optimizer": "adamw",
+            "train.eval_batches": 1,
+            "train.sample_tokens": 0,
+            "train.stop": {"max_steps": WARM_UP + job["steps"], "target_loss": None},
         }
     )
 
@@ -94,17 +95,9 @@ def ours(job: dict[str, Any]) -> tuple[list[float], list[float]]:
             ends.append(time.perf_counter())
             losses.append(train_loss)
 
+    precision = "fp32" if "fp32" in job["side"] else "auto"
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(
-            initial_model(params),
-            Numbered(),  # type: ignore[arg-type]
-            None,
-            trainer_config(params, "cpu", 0),
-            run=pick_runtime("auto", "fp32" if "fp32" in job["side"] else "auto"),
-            checkpoints=Path(folder),
-            fingerprint={},
-            listeners=(Clock(),),
-        ).fit()
+        trainer_of(params, Numbered(), folder, pick_runtime("auto", precision), (Clock(),)).fit()
     return ends, losses
 
 

@@ -77,60 +77,36 @@ def steps_that_fit(seconds: float, probe: Callable[[int], "Race"]) -> int:
 
 
 def ours(job: dict[str, Any]) -> dict[str, Any]:
-    import torch
-
-    from gpt2core.batches import Batches
+    from benchmarks.trained import batches_of, params_of, trainer_of
     from gpt2core.events import TrainerEvents
     from gpt2core.runtime import pick_runtime, set_threads
     from gpt2core.tokens import open_tokens
     from gpt2core.trainer import Trainer
     from tasks.allocator import keep_freed_memory
-    from tasks.finetune import trainer_config
-    from tasks.initial_model import initial_model
-    from tasks.params import parse_params
 
     keep_freed_memory()
     set_threads(None)
     tokens = open_tokens(job["tokens"])
     train, val = tokens.split("train"), tokens.split("val")
+    run = pick_runtime("auto", "auto")
+    never = dict.fromkeys(("train.log_interval", "train.eval_interval", "train.checkpoint_interval"), 10**7)
+    fixed = {**never, "train.sequence_length": SEQUENCE_LENGTH, "train.eval_batches": 1, "train.sample_tokens": 0}
 
     def race(steps: int) -> Race:
-        torch.manual_seed(0)
-        sections: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
-        for key, value in job["settings"].items():
-            section, name = key.split(".")
-            sections[section][name] = value
-        quiet = {"eval_interval": 10**7, "checkpoint_interval": 10**7, "eval_batches": 1, "sample_tokens": 0}
-        stop = {"max_steps": steps, "target_loss": None}
-        params = parse_params(
-            {**sections, "train": {**sections["train"], **quiet, "log_interval": 10**7, "stop": stop}}
-        )
-        batches = Batches(
-            train,
-            batch_size=params.train.batch_size,
-            sequence_length=SEQUENCE_LENGTH,
-            sampler=params.train.sampler,
-            stride=params.train.stride,
-        )
-        model = initial_model(params)
-        clock = Race(model, val, steps, batches.batch_size)
+        params = params_of({**fixed, "train.stop": {"max_steps": steps, "target_loss": None}, **job["settings"]})
+        batches = batches_of(params, train)
 
         class Clock(TrainerEvents):
-            def on_step(self, trainer: Trainer, train_loss: float) -> None:
-                clock.step_done(trainer.step)
+            def on_start(self, trainer: Trainer) -> None:
+                self.race = Race(trainer.model, val, steps, batches.batch_size)
 
+            def on_step(self, trainer: Trainer, train_loss: float) -> None:
+                self.race.step_done(trainer.step)
+
+        clock = Clock()
         with tempfile.TemporaryDirectory() as folder:
-            Trainer(
-                model,
-                batches,
-                None,
-                trainer_config(params, "cpu", 0),
-                run=pick_runtime("auto", "auto"),
-                checkpoints=Path(folder),
-                fingerprint={},
-                listeners=(Clock(),),
-            ).fit()
-        return clock
+            trainer_of(params, batches, folder, run, (clock,)).fit()
+        return clock.race
 
     return race(steps_that_fit(job["seconds"], race)).result()
 

@@ -1,0 +1,50 @@
+"""A training of ours as a benchmark runs it: settings by dotted key, `gpt2core.Trainer` without a project around it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt2core.batches import Batches
+from gpt2core.events import TrainerEvents
+from gpt2core.runtime import Runtime
+from gpt2core.tokens import TokenSplit
+from gpt2core.trainer import Trainer
+from tasks.finetune import open_batches, trainer_config
+from tasks.initial_model import initial_model
+from tasks.params import Params, parse_params
+
+
+def params_of(settings: dict[str, Any]) -> Params:
+    """`{"train.batch_size": 8}` and the like, over the defaults."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        section, name = key.split(".")
+        sections.setdefault(section, {})[name] = value
+    return parse_params(sections)
+
+
+def batches_of(params: Params, split: TokenSplit) -> Batches:
+    batches: Batches = open_batches(params, split)
+    return batches
+
+
+def trainer_of(
+    params: Params,
+    batches: Any,
+    folder: Path | str,
+    run: Runtime,
+    listeners: Sequence[TrainerEvents] = (),
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Trainer:
+    """A trainer of a new model, with checkpoints in `folder`."""
+    return Trainer(
+        initial_model(params),
+        batches,
+        None,
+        trainer_config(params, "cpu", 0),
+        run=run,
+        checkpoints=Path(folder),
+        fingerprint={},
+        listeners=listeners,
+        interrupted=interrupted,
+    )
