@@ -128,6 +128,38 @@ def test_without_gigatoken_tiktoken_encodes() -> None:
     assert result.stdout == "[15496, 11, 995, 0] True\n", result.stderr
 
 
+def test_ids_stay_the_same_where_the_fast_encoding_is_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_encoding, "RELOAD_BYTES", 100)
+    loads = []
+    encoding = tokenizer_module._fast_encoding()
+    assert encoding is not None
+    load = encoding._load
+    monkeypatch.setattr(encoding, "_load", lambda: loads.append(1) or load())
+    for text in ("Wherefore art thou Romeo?", "x" * 101, "The same again.", "The same again."):
+        assert Tokenizer().encode(text) == Tokenizer().encode_by_tiktoken(text).tolist()
+    assert loads
+
+
+@pytest.mark.slow
+def test_words_never_seen_before_do_not_fill_the_memory() -> None:
+    program = """
+import numpy as np, psutil
+from gpt2core.tokenizer import Tokenizer
+tokenizer, random, process = Tokenizer(), np.random.default_rng(0), psutil.Process()
+used = []
+for _ in range(150):
+    letters = random.integers(97, 123, (200_000, 8), dtype=np.uint8)
+    letters[:, 0] = 32
+    tokenizer.encode_array(letters.tobytes().decode())
+    used.append(process.memory_info().rss)
+print(max(used[:75]), max(used[75:]))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    first_half, second_half = map(int, result.stdout.split())
+    assert first_half < 900 << 20
+    assert second_half < 1.25 * first_half
+
+
 def test_threads_that_encode_at_once_get_the_ids_of_one() -> None:
     texts = [f"{i} Wherefore art thou {'Romeo ' * (i % 7)}\u4e2d{i * i}?\n" * 50 for i in range(200)]
     tokenizer = Tokenizer()
