@@ -203,6 +203,12 @@ class Trainer:
         self._interval_started += time.perf_counter() - started_at  # evaluation is not training speed
         return row
 
+    def _full_pass(self) -> float:
+        started_at = time.perf_counter()
+        loss = self.validation.full_pass()
+        self._interval_started += time.perf_counter() - started_at
+        return loss
+
     def _sample(self) -> None:
         if runtime.rank() == 0 and self.config.sample_tokens:
             sample = self.validation.sample(self.config.sample_prompt, self.config.sample_tokens, self.config.seed)
@@ -218,7 +224,7 @@ class Trainer:
             return None
         if train_loss <= target and self.stop.batch_target_step is None:
             self.stop.batch_target_step = self.step
-            self.stop.batch_target_loss_full = self.validation.full_pass()
+            self.stop.batch_target_loss_full = self._full_pass()
             self._note(
                 f"step {self.step}: batch loss {train_loss:.5f} is at or under the target {target:g}; "
                 f"a full pass over train gives {self.stop.batch_target_loss_full:.5f}"
@@ -246,7 +252,7 @@ class Trainer:
             return "target_loss"
         # A full pass is dear: only once the part of train just scored is near the target.
         near = train_eval_loss is not None and target is not None and train_eval_loss <= 1.05 * target
-        if target is not None and metric == "train_full" and near and self.validation.full_pass() <= target:
+        if target is not None and metric == "train_full" and near and self._full_pass() <= target:
             return "target_loss"
         if self.config.patience is not None and self.stop.evaluations_without_best >= self.config.patience:
             return "patience"
@@ -265,7 +271,7 @@ class Trainer:
             )
         train_loss_full = None
         if reason == "target_loss":
-            train_loss_full = self.validation.full_pass()
+            train_loss_full = self._full_pass()
             self._note(f"full pass over train: {train_loss_full:.5f}, target {target:g} on {self.config.metric}")
         self.keeper.poll(leave=0)
         if reason != "interrupted":

@@ -193,6 +193,30 @@ def test_a_target_stops_the_run_and_the_full_pass_is_recorded(tmp_path, metric) 
     assert told or metric in ("train_full", "val")
 
 
+@pytest.mark.parametrize("metric", ["train_ema", "train_full"])
+def test_a_full_pass_counts_as_little_as_training_speed_as_an_evaluation(tmp_path, monkeypatch, metric) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("gpt2core.trainer.time.perf_counter", lambda: clock[0])
+    trainer = make_trainer(tmp_path, max_steps=400, learning_rate=1e-2, target_loss=2.3, metric=metric)
+
+    def wait_during(owner: object, name: str, seconds: float) -> None:
+        plain = getattr(owner, name)
+
+        def waiting(*arguments: object, **options: object) -> object:
+            clock[0] += seconds
+            return plain(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, waiting)
+
+    wait_during(trainer.validation, "full_pass", 1000.0)
+    wait_during(trainer.validation, "row", 100.0)
+    wait_during(trainer.train_step, "update", 0.5)
+    _, heard = fit(trainer)
+    speeds = [row["tokens_per_second"] for row in heard.rows if row["tokens_per_second"] is not None]
+    assert speeds == [pytest.approx(4 * 8 / 0.5)] * len(speeds)
+    assert clock[0] > 1000
+
+
 def test_patience_counts_evaluations_without_a_new_best(tmp_path) -> None:
     trainer = make_trainer(tmp_path, max_steps=400, learning_rate=1e-9, min_learning_rate=0.0, patience=3)
     result, heard = fit(trainer)
