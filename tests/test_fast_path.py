@@ -56,6 +56,18 @@ def test_a_loss_too_large_for_the_softmax_in_fp32_is_exact() -> None:
         torch.testing.assert_close(a, b, **EXACT)
 
 
+def test_the_gradient_in_bf16_has_no_scale_of_its_own() -> None:
+    torch.manual_seed(6)
+    x, weight = torch.randn(1020, 64, requires_grad=True), (torch.randn(503, 64) * 0.3).requires_grad_()
+    targets = torch.randint(0, 503, (1020,))  # 1 / 1,020 is no bf16
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = gradients(head_loss(x, weight, targets), x, weight)
+    exact = gradients(F.cross_entropy(x @ weight.t(), targets), x, weight)
+    for a, b in zip(ours, exact, strict=True):
+        scale = (a.double() * b).sum() / b.double().square().sum()
+        assert scale.item() == pytest.approx(1.0, abs=5e-4)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_head_s_scores_are_those_of_cross_entropy_and_argmax(precision: str) -> None:
     torch.manual_seed(4)
