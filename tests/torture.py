@@ -154,7 +154,7 @@ class Torture:
             self.tally.stages[stage] += 1
         log.write(f"--- {signal.Signals(number).name} to {victim} during {stage}\n")
         log.close()
-        process.wait(300)  # DVC hears SIGINT only once its stage has left
+        self._wait_for_end(project, process)
         # Half of the users start again at once, beside what may still be leaving.
         if chance.random() < 0.5:
             self._wait_until_gone(project)
@@ -168,8 +168,16 @@ class Torture:
             if in_a_save and time.monotonic() > deadline - 0.3 * self.seconds and half_written(root):
                 return
 
-    def _wait_until_gone(self, project: Project) -> None:
+    def _wait_for_end(self, project: Project, process: "subprocess.Popen[bytes]") -> None:
+        """DVC hears SIGINT only once its stages have left."""
         for _ in range(int(PATIENCE / GLANCE)):  # counted, not timed: the whole torture may be paused
+            if process.poll() is not None:
+                return
+            time.sleep(GLANCE)
+        self._fault(project, f"dvc repro went on for {PATIENCE:.0f} s after a signal")
+
+    def _wait_until_gone(self, project: Project) -> None:
+        for _ in range(int(PATIENCE / GLANCE)):
             if not (left := marked(project.environment[MARK])):
                 break
             time.sleep(GLANCE)
