@@ -27,9 +27,10 @@ class GPTConfig:
     tie_word_embeddings: bool = True  # the head is the token embedding, as in GPT-2
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} ({getattr(self, name)}) must be at least 1.")
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise UserError(f"model.{name} ({size}) must be at least 1.")
         if self.n_embd % self.n_head:
             multiple = max(1, round(self.n_embd / self.n_head)) * self.n_head
             raise UserError(

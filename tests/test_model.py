@@ -206,6 +206,11 @@ def test_other_architectures_are_refused_by_name(tmp_path) -> None:
         GPT.from_pretrained(tmp_path)
 
 
+def test_a_feed_forward_layer_of_no_width_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^model.n_inner \(-3\) must be at least 1"):
+        GPTConfig(97, 24, n_layer=1, n_head=2, n_embd=16, n_inner=-3)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
