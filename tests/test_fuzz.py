@@ -19,7 +19,7 @@ from gpt2core.model import GPT
 from gpt2core.token_writer import write_tokens
 from gpt2core.tokens import open_tokens
 from tasks.verify import verify_tokens
-from tests.fuzz import harness
+from tests.fuzz import harness, models
 from tests.fuzz.areas import AREAS
 from tests.fuzz.harness import Area, Tally, run_area
 
@@ -195,3 +195,20 @@ def test_a_tally_is_the_sum_of_its_parts() -> None:
     total.add(Tally(cases=2, taken=1, refused=1, slowest=0.5, slowest_case=4))
     total.add(Tally(cases=1, faults=["x"], slowest=0.2))
     assert (total.cases, total.taken, total.refused, total.faults, total.slowest_case) == (3, 1, 1, ["x"], 4)
+
+
+def test_spoiling_a_folder_changes_nothing_outside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = tmp_path / "outside.bin"
+    outside.write_bytes(b"of the system")
+    monkeypatch.setattr(models, "UNHARMED", str(outside))
+    led_out = 0
+    for seed in range(3000):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        for name in ("a", "b"):
+            (folder / name).write_bytes(b"content")
+        models.spoil_folder(random.Random(seed), folder)
+        led_out += any(file.is_symlink() and file.resolve() == outside for file in folder.iterdir())
+        assert outside.read_bytes() == b"of the system"
+        shutil.rmtree(folder)
+    assert led_out > 10

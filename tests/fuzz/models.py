@@ -19,7 +19,7 @@ from gpt2core.token_writer import write_tokens
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.tokens import open_tokens
 from tests.fuzz.harness import Fault
-from tests.fuzz.mutate import as_json, changed, spoiled, spoiled_within
+from tests.fuzz.mutate import UNHARMED, as_json, changed, spoiled, spoiled_within
 
 FULL = GPTConfig(50257, 8, n_layer=1, n_head=1, n_embd=4)
 SMALL = GPTConfig(61, 16, n_layer=2, n_head=2, n_embd=8)
@@ -42,7 +42,7 @@ def spoil_folder(rng: random.Random, folder: Path) -> list[str]:
             path.write_bytes(as_json(rng, changed(rng, json.loads(path.read_bytes()))))
         elif kind < 0.85:
             other = folder / rng.choice(names)
-            if other.is_file():
+            if other.is_file() and not other.is_symlink():  # written through, a link would spoil what it leads to
                 mine, theirs = path.read_bytes(), other.read_bytes()
                 path.write_bytes(theirs)
                 other.write_bytes(mine)
@@ -60,7 +60,7 @@ def _put_instead(rng: random.Random, path: Path) -> None:
     elif kind == 1:
         os.mkfifo(path)
     elif kind == 2:
-        path.symlink_to(rng.choice(("../outside", ".", path.name, "nowhere", "/dev/zero", "/etc/passwd")))
+        path.symlink_to(rng.choice(("../outside", ".", path.name, "nowhere", "/dev/zero", UNHARMED)))
     elif kind == 3:
         path.write_bytes(b"")
 
@@ -117,7 +117,7 @@ def lead_out(rng: random.Random, value: Any) -> None:
         entries += [item] if isinstance(item, dict) and "file" in item else []
     if entries:
         rng.choice(entries)["file"] = rng.choice(
-            ("../outside", "/etc/passwd", "/dev/zero", "../tokens/train-00000.bin", ".")
+            ("../outside", UNHARMED, "/dev/zero", "../tokens/train-00000.bin", ".")
         )
 
 

@@ -5,6 +5,9 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+# What a name or a link leads out to: a file of the system that nobody can write to, not even root, should a case or the
+# code under test write through the link.
+UNHARMED = "/proc/version"
 SIZES = (0, 1, 2, 7, 8, 127, 128, 255, 256, 32767, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1)
 TOKENS = (
     b"\0",
@@ -42,8 +45,8 @@ TOKENS = (
     b"9" * 30,
     b"9" * 5000,
     b"0x" + b"f" * 5000,
-    b"../../etc/passwd",
-    b"/etc/passwd",
+    f"../..{UNHARMED}".encode(),
+    UNHARMED.encode(),
     b"~",
     b"%s%n",
     b"${HOME}",
