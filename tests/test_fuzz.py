@@ -197,18 +197,14 @@ def test_a_tally_is_the_sum_of_its_parts() -> None:
     assert (total.cases, total.taken, total.refused, total.faults, total.slowest_case) == (3, 1, 1, ["x"], 4)
 
 
-def test_spoiling_a_folder_changes_nothing_outside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spoiling_a_folder_changes_nothing_outside_it(tmp_path: Path) -> None:
     outside = tmp_path / "outside.bin"
     outside.write_bytes(b"of the system")
-    monkeypatch.setattr(models, "UNHARMED", str(outside))
-    led_out = 0
-    for seed in range(3000):
+    for seed in range(1000):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        for name in ("a", "b"):
-            (folder / name).write_bytes(b"content")
+        (folder / "a").write_bytes(b"content")
+        (folder / "b").symlink_to(outside)
         models.spoil_folder(random.Random(seed), folder)
-        led_out += any(file.is_symlink() and file.resolve() == outside for file in folder.iterdir())
         assert outside.read_bytes() == b"of the system"
         shutil.rmtree(folder)
-    assert led_out > 10

@@ -23,6 +23,7 @@ from cli.prompts import prompt_file, read_prompt
 from gpt2core.config import GPTConfig
 from gpt2core.decoding import PackedGPT
 from gpt2core.errors import UserError
+from gpt2core.files import with_home
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
 from tasks.decoding_settings import STRATEGIES, DecodingSetting
@@ -181,7 +182,7 @@ def finetune(state: dict[str, Any], rng: random.Random, folder: Path) -> None:
     arguments = _parsed(state["parser"], argv)
     if arguments.command == "help" or not arguments.train_file or not arguments.output_dir:
         return
-    output = Path(arguments.output_dir).expanduser()
+    output = with_home(arguments.output_dir)
     finetune_command.check_output(output)
     Path("params.yaml").write_text(finetune_command.checked_params(arguments, output), encoding="utf-8")
     load_params(Path("params.yaml"))
