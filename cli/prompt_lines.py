@@ -92,6 +92,7 @@ def setting_of(name: str, number: int, values: dict[str, Any], flags: dict[str, 
     own = {key: value for key, value in values.items() if key not in ("prompt", "id")}
     try:
         check_unicode(values["prompt"])
+        check_unicode(json.dumps(values.get("id"), ensure_ascii=False))  # it stands in the output as it is
         return parse_setting({**flags, **own}, keys=own)
     except UserError as error:
         raise UserError(f"{name}, line {number}: {error}") from None

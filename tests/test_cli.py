@@ -360,6 +360,7 @@ def test_a_reader_that_leaves_is_no_error(model_directory: Path) -> None:
         ('{"prompt": "b", "max_new_tokens": 65}', "do not fit into the model's block_size (64)"),
         ('{"prompt": "b", "decoding": "greedy", "top_k": 3}', "top_k (3) does not belong to greedy decoding"),
         ('{"prompt": "\\ud800"}', "character 0 (U+D800) is a lone surrogate"),
+        ('{"prompt": "a", "id": ["\\udc80"]}', "(U+DC80) is a lone surrogate"),
         (b'{"prompt": "\xff"}', "byte 12 (0xFF) is not valid UTF-8"),
     ],
 )
