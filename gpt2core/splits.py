@@ -76,8 +76,9 @@ def _by_tokens(lengths: np.ndarray, shares: Mapping[str, float], reason: str) ->
 
 def split_tokens(total: int, shares: Mapping[str, float]) -> dict[str, int]:
     """Sizes of three consecutive runs that make up `total`. Raises UserError where one with a share is too short."""
-    edges = [0, *np.rint(np.cumsum([shares[name] for name in SPLITS]) * total).astype(int).tolist()]
-    edges[-1] = total
+    # Shares that make up one but for rounding: of very many tokens that is a token too many.
+    ends = np.rint(np.cumsum([shares[name] for name in SPLITS]) * total).astype(int)
+    edges = [0, *np.minimum(ends[:-1], total).tolist(), total]
     sizes = np.diff(edges)
     _check_sizes(sizes, shares)
     return dict(zip(SPLITS, sizes.tolist(), strict=True))

@@ -79,3 +79,12 @@ def test_documents_of_one_token_make_no_split_that_nothing_can_be_predicted_in()
         choose_split(lengths, EIGHTY, "auto")
     # By tokens there is room: 16, 2 and 2.
     assert choose_split(np.array([16, 1, 1, 1, 1]), EIGHTY, "auto").document_lengths["val"].sum() == 2
+
+
+def test_shares_that_make_up_one_but_for_rounding_split_very_many_tokens() -> None:
+    total = 1_983_867_934_442
+    sizes = split_tokens(total, {"train": 0.9, "val": 0.1 + 1e-9, "test": 0.0})
+    assert sizes["train"] + sizes["val"] == total
+    assert sizes["test"] == 0
+    with pytest.raises(UserError, match=r"data.split.val \(1e-09\) of 1983867934442 tokens is 0, too short"):
+        split_tokens(total, {"train": 1.0, "val": 1e-9, "test": 0.0})
