@@ -1,4 +1,4 @@
-"""GPT-2's ids by gigatoken, some thirty times as fast as tiktoken, where both are known to give the same."""
+"""GPT-2's ids by gigatoken, eighteen to thirty times as fast as tiktoken, where both are known to give the same."""
 
 import hashlib
 from collections.abc import Callable
