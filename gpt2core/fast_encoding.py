@@ -48,6 +48,7 @@ class FastEncoding:
         return self._backend.encode(content).astype(np.uint16)
 
     def can_encode(self, text: str) -> bool:
+        """Whether both know every character of `text` as the same; lone surrogates raise UnicodeEncodeError."""
         import numpy as np
 
         if text.isascii():

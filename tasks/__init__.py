@@ -35,8 +35,9 @@ def _leave_imports(number: int, frame: FrameType | None) -> None:
 
 _before = sys.excepthook
 sys.excepthook = _say_interrupted
-if sys.argv[0] == "-m":  # `python -m tasks.STAGE`, whose modules come after this
-    if sys.orig_argv[sys.orig_argv.index("-m") + 1] in WITH_LARGE_TENSORS:
+_asked = [argument.removeprefix("-m") for argument in sys.orig_argv]
+if sys.argv[0] == "-m" and any(name.startswith("tasks.") for name in _asked):  # `python -m tasks.STAGE`: it comes next
+    if any(name in WITH_LARGE_TENSORS for name in _asked):
         keep_freed_memory()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave_imports)

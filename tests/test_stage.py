@@ -103,6 +103,7 @@ def test_closing_the_terminal_after_nohup_leaves_a_stage_that_a_person_started(t
     shell.kill()
     shell.wait()
     wait_for(tmp_path / "kept.whole")
+    assert (tmp_path / "kept.ticks").read_text() == "24"
 
 
 def test_a_failed_stage_says_what_came_back_and_what_waits_for_room() -> None:
@@ -131,13 +132,13 @@ sys.meta_path.insert(0, See())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-@pytest.mark.parametrize("stage", ["finetune", "evaluate"])
+@pytest.mark.parametrize("flags", [["-m", "tasks.finetune"], ["-m", "tasks.evaluate"], ["-mtasks.evaluate"]])
 def test_a_stage_with_large_tensors_sets_its_allocator_before_it_loads_torch_once(
-    stage: str, tmp_path: Path, environment
+    flags: list[str], tmp_path: Path, environment
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(SEEN)
     path = f"{tmp_path}{os.pathsep}{environment['PYTHONPATH']}"
     plain = {key: value for key, value in environment.items() if not key.startswith("MALLOC_")}
-    command = [sys.executable, "-m", f"tasks.{stage}"]
+    command = [sys.executable, *flags]
     subprocess.run(command, cwd=tmp_path, env={**plain, "PYTHONPATH": path}, capture_output=True, check=False)
     assert (tmp_path / "seen").read_text().splitlines() == ["start None", "start 0", "torch"]
