@@ -6,33 +6,26 @@ python -m benchmarks.memorise --text FILE [--tokens 40000] [--target 0.09999] [-
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import HERE, in_a_process, machine, origin_lines, write_section
+from benchmarks.results import HERE, machine, origin_lines, write_section
 
 ROWS = HERE / "memorise.json"
 START, END = "<!-- memorise: written by benchmarks.memorise -->", "<!-- memorise: end -->"
 
 SETTINGS: dict[str, Any] = {
     "model.preset": "gpt2",
-    "model.drop_rate": 0.0,
     "train.checkpoint_interval": 10**7,
     "train.eval_interval": "epoch",
     "train.eval_batches": 4,
     "train.sample_tokens": 0,
-    "train.optimizer": "adamw",
-    "train.learning_rate": 1e-3,
-    "train.beta2": 0.99,
-    "train.weight_decay": 0.0,
-    "train.schedule": "wsd",
-    "train.warmup_steps": 50,
-    "train.batch_size": 8,
-    "train.sequence_length": 128,
-    "train.sampler": "shuffled",
+    "train.recipe": "memorise",
+    "train.warmup_steps": None,
 }
 
 
@@ -53,10 +46,13 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     def is_late() -> bool:
         return time.perf_counter() - began > job["minutes"] * 60
 
+    evaluations: list[tuple[float, float]] = []
+
     class Say(TrainerEvents):
         def on_evaluation(self, row: dict[str, Any]) -> None:
+            evaluations.append((row["epoch"], row["train_eval_loss"]))
             minutes = (time.perf_counter() - began) / 60
-            print(f"{minutes:5.1f} min, step {row['step']}, train loss {row['train_eval_loss']:.4f}", file=sys.stderr)
+            print(f"{minutes:5.1f} min, epoch {row['epoch']:.0f}, loss {row['train_eval_loss']:.4f}", file=sys.stderr)
 
     with tempfile.TemporaryDirectory() as folder:
         result = trainer_of(params, batches, folder, pick_runtime("auto", "auto"), (Say(),), is_late).fit()
@@ -68,6 +64,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         "tokens": result.tokens_seen,
         "epochs": result.epochs,
         "why": result.stop_reason,
+        "evaluations": evaluations,
         "length": len(batches.split),
     }
 
@@ -89,7 +86,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=40_000, help="the first so many")
     parser.add_argument("--target", type=float, default=0.09999)
     parser.add_argument("--minutes", type=float, default=30.0, help="then it ends without")
-    parser.add_argument("--epochs", type=float, default=30.0, help="for which the schedule is made")
+    parser.add_argument("--epochs", type=float, default=10.0, help="for which the schedule is made")
     parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON")
     arguments = parser.parse_args()
     if arguments.child:
@@ -114,15 +111,15 @@ def main() -> None:
             **{key: getattr(arguments, key) for key in ("target", "minutes", "epochs")},
         }
         command = [sys.executable, "-m", "benchmarks.memorise", "--child", json.dumps(job)]
-        found = in_a_process(command, {}, arguments.minutes * 60 + 600)
-    if "failed" in found:
-        sys.exit(found["failed"])
+        done = subprocess.run(command, cwd=HERE.parent, stdout=subprocess.PIPE, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
     changed = f", {json.dumps(arguments.settings)}" if arguments.settings else ""
     name = f"{found['length']:,} tokens of {arguments.text.name} to {arguments.target:g}{changed}"
     rows[name] = {
         **found,
         **machine(),
-        "command": f"python -m benchmarks.memorise --text FILE --tokens {arguments.tokens}",
+        "command": f"python -m benchmarks.memorise --text FILE --tokens {arguments.tokens} "
+        f"--epochs {arguments.epochs:g}",
     }
     ROWS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(*table({name: rows[name]})[2:], sep="\n")

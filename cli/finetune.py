@@ -19,6 +19,7 @@ from gpt2core.files import atomic_path, read_json, with_home
 from tasks import paths
 from tasks.params_file import parse_assignments
 from tasks.project import is_project, params_text, write_project
+from tasks.recipes import DEFAULT, RECIPES
 
 TARGET_EPOCHS = 100  # with a target loss and no other end
 # What a user opens, beside the model.
@@ -155,13 +156,11 @@ def fit_together(settings: dict[str, Any], arguments: argparse.Namespace) -> Non
     if (steps := arguments.gradient_accumulation_steps) is not None:
         if steps < 1:
             raise UserError(f"--gradient-accumulation-steps ({steps}) must be at least 1.")
-        share = train.get("batch_size", 8)
+        share = train.get("batch_size") or RECIPES[train.get("recipe", DEFAULT)]["batch_size"]
         train |= {"batch_size": share * steps, "micro_batch_size": share}
     model = settings["model"]
     if model["init"] != "scratch":
         return
-    if arguments.learning_rate is not None:
-        train["min_learning_rate"] = arguments.learning_rate / 20  # as in params.yaml
     if arguments.warmup_steps is None and (arguments.epochs is not None or arguments.max_steps is not None):
         train["warmup_steps"] = None  # those of params.yaml may be more than the whole run
     if arguments.block_size is not None and arguments.block_size != PRESETS[model["preset"]].block_size:

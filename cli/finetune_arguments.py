@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2core.config import PRESETS
+from tasks.recipes import RECIPES
+
+# What weights that are there already start with.
+RATE, LENGTH, BATCH_SIZE, OPTIMIZER, SCHEDULE, WEIGHT_DECAY = (
+    RECIPES["finetune"][key]
+    for key in ("learning_rate", "sequence_length", "batch_size", "optimizer", "schedule", "weight_decay")
+)
 
 DESCRIPTION = """\
 Fine-tune GPT-2 on your text in one line. Beneath it runs the whole pipeline:
@@ -66,26 +73,38 @@ _GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("--patience", "train.stop.patience", int, "stop after so many evaluations without a better held-out loss"),
     ),
     "training": (
-        Flag("--learning-rate", "train.learning_rate", float, "peak (default: 3e-5)", ("--lr",)),
-        Flag("--block-size", "train.sequence_length", int, "tokens in a training sequence (default: 256)"),
+        Flag("--learning-rate", "train.learning_rate", float, f"peak (default: {RATE:g})", ("--lr",)),
+        Flag(
+            "--block-size",
+            "train.sequence_length",
+            int,
+            f"tokens in a training sequence (default: {LENGTH})",
+        ),
         Flag(
             "--batch-size",
             "train.batch_size",
             int,
-            "sequences in a forward pass (default: 8)",
+            f"sequences in a forward pass (default: {BATCH_SIZE})",
             ("--per-device-train-batch-size",),
         ),
-        Flag("--optimizer", "train.optimizer", str, "(default: adamw)", ("--optim",), choices=("adamw", "muon")),
+        Flag(
+            "--optimizer",
+            "train.optimizer",
+            str,
+            f"(default: {OPTIMIZER})",
+            ("--optim",),
+            choices=("adamw", "muon"),
+        ),
         Flag(
             "--schedule",
             "train.schedule",
             str,
-            "course of the learning rate (default: cosine)",
+            f"course of the learning rate (default: {SCHEDULE})",
             ("--lr-scheduler-type",),
             choices=("onecycle", "cosine", "linear", "wsd", "constant"),
         ),
         Flag("--warmup-steps", "train.warmup_steps", int, "steps up to the peak (default: 2%% of the run)"),
-        Flag("--weight-decay", "train.weight_decay", float, "(default: 0.01)"),
+        Flag("--weight-decay", "train.weight_decay", float, f"(default: {WEIGHT_DECAY})"),
         Flag("--dropout", "model.drop_rate", float, "(default: that of the model)"),
         Flag("--seed", "run.seed", int, "(default: 42)"),
         Flag("--device", "run.device", str, "(default: auto)", choices=("auto", "cpu", "cuda", "mps")),

@@ -15,17 +15,10 @@ from tasks.globbing import matching_files
 from tasks.params_file import merged
 
 RELEASED = tuple(name for name in PRESETS if name.startswith("gpt2"))
-# Weights that have learned a language already: small steps with AdamW, a few times over the text.
 FINE_TUNING: dict[str, Any] = {
     "train": {
-        "optimizer": "adamw",
-        "learning_rate": 3.0e-5,
-        "min_learning_rate": 0.0,
-        "beta2": 0.999,
+        "recipe": "finetune",
         "warmup_steps": None,
-        "weight_decay": 0.01,
-        "batch_size": 8,
-        "sequence_length": 256,
         "eval_interval": "epoch",
         "stop": {"target_loss": None, "max_steps": None, "max_epochs": 3},
     }

@@ -22,7 +22,7 @@ from pydantic_core import CoreSchema
 
 from gpt2core.errors import UserError
 from tasks import params
-from tasks.params import Params, describe_problems, parse_params
+from tasks.params import BY_RECIPE, Params, describe_problems, parse_params
 from tasks.params_file import merged, parse_assignments
 
 
@@ -69,6 +69,8 @@ def _optional(field: FieldInfo) -> tuple[Any, Any]:
         kind = default = overrides_of(kind)
     elif field.metadata:
         kind = Annotated[kind, *field.metadata]
+    if field.default is BY_RECIPE:
+        kind = kind | None
     return kind, Field(default_factory=default, alias=field.alias, description=field.description)
 
 

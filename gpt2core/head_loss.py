@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2core.own_kernels import own_kernels_pay
+
 ROWS_AT_A_TIME = 16  # through the softmax: so few that they stay in the processor's cache
 ROWS_A_MATMUL = 512  # of scores that nobody keeps
 WORDS_AT_A_TIME = 64  # a matmul over 50,257 words takes up to 1.7 times as long as one over 50,304
@@ -65,7 +67,7 @@ def padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def head_loss_pays(x: Tensor) -> bool:
     """Whether `head_loss` is the better way for x: a GPU compiles its step, and fp16 needs a scaled gradient."""
-    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return own_kernels_pay(x.device) and torch.is_grad_enabled()
 
 
 def head_scores(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, int]:

@@ -57,7 +57,7 @@ class Health:
         if not (math.isfinite(train_loss) and grad_norm < GRADIENT_LIMIT):
             note = f"step {step}: the loss or its gradient is not finite; batch {batch} is skipped, the weights stay"
             return Verdict(take=False, note=note, finite=False)
-        if batch in state.left_out:
+        if self.passes_by(batch):
             return Verdict(take=False, note=f"step {step}: batch {batch} is passed by")
         middle, z = self._distance(train_loss)
         back = self.spike_rollback is not None and self.may_go_back
@@ -77,6 +77,10 @@ class Health:
             return Verdict(take=False, note=f"{text}; its update is left out")
         # One batch is odd, several in a row are a sign that the weights are: by the update before the first of them.
         return Verdict(take=False, note=text, go_back=tuple(range(max(0, step - SPIKES_IN_A_ROW - 1), step)))
+
+    def passes_by(self, batch: int) -> bool:
+        """Whether `batch` never updates the weights."""
+        return batch in self.state.left_out
 
     @property
     def may_go_back(self) -> bool:

@@ -46,10 +46,14 @@ def build_optimizers(
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
-    """Set every group to `factor` times its peak."""
+    """Set every group to `factor` times its peak; a rate that is a tensor is changed in its place."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak_learning_rate"] * factor
+            rate = group["peak_learning_rate"] * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
 
 def learning_rate_factor(

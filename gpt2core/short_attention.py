@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt2core.dropout import keep_mask, scale_of
+from gpt2core.own_kernels import own_kernels_pay
 
 # Without dropout torch's kernel, which never holds the scores, is as fast from here on.
 LONGEST_WITHOUT_DROPOUT = 256
@@ -54,7 +55,7 @@ class _ShortAttention(torch.autograd.Function):
 
 def attention_pays(q: Tensor, drop_rate: float) -> bool:
     """Whether `short_attention` is the faster way for q (B, H, T, D)."""
-    here = q.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    here = own_kernels_pay(q.device) and torch.is_grad_enabled()
     return here and (drop_rate > 0.0 or q.shape[2] <= LONGEST_WITHOUT_DROPOUT)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,16 +12,28 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt2core import optim, runtime
+from gpt2core.health import Health, Verdict
 from gpt2core.model import GPT
+from gpt2core.own_kernels import own_kernels_pay
 from gpt2core.runtime import Runtime
 from gpt2core.trainer_config import TrainerConfig
+
+
+class Taken(NamedTuple):
+    """A step: mean loss in nats, the gradient's norm before it was bounded, and what became of the update."""
+
+    train_loss: float
+    grad_norm: float
+    verdict: Verdict
 
 
 class TrainStep:
     """Optimizers, schedule and gradient scale of a run; what it computes is a function of the step and its batch."""
 
-    def __init__(self, model: GPT, config: TrainerConfig, run: Runtime, total_steps: int) -> None:
-        self.model, self.config, self.run, self.total_steps = model, config, run, total_steps
+    def __init__(
+        self, model: GPT, config: TrainerConfig, run: Runtime, total_steps: int, compiled: bool = False
+    ) -> None:
+        self.model, self.config, self.run, self.total_steps, self.compiled = model, config, run, total_steps, compiled
         model.to(run.device)
         model.gradient_checkpointing = config.gradient_checkpointing
         self.optimizers = optim.build_optimizers(
@@ -38,11 +51,23 @@ class TrainStep:
         """Compile the model, and share it between devices, where the run does so."""
         self.model.train()
         module: torch.nn.Module = self.model
-        if self.config.compile:
+        if self.compiled:
             module = torch.compile(module)  # type: ignore[assignment]
         if dist.is_initialized():
             module = DistributedDataParallel(module)
         self._forward = module
+
+    def take(
+        self, step: int, batch: tuple[np.ndarray, np.ndarray], health: Health, interrupted: Callable[[], bool]
+    ) -> Taken | None:
+        """One update with batch `step`, int64 (B, T) twice, as far as `health` lets it; None where interrupted."""
+        train_loss = self.backward(step, batch, interrupted)
+        if train_loss is None:
+            return None
+        grad_norm = self.clip()
+        verdict = health.judge(step, train_loss, grad_norm)
+        self.update(take=verdict.take)
+        return Taken(train_loss, grad_norm, verdict)
 
     def backward(
         self, step: int, batch: tuple[np.ndarray, np.ndarray], interrupted: Callable[[], bool]
@@ -51,29 +76,12 @@ class TrainStep:
 
         None where a device was interrupted, which is asked between micro-steps.
         """
-        factor = optim.learning_rate_factor(
-            step,
-            schedule=self.config.schedule,
-            total_steps=self.total_steps,
-            warmup_steps=self.config.warmup_steps,
-            floor=min(1.0, self.config.min_learning_rate / self.config.learning_rate),
-            decay_fraction=self.config.decay_fraction,
-        )
-        optim.set_learning_rate(self.optimizers, factor)
-        # Dropout is a function of the step, so a resumed run draws what an uninterrupted one draws.
-        torch.manual_seed(hash((self.config.seed, step, runtime.rank())) & 0x7FFF_FFFF_FFFF)
+        self._begin(step)
         token_ids, targets = (self._share(array) for array in batch)
-        micro = self.config.micro_batch_size or len(token_ids)
-        total = torch.zeros((), device=self.run.device)
-        for start in range(0, len(token_ids), micro):
-            if _any_rank(interrupted(), self.run.device):
-                self._zero_grad()
-                return None
-            with self._sync(start + micro >= len(token_ids)), self.run.autocast():
-                loss = self._forward(token_ids[start : start + micro], targets[start : start + micro])
-            share = min(micro, len(token_ids) - start) / len(token_ids)
-            self.scaler.scale(loss * share).backward()
-            total += loss.detach() * share
+        total = self._backward(token_ids, targets, interrupted)
+        if total is None:
+            self._zero_grad()
+            return None
         if dist.is_initialized():
             dist.all_reduce(total)
             total /= runtime.world_size()
@@ -83,8 +91,11 @@ class TrainStep:
         """Bound the gradient's norm; returns what it was."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
+        return self._clip().item()
+
+    def _clip(self) -> Tensor:
         limit = self.config.max_grad_norm if self.config.max_grad_norm is not None else math.inf
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
 
     def update(self, take: bool) -> None:
         """Change the weights by the gradient if it is to be taken, and forget it."""
@@ -93,6 +104,12 @@ class TrainStep:
                 self.scaler.step(optimizer)
         self.scaler.update()
         self._zero_grad()
+
+    def __str__(self) -> str:
+        """How a step is computed, in words."""
+        own = own_kernels_pay(self.run.device) and not self.compiled
+        kernels = "own head, attention and dropout, made for a CPU" if own else "torch's kernels"
+        return f"{kernels}, {'compiled' if self.compiled else 'not compiled'}"
 
     @property
     def finds_its_scale(self) -> bool:
@@ -115,6 +132,34 @@ class TrainStep:
         self.model.load_state_dict(saved.state_dict())
         optim.load_optimizer_tensors(self.optimizers, self.model, optimizer)
         self.scaler.load_state_dict(scaler)
+
+    def _begin(self, step: int) -> None:
+        """Learning rate and seed of `step`."""
+        factor = optim.learning_rate_factor(
+            step,
+            schedule=self.config.schedule,
+            total_steps=self.total_steps,
+            warmup_steps=self.config.warmup_steps,
+            floor=min(1.0, self.config.min_learning_rate / self.config.learning_rate),
+            decay_fraction=self.config.decay_fraction,
+        )
+        optim.set_learning_rate(self.optimizers, factor)
+        # Dropout is a function of the step, so a resumed run draws what an uninterrupted one draws.
+        torch.manual_seed(hash((self.config.seed, step, runtime.rank())) & 0x7FFF_FFFF_FFFF)
+
+    def _backward(self, token_ids: Tensor, targets: Tensor, interrupted: Callable[[], bool]) -> Tensor | None:
+        """The gradient of int64 (B, T) twice, in micro-steps; their mean loss, a scalar on the device."""
+        micro = self.config.micro_batch_size or len(token_ids)
+        total = torch.zeros((), device=self.run.device)
+        for start in range(0, len(token_ids), micro):
+            if _any_rank(interrupted(), self.run.device):
+                return None
+            with self._sync(start + micro >= len(token_ids)), self.run.autocast():
+                loss = self._forward(token_ids[start : start + micro], targets[start : start + micro])
+            share = min(micro, len(token_ids) - start) / len(token_ids)
+            self.scaler.scale(loss * share).backward()
+            total += loss.detach() * share
+        return total
 
     def _share(self, array: np.ndarray) -> Tensor:
         """This device's rows of a batch, (batch_size / world_size, T)."""

@@ -16,12 +16,13 @@ from gpt2core.batches import Batches
 from gpt2core.errors import UserError
 from gpt2core.evaluate import Tokens
 from gpt2core.events import ROW_KEYS, Row, TrainerEvents, TrainResult
-from gpt2core.health import Health, HealthState, Verdict
+from gpt2core.graphed_step import make_train_step
+from gpt2core.health import Health, HealthState
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
 from gpt2core.saving import Keeper
 from gpt2core.stopping import LossAverage, StopState, lower, note_skipped_step
-from gpt2core.train_step import TrainStep
+from gpt2core.train_step import Taken
 from gpt2core.trainer_config import TrainerConfig
 from gpt2core.validation import Validation
 
@@ -78,7 +79,7 @@ class Trainer:
         background = run.device.type == "cuda" if background_saves is None else background_saves
         self.keeper = Keeper(checkpoints, config.keep_last, background=background, note=self._note)
         self._saved_step: int | None = None  # of the newest checkpoint
-        self.train_step = TrainStep(model, config, run, self.total_steps)
+        self.train_step = make_train_step(model, config, run, self.total_steps, self.tokens_per_step)
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -94,39 +95,37 @@ class Trainer:
         if self._saved_step is None:  # what a run that must go back before its first checkpoint goes back to
             self._save()
         while reason is None and self.step < self.total_steps:
-            train_loss, grad_norm, verdict = self._train_step()
+            taken = self._train_step()
             self.keeper.poll()
-            if train_loss is None or verdict is None:
+            if taken is None:
                 reason = "interrupted"
                 break
-            if verdict.go_back and self._go_back(verdict.go_back):
+            if taken.verdict.go_back and self._go_back(taken.verdict.go_back):
                 continue
             self.step += 1
             self.wall_seconds = self._segment_wall + time.perf_counter() - self._segment_started
-            reason = self._after_step(train_loss, grad_norm)
+            reason = self._after_step(taken.train_loss, taken.grad_norm)
             if reason is None and self.step % self.config.checkpoint_interval == 0:
                 self._save()
         return self._finish(reason or self._limit_reason())
 
-    def _train_step(self) -> tuple[float | None, float | None, Verdict | None]:
-        """One update: the mean loss, the gradient's norm, what to do; all None where the run was interrupted."""
+    def _train_step(self) -> Taken | None:
+        """One update; None where the run was interrupted."""
         batch = self.train_batches.batch(self.step)
-        train_loss = self.train_step.backward(self.step, batch, self.interrupted)
-        if train_loss is None:
-            return None, None, None
-        grad_norm = self.train_step.clip()
-        verdict = self.health.judge(self.step, train_loss, grad_norm)
+        taken = self.train_step.take(self.step, batch, self.health, self.interrupted)
+        if taken is None:
+            return None
+        train_loss, _, verdict = taken
         if verdict.note is not None:
             self._note(verdict.note)
-        self.train_step.update(take=verdict.take)
         if verdict.finite:
             self.stop.skipped_in_a_row = 0
-            return train_loss, grad_norm, verdict
+            return taken
         if not (self.train_step.finds_its_scale and math.isfinite(train_loss)):
             note_skipped_step(self.stop, self.step + 1, self.step)
         if self.step and self.health.may_go_back and not self.train_step.weights_are_finite():
             verdict = replace(verdict, go_back=(self.step - 1,))  # its update has made them so
-        return train_loss, grad_norm, verdict
+        return taken._replace(verdict=verdict)
 
     def _go_back(self, batches: tuple[int, ...]) -> bool:
         """To the newest checkpoint of before `batches`, which are left out from then on; False where there is none."""

@@ -20,7 +20,8 @@ class TrainerConfig:
     max_grad_norm: float | None
     micro_batch_size: int | None
     gradient_checkpointing: bool
-    compile: bool
+    compile: str  # auto | on | off
+    cuda_graph: str  # auto | on | off
     log_interval: int
     eval_interval: int | None  # None: once an epoch
     eval_batches: int | None

@@ -29,6 +29,7 @@ from tasks.stage import run_stage
 
 # What makes a checkpoint another run's: all that decides the weights, but not when to stop or what to log.
 NEUTRAL_TRAIN_KEYS = {
+    "recipe",
     "stop",
     "log_interval",
     "checkpoint_interval",
@@ -39,7 +40,13 @@ NEUTRAL_TRAIN_KEYS = {
     "sample_interval",
 }
 # Settings that came after the first release, with what a run did before: checkpoints of then still fit.
-LATER_KEYS = {"train.spike_rollback": None, "model.activation_function": "gelu_new", "model.tie_word_embeddings": True}
+LATER_KEYS = {
+    "train.spike_rollback": None,
+    "train.cuda_graph": "auto",
+    "kernels": "auto",
+    "model.activation_function": "gelu_new",
+    "model.tie_word_embeddings": True,
+}
 
 
 def main() -> None:
@@ -55,6 +62,7 @@ def main() -> None:
 def train(params: Params, interruption: Interruption) -> str:
     """Train, write the outputs where the run has ended by itself; returns the stop reason."""
     from gpt2core import runtime
+    from gpt2core.own_kernels import use_own_kernels
     from gpt2core.tokens import open_tokens
     from gpt2core.trainer import Trainer
     from tasks.loss_reference import log_reference, loss_reference
@@ -65,6 +73,7 @@ def train(params: Params, interruption: Interruption) -> str:
     threads = runtime.set_threads(params.run.threads)
     run = runtime.pick_runtime(params.run.device, params.run.precision)
     runtime.set_determinism(params.run.deterministic)
+    use_own_kernels(params.run.kernels == "auto")
     if "RANK" in os.environ:
         runtime.join_process_group(run.device)
     tokens = open_tokens(paths.TOKENS)
@@ -93,6 +102,8 @@ def train(params: Params, interruption: Interruption) -> str:
 
     log, progress = TrainingLog(), Progress()
     log.say(f"device {run.device} ({threads} threads), precision {run.precision}: {run.reason}")
+    log.say(f"step: {trainer.train_step}")
+    log.say(f"recipe {params.train.recipe}: {in_words(params)}")
     start = params.model.preset if params.model.init == "scratch" else params.model.init
     log.say(f"model: {start}, {model.num_parameters():,} parameters")
     log.say(f"tokens: {tokens.manifest['tokens']:,} loaded, of them {len(batches.split):,} to train on")
@@ -184,7 +195,7 @@ def trainer_config(params: Params, device: str, val_tokens: int) -> Any:
 
     tokenizer = Tokenizer()
     train = params.train.model_dump(
-        exclude={"stop", "batch_size", "sequence_length", "sampler", "stride", "resume", "compile"}
+        exclude={"recipe", "stop", "batch_size", "sequence_length", "sampler", "stride", "resume"}
     )
     train["eval_interval"] = None if train["eval_interval"] == "epoch" else train["eval_interval"]
     train["sample_prompt"] = tuple(tokenizer.encode(params.train.sample_prompt)) or (tokenizer.eot_id,)
@@ -192,10 +203,8 @@ def trainer_config(params: Params, device: str, val_tokens: int) -> Any:
     if params.train.best_by == "auto":
         held_out = val_tokens > 1 and not (params.train.stop.target_loss and params.train.stop.metric != "val")
         train["best_by"] = "val_loss" if held_out else "train_loss"
-    # On a CPU the first compilation takes longer than most runs save; it also needs a C++ compiler.
-    train["compile"] = params.train.compile == "on" or (params.train.compile == "auto" and device == "cuda")
     if (
-        train["compile"]
+        params.train.compile == "on"
         and device == "cpu"
         and not (shutil.which("g++") or shutil.which("clang++") or shutil.which("cl"))
     ):
@@ -211,6 +220,7 @@ def fingerprint_of(params: Params, config: dict[str, Any], data_sha256: str, pre
         "data_sha256": data_sha256,
         "seed": params.run.seed,
         "precision": precision,
+        "kernels": params.run.kernels,
         "model.init": params.model.init,
         **{f"model.{key}": value for key, value in config.items()},
         **{f"train.{key}": value for key, value in train.items() if key not in NEUTRAL_TRAIN_KEYS},
@@ -222,6 +232,14 @@ def checkpoints_of(fingerprint: dict[str, Any]) -> Any:
     """A folder of its own for each kind of run, so that going back to earlier params finds its checkpoints."""
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
     return paths.CHECKPOINTS / digest[:12]
+
+
+def in_words(params: Params) -> str:
+    train = params.train
+    rate = f"learning rate {train.learning_rate:g}"
+    if train.optimizer == "muon":
+        rate += f", of the blocks' matrices {train.muon_learning_rate:g}"
+    return f"{train.optimizer}, {rate}, {train.schedule}, {train.batch_size} x {train.sequence_length} tokens a step"
 
 
 def recorded() -> dict[str, str]:

@@ -12,6 +12,9 @@ from gpt2core.tokenizer import check_unicode
 from tasks import paths
 from tasks.decoding_settings import DecodingSetting
 from tasks.problems import lines_of
+from tasks.recipes import DEFAULT, DROP_RATES, recipe_of, with_recipe
+
+BY_RECIPE: Any = None  # null, or the key left out: what `train.recipe` says
 
 
 class Section(BaseModel):
@@ -44,6 +47,9 @@ class Run(Section):
     """auto: bf16 where a short probe shows that it pays, else fp32."""
     threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads of PyTorch; null: one a physical core."""
+    kernels: Literal["auto", "torch"] = "auto"
+    """What computes a training step on a CPU; auto: this package's own head, attention and dropout, which are faster;
+    torch: the plain reference."""
     nproc_per_node: int = Field(1, ge=1, le=64)
     """Processes training together (DDP); 1: no process group."""
     deterministic: bool = False
@@ -134,30 +140,33 @@ class Stop(Section):
 
 
 class Train(Section):
-    optimizer: Literal["adamw", "muon"] = "muon"
+    recipe: Literal["memorise", "generalise", "finetune"] = DEFAULT
+    """Says what a null means for the keys in tasks/recipes.py. memorise: new weights, a short text by heart;
+    generalise: new weights that write what they have not read; finetune: weights that have learned a language."""
+    optimizer: Literal["adamw", "muon"] = BY_RECIPE
     """muon: Muon on the matrices, AdamW on the rest; for scratch runs."""
-    learning_rate: float = Field(3.0e-3, gt=0, le=10)
+    learning_rate: float = Field(BY_RECIPE, gt=0, le=10)
     """Peak of the schedule."""
-    min_learning_rate: float = Field(1.5e-4, ge=0, le=10)
+    min_learning_rate: float = Field(BY_RECIPE, ge=0, le=10)
     """Floor of the schedule."""
-    muon_learning_rate: float = Field(2.0e-2, gt=0, le=10)
+    muon_learning_rate: float = Field(BY_RECIPE, gt=0, le=10)
     """Peak for the matrices under muon."""
     beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.99, ge=0, lt=1)
-    schedule: Literal["onecycle", "cosine", "linear", "wsd", "constant"] = "cosine"
+    beta2: float = Field(BY_RECIPE, ge=0, lt=1)
+    schedule: Literal["onecycle", "cosine", "linear", "wsd", "constant"] = BY_RECIPE
     warmup_steps: int | None = Field(100, ge=0)
     """null: 30 % of the run for onecycle, 2 % for the others."""
     decay_fraction: float = Field(0.2, gt=0, le=1)
     """Share of the run in which wsd decays."""
-    weight_decay: float = Field(0.1, ge=0, le=10)
+    weight_decay: float = Field(BY_RECIPE, ge=0, le=10)
     """On matrices only."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Clip the gradient to this norm; null: no clipping."""
-    batch_size: int = Field(4, ge=1, le=1_000_000)
+    batch_size: int = Field(BY_RECIPE, ge=1, le=1_000_000)
     """Sequences a step, over all devices."""
     micro_batch_size: int | None = Field(None, ge=1, le=1_000_000)
     """Sequences a forward pass on one device; null: the step's share."""
-    sequence_length: int = Field(128, ge=2, le=1_048_576)
+    sequence_length: int = Field(BY_RECIPE, ge=2, le=1_048_576)
     """Tokens in a training sequence, at most the model's block_size."""
     sampler: Literal["sequential", "shuffled", "sliding"] = "shuffled"
     stride: int | None = Field(None, ge=1)
@@ -165,7 +174,9 @@ class Train(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a quarter slower."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto: where it pays for the length of this run."""
+    """torch.compile; auto: on a GPU, where the run is long enough to earn it back."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """A whole update launched at once, for GPUs that wait for Python; auto: where a step has at most 16,384 tokens."""
     log_interval: int = Field(10, ge=1)
     """Steps between rows of the history, the log file and MLflow."""
     eval_interval: int | Literal["epoch"] = 200
@@ -190,7 +201,12 @@ class Train(Section):
     """Go on from the newest checkpoint that fits this run."""
     stop: Stop = Stop()
 
-    @field_validator("compile", mode="before")
+    @model_validator(mode="before")
+    @classmethod
+    def _by_recipe(cls, values: Any) -> Any:
+        return with_recipe(values)
+
+    @field_validator("compile", "cuda_graph", mode="before")
     @classmethod
     def _yaml_switch(cls, value: object) -> object:
         # YAML 1.1 reads a bare on or off as true or false.
@@ -322,6 +338,18 @@ class Params(Section):
     evaluate: Evaluate = Evaluate()
     sample: Sample = Sample()
     register_: Register = Field(Register(), alias="register")  # `register` is a method of pydantic's metaclass
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_recipe(cls, values: Any) -> Any:
+        """The one key outside of `train` that a recipe fills in."""
+        recipe = recipe_of(values.get("train")) if isinstance(values, dict) else None
+        if recipe is None or recipe not in DROP_RATES:
+            return values
+        model = values.get("model", {})
+        if not isinstance(model, dict) or model.get("drop_rate") is not None:
+            return values
+        return {**values, "model": {**model, "drop_rate": DROP_RATES[recipe]}}
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

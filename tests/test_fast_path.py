@@ -1,6 +1,7 @@
 """What trains fast computes what torch's own operations compute."""
 
 import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from gpt2core.config import GPTConfig
 from gpt2core.dropout import Dropout, keep_mask
 from gpt2core.head_loss import head_loss, head_scores
 from gpt2core.model import GPT
+from gpt2core.own_kernels import use_own_kernels
 from gpt2core.short_attention import short_attention
 
 EXACT = {"rtol": 1e-5, "atol": 1e-6}
@@ -141,29 +143,48 @@ def test_dropout_is_a_function_of_the_seed() -> None:
     assert not torch.equal(drawn[0], drawn[1])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_loss_curve_is_that_of_torch_s_operations_within_noise(precision: str, monkeypatch) -> None:
-    def curve(fast: bool) -> list[float]:
-        with monkeypatch.context() as patch:
-            if not fast:
-                patch.setattr(torch.compiler, "is_compiling", lambda: True)  # then the model takes torch's own
-            torch.manual_seed(5)
-            model = GPT(GPTConfig(vocab_size=211, block_size=32, n_layer=2, n_head=4, n_embd=64, drop_rate=0.1))
-            optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-            text = (torch.arange(4000) ** 2 // 7) % 211
-            losses = []
-            for step in range(120):
-                torch.manual_seed(1000 + step)
-                starts = torch.randint(0, 3900, (8,)).tolist()
-                rows = torch.stack([text[start : start + 33] for start in starts])
-                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                    loss = model(rows[:, :-1], rows[:, 1:])
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                losses.append(loss.item())
-            return losses
+@pytest.fixture
+def torchs_kernels() -> Iterator[Callable[[], None]]:
+    yield lambda: use_own_kernels(False)
+    use_own_kernels(True)
 
-    ours, torchs = curve(True), curve(False)
+
+def loss_curve(precision: str) -> list[float]:
+    torch.manual_seed(5)
+    model = GPT(GPTConfig(vocab_size=211, block_size=32, n_layer=2, n_head=4, n_embd=64, drop_rate=0.1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    text = (torch.arange(4000) ** 2 // 7) % 211
+    losses = []
+    for step in range(120):
+        torch.manual_seed(1000 + step)
+        starts = torch.randint(0, 3900, (8,)).tolist()
+        rows = torch.stack([text[start : start + 33] for start in starts])
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(rows[:, :-1], rows[:, 1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_curve_is_that_of_torch_s_operations_in_fp32_within_noise(precision: str, torchs_kernels) -> None:
+    ours = loss_curve(precision)
+    torchs_kernels()
+    reference = loss_curve("fp32")
     assert ours[-1] < 0.7 * ours[0]
-    assert sum(ours[-40:]) / 40 == pytest.approx(sum(torchs[-40:]) / 40, rel=0.03)
+    assert ours != reference
+    assert sum(ours[-40:]) / 40 == pytest.approx(sum(reference[-40:]) / 40, rel=0.03)
+
+
+def test_torch_s_kernels_can_be_asked_for(torchs_kernels) -> None:
+    """`run.kernels: torch` is the plain cross-entropy over logits in fp32, to the bit."""
+    torch.manual_seed(3)
+    model = GPT(GPTConfig(vocab_size=97, block_size=8, n_layer=1, n_head=2, n_embd=16, drop_rate=0.1))
+    ids = torch.randint(0, 97, (2, 9))
+    torchs_kernels()
+    torch.manual_seed(4)
+    loss = model(ids[:, :-1], ids[:, 1:])
+    torch.manual_seed(4)
+    assert torch.equal(loss, F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()))

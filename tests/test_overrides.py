@@ -37,6 +37,7 @@ def test_only_what_was_given_is_overridden() -> None:
         {"data": {"split": {"train": 0.7, "val": 0.2, "test": 0.1}}, "register": {"gate": {"max_perplexity": 40}}},
         {"sample": {"prompts": ["A", ""]}},
         {"train": {"resume": False}, "model": {"qkv_bias": None}},
+        {"train": {"recipe": "memorise", "learning_rate": None, "schedule": None, "batch_size": None}},
     ],
 )
 def test_partial_overrides_are_admitted_at_submission_and_reach_the_flow(parameters: dict[str, Any]) -> None:

@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gpt2core.errors import UserError
+from tasks import paths
 from tasks.params import Params, load_params, parse_params
+from tasks.recipes import CHOSEN, RECIPES
 
 
 @pytest.mark.parametrize(
@@ -119,3 +122,34 @@ def test_many_problems_are_told_up_to_twenty() -> None:
     with pytest.raises(UserError) as caught:
         parse_params({"sample": {"prompts": [1] * 500}})
     assert str(caught.value).splitlines()[-1] == "params: and 480 more problems."
+
+
+def test_a_recipe_fills_in_what_is_null_and_nothing_else() -> None:
+    params = parse_params({"train": {"recipe": "memorise", "learning_rate": "2e-4", "weight_decay": None}})
+    assert (params.train.learning_rate, params.train.beta1) == (2e-4, Params().train.beta1)
+    assert (params.train.optimizer, params.train.weight_decay, params.model.drop_rate) == ("adamw", 0.0, 0.0)
+    kept = parse_params({"train": {"recipe": "memorise", "optimizer": "muon"}, "model": {"drop_rate": 0.3}})
+    assert (kept.train.optimizer, kept.model.drop_rate) == ("muon", 0.3)
+
+
+def test_the_floor_of_the_schedule_follows_a_learning_rate_of_ones_own() -> None:
+    assert parse_params({"train": {"learning_rate": 1e-4}}).train.min_learning_rate == 5e-6
+    assert parse_params({"train": {"learning_rate": 1e-4, "min_learning_rate": 0.0}}).train.min_learning_rate == 0.0
+
+
+@pytest.mark.parametrize("values", [{"recipe": "fast"}, {"recipe": ["memorise"]}, {"recipe": None}])
+def test_an_unknown_recipe_is_named(values: Any) -> None:
+    with pytest.raises(UserError, match="train.recipe"):
+        parse_params({"train": values})
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_sets_every_key_that_null_leaves_to_it(recipe: str) -> None:
+    params = parse_params({"model": {"preset": "gpt2"}, "train": {"recipe": recipe, **dict.fromkeys(CHOSEN)}})
+    assert None not in [getattr(params.train, key) for key in CHOSEN]
+
+
+def test_params_yaml_leaves_to_the_recipe_what_it_may() -> None:
+    values = yaml.safe_load(paths.PARAMS.read_text())
+    assert {key for key, value in values["train"].items() if value is None and key in CHOSEN} == set(CHOSEN)
+    assert load_params() == Params()
