@@ -1,6 +1,7 @@
 """Training speed and memory against `transformers.Trainer` and a hand-written loop, each in a process of its own.
 
 python -m benchmarks.training [--cases NAME ...] [--repeats 5]
+Runs the cases of the device at hand: those for a GPU where there is one.
 Prints the table and writes it into benchmarks/RESULTS.md; rows of cases not run this time are kept as they were.
 """
 
@@ -24,12 +25,18 @@ WARM_UP = 1  # steps, not timed: the first one gets the memory and makes the opt
 
 OURS = ("ours", "ours in fp32")
 PEERS = ("Trainer, its defaults (fp32)", "Trainer, bf16", "hand-written loop, autocast")
+COMPILED = "Trainer, bf16, compiled"
 # name: (preset, batch_size, sequence_length, timed steps, sides)
 CASES: dict[str, tuple[str, int, int, int, tuple[str, ...]]] = {
     "124M, 16 x 128": ("gpt2", 16, 128, 3, (*OURS, *PEERS)),
     "124M, 4 x 512": ("gpt2", 4, 512, 3, (*OURS, *PEERS)),
     "small preset, 4 x 128": ("small", 4, 128, 60, (*OURS, *PEERS)),
 }
+GPU_CASES: dict[str, tuple[str, int, int, int, tuple[str, ...]]] = {
+    "GPU: 124M, 32 x 1024": ("gpt2", 32, 1024, 30, ("ours", COMPILED, *PEERS)),
+    "GPU: 124M, 1 x 128": ("gpt2", 1, 128, 500, ("ours", COMPILED, *PEERS)),
+}
+ALL_CASES = CASES | GPU_CASES
 
 
 def child(job: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +49,8 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
     run = {"ours": ours, "Trai": trainer, "hand": loop}[job["side"][:4]]
     ends, losses = run(job)
     seconds = [later - earlier for earlier, later in zip(ends[WARM_UP - 1 :], ends[WARM_UP:], strict=False)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    on_gpu = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": statistics.median(seconds), "peak": peak, "losses": losses}
 
 
@@ -56,6 +64,8 @@ def text_of(job: dict[str, Any]) -> Any:
 
 def ours(job: dict[str, Any]) -> tuple[list[float], list[float]]:
     """`gpt2core.Trainer` with the settings of params.yaml, as the stage sets it up."""
+    import torch
+
     from benchmarks.trained import params_of, trainer_of
     from gpt2core.events import TrainerEvents
     from gpt2core.runtime import pick_runtime, set_threads
@@ -71,6 +81,9 @@ def ours(job: dict[str, Any]) -> tuple[list[float], list[float]]:
             **never,
             "model.preset": job["preset"],
             "train.optimizer": "adamw",
+            "train.compile": "on"
+            if torch.cuda.is_available() and job["length"] > 128
+            else "auto",  # as a long run has it
             "train.eval_batches": 1,
             "train.sample_tokens": 0,
             "train.stop": {"max_steps": WARM_UP + job["steps"], "target_loss": None},
@@ -132,13 +145,17 @@ def hugging_face_model(job: dict[str, Any]) -> Any:
 
 def trainer(job: dict[str, Any]) -> tuple[list[float], list[float]]:
     """`transformers.Trainer` as `run_clm` sets it up: its defaults, labels that are the inputs."""
+    import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
+    on_gpu = torch.cuda.is_available()
     ends: list[float] = []
     losses: list[float] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+            if on_gpu:
+                torch.cuda.synchronize()
             ends.append(time.perf_counter())
 
         def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -148,7 +165,8 @@ def trainer(job: dict[str, Any]) -> tuple[list[float], list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=job["batch"], max_steps=WARM_UP + job["steps"], save_strategy="no",
-            report_to="none", disable_tqdm=True, use_cpu=True, logging_steps=1, bf16="bf16" in job["side"],
+            report_to="none", disable_tqdm=True, use_cpu=not on_gpu, logging_steps=1, bf16="bf16" in job["side"],
+            torch_compile="compiled" in job["side"],
         )  # fmt: skip
         model = hugging_face_model(job)
         Trainer(model=model, args=arguments, train_dataset=examples, callbacks=[Clock()]).train()  # type: ignore[arg-type]
@@ -159,11 +177,12 @@ def loop(job: dict[str, Any]) -> tuple[list[float], list[float]]:
     """What people write: the model of `transformers`, autocast, fused AdamW."""
     import torch
 
-    model, rows = hugging_face_model(job).train(), torch.from_numpy(text_of(job))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, rows = hugging_face_model(job).train().to(device), torch.from_numpy(text_of(job)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
     ends, losses = [], []
     for batch in rows[:, :-1].split(job["batch"]):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             loss = model(batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -191,14 +210,17 @@ def matmul_rate(job: dict[str, Any]) -> float:
     from gpt2core.runtime import set_threads
 
     set_threads(None)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     shapes, operations = matmul_shapes(job)
     seconds = 0.0
     for (rows, width, out), count in {shape: shapes.count(shape) for shape in shapes}.items():
-        x, w, g = (torch.randn(a, b).bfloat16() for a, b in ((rows, width), (out, width), (rows, out)))
+        x, w, g = (torch.randn(a, b, device=device).bfloat16() for a, b in ((rows, width), (out, width), (rows, out)))
         times = []
         for _ in range(6):
             started_at = time.perf_counter()
             x @ w.t(), g @ w, g.t() @ x
+            if device == "cuda":
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - started_at)
         seconds += count * statistics.median(times[1:])
     return operations / seconds
@@ -211,7 +233,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    preset, batch, length, steps, sides = CASES[name]
+    preset, batch, length, steps, sides = ALL_CASES[name]
     base = {"preset": preset, "batch": batch, "length": length, "steps": steps}
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in ("matmul rate", *sides)}
     for _ in range(arguments.repeats):
@@ -232,7 +254,7 @@ def table(rows: dict[str, Any]) -> list[str]:
         "| case | side | tokens/s | ours is | of the bf16 matmul rate | peak memory | runs |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in (name for name in CASES if name in rows):
+    for name in (name for name in ALL_CASES if name in rows):
         row = rows[name]
         for side, result in row["sides"].items():
             if "failed" in result:
@@ -257,17 +279,20 @@ def report(rows: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES), metavar="NAME")
+    parser.add_argument("--cases", nargs="*", choices=list(ALL_CASES), metavar="NAME")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(child(json.loads(arguments.child))))
         return
+    import torch
+
+    at_hand = list(GPU_CASES if torch.cuda.is_available() else CASES)
     arguments.line = f"python -m benchmarks.training --repeats {arguments.repeats}"
-    if arguments.cases != list(CASES):
+    if arguments.cases:
         arguments.line += f" --cases {' '.join(map(repr, arguments.cases))}"
     rows: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
-    for name in arguments.cases:
+    for name in arguments.cases or at_hand:
         rows[name] = run_case(name, arguments)
         print(*table({name: rows[name]})[2:], sep="\n", flush=True)
         ROWS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -93,7 +93,7 @@ _GROUPS: dict[str, tuple[Flag, ...]] = {
             str,
             f"(default: {OPTIMIZER})",
             ("--optim",),
-            choices=("adamw", "muon"),
+            choices=("adamw", "muon", "adafactor"),
         ),
         Flag(
             "--schedule",

@@ -24,7 +24,11 @@ def build_optimizers(
     betas: tuple[float, float],
     weight_decay: float,
 ) -> list[torch.optim.Optimizer]:
-    """AdamW over all, or Muon over the blocks' matrices and AdamW over the rest. Only matrices decay."""
+    """AdamW or Adafactor over all, or Muon over the blocks' matrices and AdamW over the rest. Only matrices decay.
+
+    Adafactor (arXiv 1804.04235) holds a row and a column for a matrix's moments, so that a model trains in half of
+    AdamW's memory; its learning rate is a share of a matrix's own size.
+    """
     named = dict(model.named_parameters())
     matrices = {key for key, parameter in named.items() if parameter.ndim >= 2}
     muon = {key for key in matrices if key.startswith("h.")} if name == "muon" else set()
@@ -32,7 +36,12 @@ def build_optimizers(
         {"params": [p for key, p in named.items() if key in matrices - muon], "weight_decay": weight_decay},
         {"params": [p for key, p in named.items() if key not in matrices], "weight_decay": 0.0},
     ]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)]
+    optimizers: list[torch.optim.Optimizer] = [
+        # Matrix after matrix: all at once would hold another copy of the gradients.
+        torch.optim.Adafactor(groups, lr=learning_rate, foreach=False)
+        if name == "adafactor"
+        else torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+    ]
     if muon:
         optimizers.append(
             torch.optim.Muon(

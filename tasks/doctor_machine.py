@@ -108,7 +108,8 @@ def memory(root: Path) -> Iterator[Finding]:
 
         config = GPTConfig.from_preset(params.model.preset, **params.model.overrides)
         micro = params.train.micro_batch_size or params.train.batch_size // params.run.nproc_per_node
-        check_memory(config, device="cpu", micro_tokens=micro * params.train.sequence_length)
+        tokens, optimizer = micro * params.train.sequence_length, params.train.optimizer
+        check_memory(config, device="cpu", micro_tokens=tokens, optimizer=optimizer)
     total, free = total_memory_bytes(), psutil.virtual_memory().available
     text = f"{min(free, total) / GIB:.1f} GiB free of {total / GIB:.1f} GiB"
     if free < MIN_MEMORY_BYTES:

@@ -171,6 +171,7 @@ def check_start_fits(params: Params, device: str) -> None:
     check_memory(
         GPTConfig.from_preset(params.model.preset, **params.model.overrides),
         device=device,
+        optimizer=params.train.optimizer,
         micro_tokens=(params.train.micro_batch_size or share) * params.train.sequence_length,
     )
 

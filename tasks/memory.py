@@ -11,15 +11,17 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 GIB = 2**30
 
 
-def check_memory(config: GPTConfig, *, device: str, micro_tokens: int, memory_bytes: int | None = None) -> None:
+def check_memory(
+    config: GPTConfig, *, device: str, micro_tokens: int, optimizer: str = "adamw", memory_bytes: int | None = None
+) -> None:
     """Raises UserError where the least that training needs exceeds this machine's memory (None: as found).
 
     `micro_tokens`: tokens of a forward pass. Only the certain is counted: weights, gradients, one moment (Muon has
-    no second) in fp32 and the logits in bf16; on a GPU no more than the weights are in this memory.
+    no second, Adafactor none so large) in fp32 and the logits in bf16; on a GPU only the weights are in this memory.
     """
     memory = memory_bytes or total_memory_bytes()
     num_parameters = config.num_parameters
-    copies = 3 if device == "cpu" else 1
+    copies = 1 if device != "cpu" else 2 if optimizer == "adafactor" else 3
     weights = 4 * num_parameters * copies
     if weights > memory:
         raise UserError(

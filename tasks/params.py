@@ -143,8 +143,9 @@ class Train(Section):
     recipe: Literal["memorise", "generalise", "finetune"] = DEFAULT
     """Says what a null means for the keys in tasks/recipes.py. memorise: new weights, a short text by heart;
     generalise: new weights that write what they have not read; finetune: weights that have learned a language."""
-    optimizer: Literal["adamw", "muon"] = BY_RECIPE
-    """muon: Muon on the matrices, AdamW on the rest; for scratch runs."""
+    optimizer: Literal["adamw", "muon", "adafactor"] = BY_RECIPE
+    """muon: Muon on the matrices, AdamW on the rest; for scratch runs. adafactor: half of AdamW's memory, for models
+    that do not fit otherwise; its learning_rate is a share of the weights' size, so about 1e-3 to fine-tune."""
     learning_rate: float = Field(BY_RECIPE, gt=0, le=10)
     """Peak of the schedule."""
     min_learning_rate: float = Field(BY_RECIPE, ge=0, le=10)

@@ -154,6 +154,10 @@ def test_a_model_that_cannot_fit_into_memory_is_refused_before_it_is_made() -> N
     with pytest.raises(UserError, match="train.micro_batch_size"):
         check_memory(TINY, device="cpu", micro_tokens=200_000, memory_bytes=16 * GIB)
     check_memory(TINY, device="cpu", micro_tokens=512, memory_bytes=16 * GIB)
+    smallest = 8 * TINY.num_parameters + 2 * TINY.vocab_size  # weights and gradients, and the logits of one token
+    check_memory(TINY, device="cpu", micro_tokens=1, optimizer="adafactor", memory_bytes=smallest)
+    with pytest.raises(UserError, match="GiB"):
+        check_memory(TINY, device="cpu", micro_tokens=1, memory_bytes=smallest)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -70,7 +70,20 @@ def test_only_matrices_decay_and_muon_takes_the_blocks_matrices() -> None:
     assert len(together) == len(set(together)) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_adafactor_holds_next_to_nothing_beside_the_weights() -> None:
+    sizes = {}
+    for name in ("adamw", "adafactor"):
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(211, 16, n_layer=1, n_head=2, n_embd=64))
+        (optimizer,) = build_optimizers(model, name=name, **SETTINGS)
+        ids = torch.randint(211, (2, 9))
+        model(ids[:, :-1], ids[:, 1:]).backward()
+        optimizer.step()
+        sizes[name] = sum(tensor.numel() for tensor in optimizer_tensors([optimizer], model).values())
+    assert sizes["adafactor"] < 0.05 * sizes["adamw"]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
 def test_state_restored_from_tensors_continues_bit_for_bit(name: str) -> None:
     def steps(model: GPT, optimizers: list[torch.optim.Optimizer], seeds: range) -> None:
         for seed in seeds:

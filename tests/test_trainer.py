@@ -125,7 +125,8 @@ def without_speed(history: list[dict]) -> list[dict]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    ("cut_after", "micro_batch_size", "optimizer"), [(1, None, "adamw"), (7, 2, "adamw"), (11, 1, "muon")]
+    ("cut_after", "micro_batch_size", "optimizer"),
+    [(1, None, "adamw"), (7, 2, "adamw"), (11, 1, "muon"), (5, None, "adafactor")],
 )
 def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(
     tmp_path, precision, cut_after, micro_batch_size, optimizer
