@@ -15,7 +15,7 @@ import yaml
 from gpt2core.config import GPTConfig
 from gpt2core.directories import replaced_directory
 from gpt2core.errors import UserError
-from gpt2core.files import sha256_file, write_json
+from gpt2core.files import sha256_file, with_home, write_json
 from tasks import paths
 from tasks.code_version import code_sha256
 from tasks.earlier_run import left_behind
@@ -74,6 +74,7 @@ def train(params: Params, interruption: Interruption) -> str:
     run = runtime.pick_runtime(params.run.device, params.run.precision)
     runtime.set_determinism(params.run.deterministic)
     use_own_kernels(params.run.kernels == "auto")
+    keep_what_is_compiled()
     if "RANK" in os.environ:
         runtime.join_process_group(run.device)
     tokens = open_tokens(paths.TOKENS)
@@ -161,6 +162,13 @@ def train(params: Params, interruption: Interruption) -> str:
         tracked.log_artifact(log.path, "logs")
         tracked.finish(status)
     return result.stop_reason
+
+
+def keep_what_is_compiled() -> None:
+    """So that the next run starts fast: torch's own place for it is emptied when a machine starts."""
+    place = with_home("~/.cache/gpt2-workflow/compiled")
+    if place.is_absolute():  # an account may have no home
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place))
 
 
 def check_start_fits(params: Params, device: str) -> None:

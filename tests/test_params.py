@@ -127,9 +127,11 @@ def test_many_problems_are_told_up_to_twenty() -> None:
 def test_a_recipe_fills_in_what_is_null_and_nothing_else() -> None:
     params = parse_params({"train": {"recipe": "memorise", "learning_rate": "2e-4", "weight_decay": None}})
     assert (params.train.learning_rate, params.train.beta1) == (2e-4, Params().train.beta1)
-    assert (params.train.optimizer, params.train.weight_decay, params.model.drop_rate) == ("adamw", 0.0, 0.0)
-    kept = parse_params({"train": {"recipe": "memorise", "optimizer": "muon"}, "model": {"drop_rate": 0.3}})
-    assert (kept.train.optimizer, kept.model.drop_rate) == ("muon", 0.3)
+    recipe = RECIPES["memorise"]
+    assert (params.train.schedule, params.train.weight_decay) == (recipe["schedule"], recipe["weight_decay"])
+    assert (params.model.drop_rate, Params().model.drop_rate) == (0.0, None)
+    kept = parse_params({"train": {"recipe": "memorise", "optimizer": "adamw"}, "model": {"drop_rate": 0.3}})
+    assert (kept.train.optimizer, kept.model.drop_rate) == ("adamw", 0.3)
 
 
 def test_the_floor_of_the_schedule_follows_a_learning_rate_of_ones_own() -> None:
