@@ -3,7 +3,7 @@
 python -m benchmarks.validation_race [--seconds 300]
 Each side plans its schedule to end with the time, of which evaluations take nothing. The Trainer, in bf16 with its own
 batch size, schedule and optimizer, has five learning rates; ours are settings of params.yaml, one after another.
-`--ours '{"train.batch_size": 8}'` tries other settings.
+`--ours '{"train.batch_size": 8}'` tries other settings, and max_steps of `train.stop` less than all the time.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     fixed = {**never, "train.sequence_length": SEQUENCE_LENGTH, "train.eval_batches": 1, "train.sample_tokens": 0}
 
     def race(steps: int) -> Race:
-        params = params_of({**fixed, "train.stop": {"max_steps": steps, "target_loss": None}, **job["settings"]})
+        params = params_of({**fixed, **job["settings"], "train.stop": {"max_steps": steps, "target_loss": None}})
         batches = batches_of(params, train)
 
         class Clock(TrainerEvents):
@@ -108,7 +108,8 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
             trainer_of(params, batches, folder, run, (clock,)).fit()
         return clock.race
 
-    return race(steps_that_fit(job["seconds"], race)).result()
+    fitting = steps_that_fit(job["seconds"], race)
+    return race(min(fitting, job["settings"].get("train.stop", {}).get("max_steps", fitting))).result()
 
 
 def trainer(job: dict[str, Any]) -> dict[str, Any]:
@@ -173,11 +174,12 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(rows: dict[str, Any]) -> list[str]:
-    lines = ["| side | best validation loss | at step | steps | tokens |", "|---|---|---|---|---|"]
+    lines = ["| side | best validation loss | at step | steps | tokens | seconds |", "|---|---|---|---|---|---|"]
     for name, row in sorted(rows.items(), key=lambda item: item[1]["best"]):
         bold = "**" if name.startswith("ours") else ""
         lines.append(
-            f"| {bold}{name}{bold} | {row['best']:.3f} | {row['best_step']:,} | {row['steps']:,} | {row['tokens']:,} |"
+            f"| {bold}{name}{bold} | {row['best']:.3f} | {row['best_step']:,} | {row['steps']:,} | {row['tokens']:,} | "
+            f"{row['seconds']:.0f} |"
         )
     return lines
 
