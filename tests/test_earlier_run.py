@@ -33,7 +33,7 @@ def line_for(fingerprint: dict) -> str | None:
 
 def test_what_differs_from_the_unfinished_training_is_named_with_both_values() -> None:
     earlier = leave(fingerprint(), 250)
-    assert line_for(fingerprint(data="bb", learning_rate=1e-3)) == (
+    assert line_for(fingerprint(data="bb", learning_rate=1e-3, min_learning_rate=1.5e-4)) == (
         "an unfinished training at step 250 is not gone on with, for it differs (the data; train.learning_rate 0.003, "
         f"now 0.001); it is kept in {earlier} and goes on when that is set back"
     )

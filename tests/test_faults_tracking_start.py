@@ -184,7 +184,10 @@ def test_a_run_that_goes_on_in_the_dark_has_each_step_once(line, request) -> Non
     (stored,) = runs_of(request.node.name)
     assert stored.info.status == "FINISHED"
     assert stored.data.metrics["steps"] == 45
-    assert json.loads(stored.data.tags["params_changed_later"]) == {"train.learning_rate": "0.5"}
+    assert json.loads(stored.data.tags["params_changed_later"]) == {
+        "train.learning_rate": "0.5",
+        "train.min_learning_rate": "0.025",
+    }
     assert history(first, "train_loss") == steps(45)
     after = [step for step, _ in history(first, "system/cpu_utilization_percentage")]
     assert after == list(range(len(after)))

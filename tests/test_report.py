@@ -210,6 +210,7 @@ def test_the_table_of_settings_has_what_differs_from_the_defaults_and_nothing_el
     shown = {row[0].split()[0]: row[1:] for row in rows}
     assert shown == {
         "train.learning_rate": ["0.001", "0.003"],
+        "train.min_learning_rate": ["5e-05", "0.00015"],
         "train.stop.max_steps": ["77", "1200"],
         "register.name": ["mine", "gpt2"],
     }

@@ -146,7 +146,7 @@ def test_a_resumed_run_is_the_same_run_and_has_each_step_once(project):
     assert second.run_id == first.run_id
     assert [step for step, _ in history(first, "train_loss")] == [10, 20, 30, 40]
     changed = json.loads(connect().get_run(first.run_id).data.tags["params_changed_later"])
-    assert changed == {"train.learning_rate": "0.5"}
+    assert changed == {"train.learning_rate": "0.5", "train.min_learning_rate": "0.025"}
 
 
 def test_resuming_a_run_that_was_deleted_starts_a_new_one(project):
