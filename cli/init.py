@@ -164,7 +164,8 @@ mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
 Ctrl-C saves a checkpoint, and the next `dvc repro` goes on from it. Useful settings in `params.yaml`:
 
 - `train.stop`: when to stop: `max_steps`, `max_epochs`, `target_loss`, `patience`
-- `model.init: gpt2`: start from the released weights; with `train.recipe: finetune`
+- `model.init: gpt2`: start from the released weights; with `train.recipe: finetune` and
+  `train.stop: {{target_loss: null, max_steps: null, max_epochs: 3}}`
 - `train.micro_batch_size: 1`: less memory, the same result
 
 In git: commit everything that `.gitignore` leaves. A folder that was no git repository when the project was made needs

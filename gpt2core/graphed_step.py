@@ -110,7 +110,7 @@ class GraphedStep(TrainStep):
         """From the inputs to new weights, without a word to the host."""
         assert self._inputs is not None
         self._zero_grad()
-        loss = self._backward(*self._inputs, interrupted=lambda: False)
+        loss = self._add_gradients(*self._inputs, interrupted=lambda: False)
         assert loss is not None
         norm = self._clip()
         taken = loss.isfinite() & (norm < GRADIENT_LIMIT) & ~self._passed_by

@@ -61,41 +61,21 @@ class TrainStep:
         self, step: int, batch: tuple[np.ndarray, np.ndarray], health: Health, interrupted: Callable[[], bool]
     ) -> Taken | None:
         """One update with batch `step`, int64 (B, T) twice, as far as `health` lets it; None where interrupted."""
-        train_loss = self.backward(step, batch, interrupted)
-        if train_loss is None:
-            return None
-        grad_norm = self.clip()
-        verdict = health.judge(step, train_loss, grad_norm)
-        self.update(take=verdict.take)
-        return Taken(train_loss, grad_norm, verdict)
-
-    def backward(
-        self, step: int, batch: tuple[np.ndarray, np.ndarray], interrupted: Callable[[], bool]
-    ) -> float | None:
-        """The gradient of batch `step`, int64 (B, T) twice; its mean loss over all micro-batches and devices.
-
-        None where a device was interrupted, which is asked between micro-steps.
-        """
         self._begin(step)
         token_ids, targets = (self._share(array) for array in batch)
-        total = self._backward(token_ids, targets, interrupted)
-        if total is None:
+        loss = self._add_gradients(token_ids, targets, interrupted)
+        if loss is None:
             self._zero_grad()
             return None
         if dist.is_initialized():
-            dist.all_reduce(total)
-            total /= runtime.world_size()
-        return total.item()
-
-    def clip(self) -> float:
-        """Bound the gradient's norm; returns what it was."""
+            dist.all_reduce(loss)
+            loss /= runtime.world_size()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        return self._clip().item()
-
-    def _clip(self) -> Tensor:
-        limit = self.config.max_grad_norm if self.config.max_grad_norm is not None else math.inf
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        train_loss, grad_norm = loss.item(), self._clip().item()
+        verdict = health.judge(step, train_loss, grad_norm)
+        self.update(take=verdict.take)
+        return Taken(train_loss, grad_norm, verdict)
 
     def update(self, take: bool) -> None:
         """Change the weights by the gradient if it is to be taken, and forget it."""
@@ -147,8 +127,11 @@ class TrainStep:
         # Dropout is a function of the step, so a resumed run draws what an uninterrupted one draws.
         torch.manual_seed(hash((self.config.seed, step, runtime.rank())) & 0x7FFF_FFFF_FFFF)
 
-    def _backward(self, token_ids: Tensor, targets: Tensor, interrupted: Callable[[], bool]) -> Tensor | None:
-        """The gradient of int64 (B, T) twice, in micro-steps; their mean loss, a scalar on the device."""
+    def _add_gradients(self, token_ids: Tensor, targets: Tensor, interrupted: Callable[[], bool]) -> Tensor | None:
+        """Those of int64 (B, T) twice, in micro-steps; their mean loss in nats, a scalar on the device.
+
+        None where a device was interrupted, which is asked between micro-steps.
+        """
         micro = self.config.micro_batch_size or len(token_ids)
         total = torch.zeros((), device=self.run.device)
         for start in range(0, len(token_ids), micro):
@@ -160,6 +143,11 @@ class TrainStep:
             self.scaler.scale(loss * share).backward()
             total += loss.detach() * share
         return total
+
+    def _clip(self) -> Tensor:
+        """Bound the gradient's norm; returns what it was, a scalar on the device."""
+        limit = self.config.max_grad_norm if self.config.max_grad_norm is not None else math.inf
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
 
     def _share(self, array: np.ndarray) -> Tensor:
         """This device's rows of a batch, (batch_size / world_size, T)."""
