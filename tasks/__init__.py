@@ -4,6 +4,7 @@ Ctrl-C in that time, before `run_stage`, is one line as well; and who needs anot
 cheap only here.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -39,5 +40,6 @@ _asked = [argument.removeprefix("-m") for argument in sys.orig_argv]
 if sys.argv[0] == "-m" and any(name.startswith("tasks.") for name in _asked):  # `python -m tasks.STAGE`: it comes next
     if any(name in WITH_LARGE_TENSORS for name in _asked):
         keep_freed_memory()
+    gc.disable()  # `run_stage` enables it: imports leave no garbage to search for
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave_imports)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import gpt2core
 from gpt2core.errors import UserError
 from tasks import paths
+from tasks.quick_imports import quick_imports
 from tasks.tracking_store import one_line, tracking_uri
 
 if TYPE_CHECKING:
@@ -123,11 +124,13 @@ def log_models(model: "GPT", run_id: str) -> Logged:
 
 
 def _log_graph(model: "GPT") -> str:
-    import mlflow.pytorch
     import numpy as np
-    import torch
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+
+    with quick_imports():
+        import mlflow.pytorch
+        import torch._dynamo  # for torch.export, which imports it late
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
 
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype("int64"), (-1, -1))]),

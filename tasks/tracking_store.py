@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2core.errors import UserError
 from gpt2core.files import read_json
 from tasks import paths
+from tasks.quick_imports import quick_imports
 from tasks.redact import redact as redact
 
 if TYPE_CHECKING:
@@ -158,9 +159,10 @@ def connect() -> "MlflowClient":
 
 
 def _client(uri: str) -> "MlflowClient":
-    from mlflow import MlflowClient
+    with quick_imports():
+        from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)  # imports what the kind of store needs
     client.search_experiments(max_results=1)
     return client
 
