@@ -5,6 +5,8 @@ The small preset on the bundled plays; the table of validation losses goes to be
 """
 
 import argparse
+import shlex
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,8 @@ Phases = Sequence[tuple[float, int, int]]  # share of the tokens, rows and lengt
 
 @dataclass(frozen=True)
 class Variant:
+    """What is changed of the recipe: settings of params.yaml, shapes of the batches, size of the first values."""
+
     settings: dict[str, Any] = field(default_factory=dict)
     phases: Phases = ((1.0, ROWS_A_BATCH, SEQUENCE_LENGTH),)
     scaled: dict[str, float] = field(default_factory=dict)  # endings of parameters: factor of their first values
@@ -120,7 +124,7 @@ def main() -> None:
             lines.append(f"| {variant} | {steps:,} | {loss:.3f} |")
             print(lines[-1], flush=True)
     title = f"The search for `generalise`: small preset, bundled plays, {arguments.tokens:,} tokens"
-    write_report("recipe_search", title, lines, "python -m benchmarks.recipe_search")
+    write_report("recipe_search", title, lines, shlex.join(["python", "-m", "benchmarks.recipe_search", *sys.argv[1:]]))
 
 
 if __name__ == "__main__":
