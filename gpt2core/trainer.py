@@ -72,6 +72,7 @@ class Trainer:
         self.ended: str | None = None  # why, where the run resumed had come to its end
         self.history: list[Row] = []
         self._interval_losses: list[float] = []  # since the last row
+        self._full_loss: float | None = None  # of the full pass, where one was made with the weights as they are
         self.stop = StopState()
         self.average = LossAverage()
         self.health = Health(config.spike_rollback)
@@ -112,6 +113,7 @@ class Trainer:
     def _train_step(self) -> Taken | None:
         """One update; None where the run was interrupted."""
         batch = self.train_batches.batch(self.step)
+        self._full_loss = None
         taken = self.train_step.take(self.step, batch, self.health, self.interrupted)
         if taken is None:
             return None
@@ -203,10 +205,12 @@ class Trainer:
         return row
 
     def _full_pass(self) -> float:
-        started_at = time.perf_counter()
-        loss = self.validation.full_pass()
-        self._interval_started += time.perf_counter() - started_at
-        return loss
+        """Mean loss over train; a pass is dear, so one for all who ask at the same weights."""
+        if self._full_loss is None:
+            started_at = time.perf_counter()
+            self._full_loss = self.validation.full_pass()
+            self._interval_started += time.perf_counter() - started_at
+        return self._full_loss
 
     def _sample(self) -> None:
         if runtime.rank() == 0 and self.config.sample_tokens:
@@ -352,7 +356,7 @@ class Trainer:
         state = found.state
         self.train_step.restore(GPT.from_pretrained(found.directory), found.optimizer, state["scaler"])
         self.health.state = HealthState(**state.get("health", {}))  # checkpoints of before have none
-        self._saved_step = state["step"]
+        self._saved_step, self._full_loss = state["step"], None
         self.step, self.history, self.extra = state["step"], state["history"], state["extra"]
         self.stop, self.average = StopState(**state["stop"]), LossAverage(**state["average"])
         if not self.best_directory.is_dir():  # somebody removed it: the next evaluation is the best there is

@@ -1,5 +1,6 @@
 """The loop: resume, accumulation, stop rules, best and last checkpoints, data-parallel curves."""
 
+import itertools
 import json
 import math
 import shutil
@@ -217,6 +218,22 @@ def test_a_full_pass_counts_as_little_as_training_speed_as_an_evaluation(tmp_pat
     speeds = [row["tokens_per_second"] for row in heard.rows if row["tokens_per_second"] is not None]
     assert speeds == [pytest.approx(4 * 8 / 0.5)] * len(speeds)
     assert clock[0] > 1000
+
+
+@pytest.mark.parametrize("metric", ["train_batch", "train_ema", "train_full"])
+def test_the_same_weights_are_never_passed_over_twice(tmp_path, monkeypatch, metric) -> None:
+    trainer = make_trainer(tmp_path, max_steps=400, learning_rate=1e-2, target_loss=2.3, metric=metric, eval_interval=1)
+    plain, scored = trainer.validation.full_pass, []
+
+    def full_pass() -> float:
+        scored.append(trainer.model.lm_head.weight.detach().clone())
+        return plain()
+
+    monkeypatch.setattr(trainer.validation, "full_pass", full_pass)
+    result, _ = fit(trainer)
+    assert result.stop_reason == "target_loss"
+    assert scored
+    assert not any(torch.equal(one, other) for one, other in itertools.pairwise(scored))
 
 
 def test_patience_counts_evaluations_without_a_new_best(tmp_path) -> None:
