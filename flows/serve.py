@@ -78,9 +78,10 @@ def serve(prefect_port: int, mlflow_port: int) -> None:
             services.wait_until(worker, lambda: worker_is_online(api))
             if mlflow:
                 services.wait_until(mlflow, lambda: answers(f"http://{HOST}:{mlflow_port}/health"))
-            say(welcome(prefect_port, f"http://{HOST}:{mlflow_port}" if mlflow else redact(store)))
+            ready = welcome(prefect_port, f"http://{HOST}:{mlflow_port}" if mlflow else redact(store))
             if waiting:
-                say(f"  {queue_line(waiting, paused=is_paused(api))}\n")
+                ready += f"\n  {queue_line(waiting, paused=is_paused(api))}\n"
+            say(ready)  # all at once: who waits for the one has the other
             stay(services, api)
         except KeyboardInterrupt:
             ignore_signals()

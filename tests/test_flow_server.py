@@ -238,6 +238,7 @@ def test_a_start_after_a_kill_clears_up_and_goes_on_with_the_queue(tmp_path: Pat
         for process in everything:
             process.kill()
         served.process.wait()
+        psutil.wait_procs(everything, 10)  # the dying still hold their ports
 
         # Prefect's server still says that the killed worker is online.
         server = served.start()
