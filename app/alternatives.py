@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpt2core.decoding.opening import open_rows
 from gpt2core.decoding.packed import PackedGPT
-from gpt2core.decoding.rows import PastBlockSize, open_rows
+from gpt2core.decoding.rows import PastBlockSize
 from gpt2core.model import GPT
 
 SHOWN = 5

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=("fp32", "bf16", "int8"),
         default="fp32",
-        help="how the weights are kept: bf16 and int8 (for a CPU) are smaller and faster (default: %(default)s)",
+        help="how weights are kept: bf16 is smaller and faster, int8 (for a CPU) smallest (default: %(default)s)",
     )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="0: any free one (default: %(default)s)")

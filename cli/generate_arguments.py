@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=("fp32", "bf16", "int8"),
         default="fp32",
-        help="how the weights are kept: bf16 and int8 (for a CPU) are smaller and faster (default: %(default)s)",
+        help="how weights are kept: bf16 is smaller and faster, int8 (for a CPU) smallest (default: %(default)s)",
     )
     _add_prompt_flags(parser)
     add_decoding_flags(parser)

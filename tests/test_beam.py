@@ -8,8 +8,9 @@ import torch
 from gpt2core.config import GPTConfig
 from gpt2core.decoding import generate
 from gpt2core.decoding.beam import beam_search
+from gpt2core.decoding.opening import open_rows
 from gpt2core.decoding.options import GenerationOptions
-from gpt2core.decoding.rows import CachedRows, open_rows
+from gpt2core.decoding.rows import CachedRows
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
 

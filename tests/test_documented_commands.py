@@ -1,4 +1,4 @@
-"""Each command of the README, docs/COMING_FROM.md and docs/serving.md runs as it stands there.
+"""Each command of the README and of three pages of docs/ runs as it stands there.
 
 Every line of a `bash` block and every `python` block is run, in the page's order, in a folder that has what a reader
 has: a clone with a small model's settings, a text, and a Hugging Face cache with tiny models under the released names.
@@ -27,7 +27,7 @@ from tests.foreign_models import BookGPT, HandMadeGPT, NanoGPT, spread
 from tests.small_project import TINY, Project, copy_sources, merge
 from tests.test_import_tensorflow import as_tensorflow, write_checkpoint
 
-PAGES = ("README.md", "docs/COMING_FROM.md", "docs/serving.md")
+PAGES = ("README.md", "docs/COMING_FROM.md", "docs/decoding.md", "docs/serving.md")
 NOT_RUN = {
     "make run": "sets up .venv and trains the default model; CI runs it (.ci/run) and checks what it left",
     "make test": "CI runs it in a fresh clone, and this after it",
@@ -156,6 +156,10 @@ def test_the_readme_can_be_followed(clone: Reader, subtests: pytest.Subtests) ->
     assert_can_be_followed("README.md", clone, subtests)
 
 
+def test_the_page_on_decoding_can_be_followed(clone: Reader, subtests: pytest.Subtests) -> None:
+    assert_can_be_followed("docs/decoding.md", clone, subtests)
+
+
 def test_the_page_on_serving_can_be_followed(clone: Reader, subtests: pytest.Subtests) -> None:
     assert_can_be_followed("docs/serving.md", clone, subtests)
 
@@ -181,7 +185,7 @@ def test_what_is_not_run_is_on_a_page_and_has_a_reason() -> None:
 def test_a_block_is_bash_python_or_shows_something() -> None:
     for page in PAGES:
         for block in blocks_of((ROOT / page).read_text(encoding="utf-8")):
-            assert block.language in ("bash", "python", "yaml", "text"), f"{page}:{block.line}"
+            assert block.language in ("bash", "python", "yaml", "json", "text"), f"{page}:{block.line}"
 
 
 def spans(page: str) -> list[str]:

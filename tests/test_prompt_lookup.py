@@ -62,14 +62,14 @@ class TableRows(PlainRows):
         super().__init__(lambda ids: table.log()[ids])
         self.passes = 0
 
-    def append(self, tokens, mask=None):
+    def _take(self, tokens, mask=None):
         self.passes += 1
-        return super().append(tokens, mask)
+        super()._take(tokens, mask)
 
 
 def run(rows: TableRows, prompt: list[int], new: int, generator: torch.Generator | None = None, **options) -> list[int]:
     settings = GenerationOptions(do_sample=generator is not None, eos_token_id=None, **LOOKUP, **options)
-    decoded = prompt_lookup(
+    decoded, _ = prompt_lookup(
         rows,
         torch.tensor([prompt]),
         None,

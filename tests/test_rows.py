@@ -1,15 +1,20 @@
 """Rows: select, crop and append in any order leave what a fresh pass over the same tokens gives."""
 
 import random
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 
 from gpt2core.config import GPTConfig
-from gpt2core.decoding import kv_cache
+from gpt2core.decoding import generate, graphed_rows, kv_cache, opening
+from gpt2core.decoding import rows as rows_module
+from gpt2core.decoding.graphed_rows import GraphedRows
 from gpt2core.decoding.kv_cache import KVCache
 from gpt2core.decoding.packed import PackedGPT
-from gpt2core.decoding.rows import CachedRows, open_rows
+from gpt2core.decoding.rows import CachedRows
 from gpt2core.model import GPT
 
 
@@ -22,15 +27,21 @@ def model() -> GPT:
     return model
 
 
-@pytest.fixture(params=["plain", "packed"])
-def decoder(request, model: GPT) -> GPT | PackedGPT:
-    return model if request.param == "plain" else PackedGPT(model)
+@pytest.fixture(params=["plain", "packed", "graphed"])
+def opened(request, model: GPT, monkeypatch) -> Callable[..., CachedRows]:
+    """Rows of the model, as they are on each kind of machine."""
+    if request.param == "graphed":  # by the body of the graph, without one; looking further on the way
+        monkeypatch.setattr(rows_module, "fastest", lambda model, new_tokens: model)
+        monkeypatch.setattr(graphed_rows, "FIRST_LOOK", 4)
+        monkeypatch.setattr(graphed_rows, "MIN_NEW_TOKENS", -1000)
+        return partial(GraphedRows, model)
+    return partial(CachedRows, model if request.param == "plain" else PackedGPT(model))
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_any_order_of_select_crop_and_append_gives_what_a_fresh_pass_gives(
-    model, decoder, padded, seed, monkeypatch
+    model, opened, padded, seed, monkeypatch
 ) -> None:
     monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 7)  # so that the store grows on the way
     rng = random.Random(seed)
@@ -40,7 +51,7 @@ def test_any_order_of_select_crop_and_append_gives_what_a_fresh_pass_gives(
     if padded:
         mask[0, :2] = 0
         mask[2, :4] = 0
-    rows = CachedRows(decoder, 20, "refuse")
+    rows = opened(20, "refuse")
     with torch.inference_mode():
         rows.append(ids, mask)
         for _ in range(30):
@@ -57,10 +68,11 @@ def test_any_order_of_select_crop_and_append_gives_what_a_fresh_pass_gives(
                 new = torch.randint(61, (len(ids), rng.randint(1, 3)))
                 ids = torch.cat([ids, new], dim=1)
                 mask = torch.cat([mask, torch.ones_like(new)], dim=1)
-                logits = rows.append(new)
                 fresh = model(ids, attention_mask=mask)
-                assert (logits - fresh[:, -1]).abs().max() < 1e-3
-                assert (rows.all_logits() - fresh[:, -new.shape[1] :]).abs().max() < 1e-3
+                if rng.random() < 0.5:
+                    assert (rows.append(new) - fresh[:, -1]).abs().max() < 1e-3
+                else:
+                    assert (rows.append_all(new) - fresh[:, -new.shape[1] :]).abs().max() < 1e-3
             assert rows.length == ids.shape[1]
 
 
@@ -117,15 +129,66 @@ def test_a_step_allocates_no_new_keys_and_values() -> None:
         assert cache.extend_all(0)[0][1].data_ptr() == place
 
 
-def test_a_padded_batch_slides_like_each_prompt_alone(model, decoder) -> None:
+def test_a_padded_batch_slides_like_each_prompt_alone(opened) -> None:
     torch.manual_seed(1)
     prompt, short = torch.randint(61, (1, 60)), torch.randint(61, (1, 60))
     steps = torch.randint(61, (12, 2, 1))
     mask = torch.ones(2, 60, dtype=torch.int64)
     mask[1, :5] = 0
-    both, alone = (open_rows(decoder, 80, "slide") for _ in range(2))
+    both, alone = (opened(80, "slide") for _ in range(2))
     with torch.inference_mode():
         both.append(torch.cat([prompt, short]), mask)
         alone.append(prompt)
         for step in steps:
             assert (both.append(step)[:1] - alone.append(step[:1])).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"do_sample": True, "seed": 3, "num_return_sequences": 2},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"penalty_alpha": 0.6, "top_k": 3},
+        {"past_block_size": "slide", "max_new_tokens": 90},
+    ],
+)
+def test_texts_are_the_same_with_a_graphs_body(model, monkeypatch, options) -> None:
+    prompts = [[5, 7, 9, 11, 2], [8], [1, 2, 3]]
+    options = {"max_new_tokens": 50, "eos_token_id": 60, "pad_token_id": 0, **options}
+    plain = generate(model, prompts, **options)
+    monkeypatch.setattr(rows_module, "fastest", lambda model, new_tokens: model)
+    bodies = []
+    body = graphed_rows._Step._body
+    monkeypatch.setattr(graphed_rows._Step, "_body", lambda self: bodies.append(1) or body(self))
+    monkeypatch.setattr(opening, "can_graph", lambda model: True)
+    assert torch.equal(generate(model, prompts, **options), plain)
+    assert len(bodies) > 40
+
+
+def test_a_graph_that_cannot_be_made_costs_speed_and_says_so(model, monkeypatch) -> None:
+    class Refused:
+        def __init__(self, *_: object, **__: object) -> None:
+            raise RuntimeError("CUDA error: operation not permitted\nmore of it")
+
+    def step(*arguments: object) -> graphed_rows._Step:
+        made = plain(*arguments)
+        made._may_capture = True
+        return made
+
+    plain = graphed_rows._Step
+    monkeypatch.setattr(graphed_rows, "_Step", step)
+    monkeypatch.setattr(rows_module, "fastest", lambda model, new_tokens: model)
+    monkeypatch.setattr(torch.cuda, "Stream", Refused)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(opening, "can_graph", lambda model: True)
+    with pytest.warns(UserWarning, match=r"no CUDA graph could be made.*not permitted$"):
+        drawn = generate(model, [[5, 7, 9]], max_new_tokens=50, eos_token_id=None)
+    monkeypatch.undo()
+    assert torch.equal(drawn, generate(model, [[5, 7, 9]], max_new_tokens=50, eos_token_id=None))
+
+
+def test_graphs_are_for_a_plain_model_on_a_gpu(model) -> None:
+    assert not graphed_rows.can_graph(model)

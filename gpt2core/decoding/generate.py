@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from gpt2core.decoding.checks import check_options, check_token_ids
+from gpt2core.decoding.drafting import may_draft, sample_with_draft
 from gpt2core.decoding.ending import StopTest, describe_endings
+from gpt2core.decoding.opening import open_rows
 from gpt2core.decoding.options import GenerationOptions
 from gpt2core.decoding.output import Decoded, GenerateOutput
 from gpt2core.decoding.processors import build_processors
+from gpt2core.decoding.prompt_lookup import prompt_lookup
 from gpt2core.decoding.prompts import merge_outputs, pad_prompts, strip_prompts
-from gpt2core.decoding.rows import block_size_of, open_rows
+from gpt2core.decoding.rows import block_size_of
 from gpt2core.decoding.sampling import Generators, Streamer, sample
 from gpt2core.decoding.scoring import score_tokens
 from gpt2core.errors import UserError
@@ -32,7 +35,6 @@ SEARCHES = {
     "beam": "beam:beam_search",
     "group_beam": "group_beam:group_beam_search",
     "contrastive": "contrastive:contrastive_search",
-    "prompt_lookup": "prompt_lookup:prompt_lookup",
 }
 BEAM_MODES = ("beam", "group_beam")
 
@@ -186,7 +188,10 @@ class _Call:
                 self.streamer.put(ids.cpu())
             common["streamer"] = self.streamer
         if options.mode in ("greedy", "sample"):
-            decoded, log_probs = sample(*arguments, **common)
+            way = sample_with_draft if may_draft(rows, ids, options, max_length) else sample
+            decoded, log_probs = way(*arguments, **common)
+        elif options.mode == "prompt_lookup":
+            decoded, log_probs = prompt_lookup(*arguments, **common)
         else:
             module, _, name = SEARCHES[options.mode].partition(":")
             search = getattr(import_module(f"gpt2core.decoding.{module}"), name)

@@ -60,12 +60,20 @@ class KVCache:
         """
         start = self.length
         stop = start + count
-        self._open(start, stop)
-        self._lengths = [stop] * self._layers
-        used = self._store[: self._batch_size, :, :, :, :stop].permute(1, 2, 0, 3, 4, 5)  # (L, 2, B, H, S, D)
+        used = self.reserve(count)[:, :, :, :, :stop].permute(1, 2, 0, 3, 4, 5)  # (L, 2, B, H, S, D)
         new = used[:, :, :, :, start:].unbind(0)
         seen = used.flatten(0, 1).unbind(0)
         return list(zip(new, seen[0::2], seen[1::2], strict=True))
+
+    def reserve(self, count: int) -> Tensor:
+        """Count `count` more tokens as held; the caller writes them. All that is stored, (B, L, 2, H, room, D).
+
+        It lies where it lay before, unless it had to grow, and what was never written is 0.
+        """
+        stop = self.length + count
+        self._open(self.length, stop)
+        self._lengths = [stop] * self._layers
+        return self._store[: self._batch_size]
 
     def select(self, rows: Tensor) -> None:
         """Keep `rows` (B',) int64 in that order; one may come more than once."""
@@ -107,4 +115,4 @@ class KVCache:
 
     def _allocate(self, batch_size: int, capacity: int) -> Tensor:
         shape = (batch_size, self._layers, 2, self._heads, capacity, self._width)
-        return torch.empty(shape, device=self._device, dtype=self._dtype)
+        return torch.zeros(shape, device=self._device, dtype=self._dtype)

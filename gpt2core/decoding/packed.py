@@ -3,14 +3,24 @@
 Shapes: B batch, T new tokens, S tokens so far, C n_embd, H n_head, D head_dim, V vocab_size.
 """
 
+from copy import copy
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt2core.decoding.int4_linear import Int4Linear, has_int4
 from gpt2core.decoding.kv_cache import KVCache
-from gpt2core.decoding.packed_linear import Int8Linear, Linear, Weights, packed_linear
+from gpt2core.decoding.packed_embedding import CentredEmbedding, DraftEmbedding, Embedding, FP32Embedding
+from gpt2core.decoding.packed_linear import (
+    Linear,
+    OneDNNLinear,
+    OneDNNLinearBF16,
+    Weights,
+    packed_linear,
+    plain_weight,
+)
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, Block
 
@@ -24,6 +34,12 @@ class _Layer(NamedTuple):
     ln_2: tuple[Tensor, Tensor]
     c_fc: Linear
     mlp_proj: Linear
+
+    def four_bit(self) -> "_Layer":
+        c_attn, attn_proj, c_fc, mlp_proj = (
+            Int4Linear(*plain_weight(linear)) for linear in (self.c_attn, self.attn_proj, self.c_fc, self.mlp_proj)
+        )
+        return _Layer(self.ln_1, c_attn, attn_proj, self.ln_2, c_fc, mlp_proj)
 
 
 class PackedGPT:
@@ -49,7 +65,25 @@ class PackedGPT:
             self._wpe = model.wpe.weight.detach().float()
             self._ln_f = _norm(model.ln_f)
             self._layers = [_layer(cast(Block, block), kind) for block in model.h]
-            self._embedding = _FP32Embedding(model) if kind == "fp32" else _CentredEmbedding(model, kind)
+            exact = FP32Embedding(model) if kind == "fp32" else CentredEmbedding(model, kind)
+        self._exact: FP32Embedding | CentredEmbedding = exact
+        self._embedding: Embedding = exact
+        self._draft: PackedGPT | None = None
+
+    @property
+    def can_draft(self) -> bool:
+        """Whether `draft` works here: for fp32 and bf16 in oneDNN's layout, where 4-bit weights are multiplied fast."""
+        packed = isinstance(self._layers[0].c_attn, OneDNNLinear | OneDNNLinearBF16)
+        return packed and has_int4(self.config.n_embd, self.config.feed_forward_width)
+
+    def draft(self) -> "PackedGPT":
+        """A 4-bit copy that guesses what this model will say, for the same KVCache; kept from the first call on."""
+        if self._draft is None:
+            draft = copy(self)
+            draft._layers = [layer.four_bit() for layer in self._layers]
+            draft._embedding = DraftEmbedding(self._exact)
+            self._draft = draft  # whole, for other threads
+        return self._draft
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """Logits (B, T, V) fp32 for token_ids (B, T) int64."""
@@ -94,43 +128,6 @@ class PackedGPT:
 
     def _normalise(self, x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
         return torch.layer_norm(x, norm[0].shape, norm[0], norm[1], self._eps)
-
-
-class _FP32Embedding:
-    """`wte` row by row for looking up, shared with the model, and the packed head."""
-
-    def __init__(self, model: GPT) -> None:
-        self._wte = model.wte.weight.detach().float()
-        self.logits: Linear = packed_linear(model.lm_head.weight.detach().float(), None, "fp32")
-
-    def look_up(self, token_ids: Tensor) -> Tensor:
-        return self._wte[token_ids]
-
-
-class _CentredEmbedding:
-    """`wte` and the head in bf16 or int8, less the head's mean row.
-
-    All rows of a trained head share a part that moves every logit by the same large amount; bf16 logits would be
-    coarse by it. That part is computed in fp32 instead, and the rest is small.
-    """
-
-    def __init__(self, model: GPT, weights: Weights) -> None:
-        head = model.lm_head.weight.detach().float()
-        self._mean = head.mean(dim=0)  # (C,)
-        self._head = packed_linear(head - self._mean, None, weights)
-        # int8 rows are kept as they are: one table serves both ends of a tied model.
-        shared = isinstance(self._head, Int8Linear) and model.config.tie_word_embeddings
-        self._wte = None if shared else model.wte.weight.detach().float().to(torch.bfloat16)
-
-    def look_up(self, token_ids: Tensor) -> Tensor:
-        if self._wte is not None:
-            return self._wte[token_ids].float()
-        assert isinstance(self._head, Int8Linear)
-        scale = self._head.scale[token_ids].float()[..., None]
-        return self._head.weight[token_ids] * scale + self._mean
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self._head(hidden) + (hidden @ self._mean)[:, None]
 
 
 def _layer(block: Block, weights: Weights) -> _Layer:

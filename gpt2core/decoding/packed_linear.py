@@ -8,6 +8,7 @@ Shapes: M vectors, K inputs, N outputs.
 """
 
 import platform
+from abc import ABC, abstractmethod
 from typing import Literal, Protocol
 
 import torch
@@ -89,6 +90,10 @@ class OneDNNLinear:
         self._linear = torch.ops.mkldnn._linear_pointwise.default
         self._binary = torch.ops.mkldnn._linear_pointwise.binary
 
+    def plain(self) -> tuple[Tensor, Tensor | None]:
+        """The weight (N, K) fp32 as it was given, and the bias."""
+        return self._weight.to_dense(), self._bias
+
     def __call__(self, x: Tensor) -> Tensor:
         return self._linear(x, self._weight, self._bias, "none", [], "")
 
@@ -107,6 +112,10 @@ class OneDNNLinearBF16:
         self._bias = None if bias is None else bias.to(torch.bfloat16)
         self._linear = torch.ops.mkldnn._linear_pointwise.default
 
+    def plain(self) -> tuple[Tensor, Tensor | None]:
+        """The weight (N, K) bf16, and the bias."""
+        return self._weight.to_dense(), self._bias
+
     def __call__(self, x: Tensor) -> Tensor:
         return self._linear(x.to(torch.bfloat16), self._weight, self._bias, "none", [], "").float()
 
@@ -117,19 +126,15 @@ class OneDNNLinearBF16:
         return residual.add_(self._linear(x.to(torch.bfloat16), self._weight, self._bias, "none", [], ""))
 
 
-class Int8Linear:
-    """int8 weights with a scale a row; inputs in bf16, sums and bias in fp32."""
+class QuantisedLinear(ABC):
+    """Weights of few bits; inputs in bf16, sums and bias in fp32."""
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.scale = weight, scale
-        self._bias = torch.zeros(len(weight)) if bias is None else bias.float()
+    def __init__(self, outputs: int, bias: Tensor | None) -> None:
+        self._bias = torch.zeros(outputs) if bias is None else bias.float()
 
+    @abstractmethod
     def multiply(self, x: Tensor) -> Tensor:
         """x W^T (M, N) bf16."""
-        x = x.to(torch.bfloat16)
-        if len(x) <= _INT8_MAX_VECTORS:
-            return torch._weight_int8pack_mm(x, self.weight, self.scale)
-        return F.linear(x, self.weight.to(torch.bfloat16)) * self.scale
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._bias + self.multiply(x)
@@ -139,3 +144,23 @@ class Int8Linear:
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         return residual.add_(self.multiply(x)).add_(self._bias)
+
+
+class Int8Linear(QuantisedLinear):
+    """int8 weights with a scale a row."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        super().__init__(len(weight), bias)
+        self.weight, self.scale = weight, scale
+
+    def multiply(self, x: Tensor) -> Tensor:
+        x = x.to(torch.bfloat16)
+        if len(x) <= _INT8_MAX_VECTORS:
+            return torch._weight_int8pack_mm(x, self.weight, self.scale)
+        return F.linear(x, self.weight.to(torch.bfloat16)) * self.scale
+
+
+def plain_weight(linear: Linear) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias of a layer in oneDNN's layout."""
+    assert isinstance(linear, OneDNNLinear | OneDNNLinearBF16)
+    return linear.plain()

@@ -47,14 +47,17 @@ def fastest(model: GPT | PackedGPT, new_tokens: int) -> GPT | PackedGPT:
     return packed
 
 
+def is_plain(model: GPT) -> bool:
+    """Whether all modules are those that the library makes, none replaced and none hooked."""
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    return not hooked and all(type(module) in _PLAIN for module in model.modules())
+
+
 def _can_pack(model: GPT) -> bool:
-    """A GPT on a CPU as the library makes it: no dropout in use, nothing replaced, hooked or of mixed types."""
+    """A plain GPT on a CPU: no dropout in use, no mixed types."""
     weights = _WEIGHTS.get(model.wte.weight.dtype)
-    if model.training or weights is None or not has_onednn(weights):
+    if model.training or weights is None or not has_onednn(weights) or not is_plain(model):
         return False
-    for module in model.modules():
-        if type(module) not in _PLAIN or module._forward_hooks or module._forward_pre_hooks:
-            return False
     size = 0
     for parameter in model.parameters():
         if parameter.device.type != "cpu" or parameter.dtype != model.wte.weight.dtype or parameter.is_inference():

@@ -8,6 +8,7 @@ Shapes: L tokens so far, K guessed tokens, V vocab_size. The batch is always 1.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.processors import apply
 from gpt2core.decoding.rows import Rows
 from gpt2core.decoding.sampling import Generators, Streamer, draw
+from gpt2core.decoding.speculation import speculate
 
 DEFAULT_NGRAM_SIZE = 2
 
@@ -33,55 +35,49 @@ def prompt_lookup(
     finished: Callable[[Tensor], Tensor],
     max_length: int,
     streamer: Streamer | None = None,
-) -> Decoded:
-    """Continue one prompt ids (1, L).
+) -> tuple[Decoded, Tensor | None]:
+    """Continue one prompt ids (1, L); returns what `sampling.sample` does.
 
     With sampling and a seed, the draws are those of transformers' assisted decoding, not those of plain sampling: a
     guessed token is kept if the token drawn in its place is the same. Ends exactly where a stop string ends the text,
     while transformers goes on to the end of the guess.
     """
-    lookup = _Lookup(ids[0].tolist(), options.max_matching_ngram_size or DEFAULT_NGRAM_SIZE)
-    known = rows.append(ids, mask)  # (1, V) after the prompt; later no logits are known before a pass
-    scores: list[Tensor] = []
-    raw: list[Tensor] = []
-    while True:
-        length = ids.shape[1]
-        guess = _guess(lookup, ids, known.shape[-1], options, processors) if length + 1 < max_length else []
-        # A window that slides for a guess would slide sooner than without.
-        room = min(max_length - length - 1, rows.room - (length - rows.length))
-        fitting = ids.new_tensor(guess[: max(0, room)])
-        text = torch.cat([ids[0], fitting])[None]
-        logits = torch.cat([known, _read(rows, text[:, rows.length :], known)])  # (K + 1, V)
-        known = logits[:0]
-        processed = _process(processors, text, length, logits)
-        chosen = _choose(processed, len(guess), options, generator)
-        matching = int((chosen[:-1] == fitting).long().cumprod(0).sum())
-        ids, over = _extend(ids, chosen[: matching + 1], finished)
-        new = ids[0, length:]
-        lookup.extend(new.tolist())
-        if options.output_scores:
-            scores += processed[: len(new), None]
-        if options.output_logits:
-            raw += logits[: len(new), None]
-        if streamer is not None:
-            for token in new.cpu():
-                streamer.put(token[None])
-        if over or ids.shape[1] >= max_length:
-            break
-        rows.crop(ids.shape[1] - 1)
-    return Decoded(
-        ids,
-        scores=tuple(scores) if options.output_scores else None,
-        logits=tuple(raw) if options.output_logits else None,
-    )
+    guesser = _LookupGuesser(ids[0].tolist(), options, processors, generator)
+    common: dict[str, Any] = {"finished": finished, "max_length": max_length, "streamer": streamer}
+    return speculate(rows, ids, mask, options, processors, guesser, **common)
 
 
-def _read(rows: Rows, tokens: Tensor, like: Tensor) -> Tensor:
-    """Logits (K, V) after each of tokens (1, K), maybe none; of the type of `like` (·, V)."""
-    if tokens.shape[1] == 0:
-        return like[:0]
-    rows.append(tokens)
-    return rows.all_logits()[0, -tokens.shape[1] :]  # a window that slides reads older tokens again
+class _LookupGuesser:
+    """Guesses what followed before."""
+
+    def __init__(
+        self, tokens: list[int], options: GenerationOptions, processors: list[LogitsProcessor], generator: Generators
+    ) -> None:
+        self._lookup = _Lookup(tokens, options.max_matching_ngram_size or DEFAULT_NGRAM_SIZE)
+        self._options, self._processors = options, processors
+        self._generator = generator[0] if isinstance(generator, list) else generator
+
+    def guess(self, ids: Tensor, vocab_size: int, room: int) -> list[int]:
+        """The first continuation that begins with a token the processors allow, up to one they forbid or an end."""
+        for tokens in self._lookup.continuations(self._options.prompt_lookup_num_tokens or 1):
+            allowed = _allowed(tokens, ids, vocab_size, self._processors)
+            if allowed:
+                ends = (place for place, token in enumerate(allowed) if token in self._options.eos_ids)
+                return allowed[: next(ends, len(allowed))]
+        return []
+
+    def choose(self, scores: Tensor, guess: list[int]) -> Tensor:
+        if not self._options.do_sample:
+            return scores.argmax(-1)
+        # transformers also draws for guesses that do not fit; drawing as many keeps a seeded generator in step.
+        surplus = len(guess) + 1 - len(scores)
+        return draw(F.pad(scores, (0, 0, 0, surplus)), self._generator)[: len(scores)]
+
+    def learn(self, matching: int) -> None:
+        """Every guess is looked up anew."""
+
+    def settle(self, token: int) -> None:
+        self._lookup.extend([token])
 
 
 class _Lookup:
@@ -109,18 +105,6 @@ class _Lookup:
                     yield self.tokens[end : end + count]
 
 
-def _guess(
-    lookup: _Lookup, ids: Tensor, vocab_size: int, options: GenerationOptions, processors: list[LogitsProcessor]
-) -> list[int]:
-    """The first continuation that begins with a token the processors allow, up to one that they forbid or an end."""
-    for tokens in lookup.continuations(options.prompt_lookup_num_tokens or 1):
-        allowed = _allowed(tokens, ids, vocab_size, processors)
-        if allowed:
-            end = next((place for place, token in enumerate(allowed) if token in options.eos_ids), len(allowed))
-            return allowed[:end]
-    return []
-
-
 def _allowed(tokens: list[int], ids: Tensor, vocab_size: int, processors: list[LogitsProcessor]) -> list[int]:
     """Tokens before the first that the processors, given equal logits after ids (1, L), make impossible."""
     if not processors:
@@ -132,30 +116,3 @@ def _allowed(tokens: list[int], ids: Tensor, vocab_size: int, processors: list[L
         if float(score) <= torch.finfo(torch.float32).min:
             return tokens[:place]
     return tokens
-
-
-def _process(processors: list[LogitsProcessor], text: Tensor, length: int, logits: Tensor) -> Tensor:
-    """logits (K + 1, V) after the processors, each with the part of text (1, L + K) before it."""
-    if not processors:
-        return logits
-    steps = [apply(processors, text[:, : length + place], row[None]) for place, row in enumerate(logits)]
-    return torch.cat(steps)
-
-
-def _choose(scores: Tensor, guessed: int, options: GenerationOptions, generator: Generators) -> Tensor:
-    """A token for each of scores (K + 1, V)."""
-    if not options.do_sample:
-        return scores.argmax(-1)
-    # transformers also draws for guesses that do not fit; drawing as many keeps a seeded generator in step.
-    surplus = guessed + 1 - len(scores)
-    own = generator[0] if isinstance(generator, list) else generator
-    return draw(F.pad(scores, (0, 0, 0, surplus)), own)[: len(scores)]
-
-
-def _extend(ids: Tensor, tokens: Tensor, finished: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
-    """ids (1, L) with tokens (·,) up to the first that ends the text, and whether one did."""
-    text = torch.cat([ids, tokens[None]], 1)
-    for length in range(ids.shape[1] + 1, text.shape[1] + 1):
-        if bool(finished(text[:, :length])):
-            return text[:, :length], True
-    return text, False

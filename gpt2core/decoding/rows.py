@@ -4,7 +4,8 @@ Shapes: B rows, K tokens appended at once, T tokens of the prompt, V vocab_size,
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, Protocol
 
 import torch
@@ -32,23 +33,14 @@ class Rows(Protocol):
     def append(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Append tokens (B, K) int64; returns logits (B, V) fp32 after the last. `mask` (B, K) is 0 at left padding."""
 
-    def all_logits(self) -> Tensor:
-        """Logits (B, K, V) fp32 after each token of the last append."""
+    def append_all(self, tokens: Tensor) -> Tensor:
+        """Append tokens (B, K) int64; returns logits (B, K, V) fp32 after each."""
 
     def select(self, rows: Tensor) -> None:
         """Keep `rows` (B',) int64 in that order; one may come more than once."""
 
     def crop(self, length: int) -> None:
         """Forget what follows the first `length` tokens."""
-
-
-def open_rows(
-    model: GPT | PackedGPT | Callable[[Tensor], Tensor], max_length: int, past_block_size: PastBlockSize = "refuse"
-) -> Rows:
-    """Rows for a model; only a GPT has a cache. `max_length` is the most tokens a row will hold."""
-    if isinstance(model, GPT | PackedGPT):
-        return CachedRows(model, max_length, past_block_size)
-    return PlainRows(model)
 
 
 def block_size_of(model: Callable[[Tensor], Tensor]) -> int | None:
@@ -84,6 +76,18 @@ class CachedRows:
 
     def append(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         first = self.length == 0
+        logits = self.model.lm_head(self._read(tokens, mask)[:, -1]).float()
+        if first:
+            check_finite(logits)
+        return logits
+
+    def append_all(self, tokens: Tensor) -> Tensor:
+        # A window that slides reads older tokens again.
+        return self.model.lm_head(self._read(tokens)[:, -tokens.shape[1] :]).float()
+
+    def _read(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Append tokens (B, K); the hidden states (B, K, C) of all that was read."""
+        first = self.length == 0
         self.length += tokens.shape[1]
         if first:
             self.model = fastest(self.model, self.max_length - self.length)
@@ -96,10 +100,7 @@ class CachedRows:
         if self._cache is None:
             self._cache = self._new_cache(tokens)
         self.hidden = self.model.hidden_states(tokens, self._mask_of(self._cache.length + tokens.shape[1]), self._cache)
-        logits = self.model.lm_head(self.hidden[:, -1]).float()
-        if first:
-            check_finite(logits)
-        return logits
+        return self.hidden
 
     def _new_cache(self, tokens: Tensor) -> KVCache:
         dtype = torch.float32 if isinstance(self.model, PackedGPT) else self.model.wte.weight.dtype
@@ -133,16 +134,23 @@ class CachedRows:
         self._cache = None
         return self._ids
 
-    def all_logits(self) -> Tensor:
-        assert self.hidden is not None
-        return self.model.lm_head(self.hidden).float()
-
     def select(self, rows: Tensor) -> None:
         assert self._cache is not None
         self._ids = None if self._ids is None else self._ids[rows]
         self._mask = None if self._mask is None else self._mask[rows]
         self.hidden = None if self.hidden is None else self.hidden[rows]
         self._cache.select(rows)
+
+    @contextmanager
+    def read_by(self, model: PackedGPT) -> Iterator[None]:
+        """Let another model of the same shape read on from here; what it reads is forgotten at the end."""
+        own, length = self.model, self.length
+        self.model = model
+        try:
+            yield
+        finally:
+            self.model = own
+            self.crop(length)
 
     def crop(self, length: int) -> None:
         assert self._cache is not None
@@ -167,21 +175,27 @@ class PlainRows:
         self.length = 0
         self._ids: Tensor | None = None
         self._padding: Tensor | None = None  # (B,) left-padding tokens
-        self._new = 0
 
     def append(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        first = self.length == 0
+        self._take(tokens, mask)
+        logits = self._last_logits(1)[:, 0]
+        if first:
+            check_finite(logits)
+        return logits
+
+    def append_all(self, tokens: Tensor) -> Tensor:
+        self._take(tokens)
+        return self._last_logits(tokens.shape[1])
+
+    def _take(self, tokens: Tensor, mask: Tensor | None = None) -> None:
         self.length += tokens.shape[1]
-        self._new = tokens.shape[1]
         if self._ids is None:
             self._ids = tokens
             if mask is not None and not bool(mask.all()):
                 self._padding = mask.shape[1] - mask.sum(-1)
         else:
             self._ids = torch.cat([self._ids, tokens], dim=1)
-        logits = self._last_logits(1)[:, 0]
-        if self.length == self._new:
-            check_finite(logits)
-        return logits
 
     def _last_logits(self, count: int) -> Tensor:
         """Logits (B, count, V) after each of the last tokens."""
@@ -192,9 +206,6 @@ class PlainRows:
         logits = self.model(self._ids.gather(1, order))  # rows begin with their first real token
         last = torch.arange(self.length - count, self.length, device=self._ids.device) - self._padding[:, None]
         return logits[torch.arange(len(last), device=last.device)[:, None], last.clamp_min(0)].float()
-
-    def all_logits(self) -> Tensor:
-        return self._last_logits(self._new)
 
     def select(self, rows: Tensor) -> None:
         assert self._ids is not None

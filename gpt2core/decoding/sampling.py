@@ -88,9 +88,20 @@ def check_choice(scores: Tensor, unfinished: Tensor) -> None:
         )
 
 
+def probabilities_of(scores: Tensor) -> Tensor:
+    """Softmax (B, V). Raises UserError for scores (B, V) that have none."""
+    probabilities = scores.softmax(-1)
+    if not bool(probabilities.sum().isfinite()):
+        raise UserError(
+            "the scores of the tokens are not finite, so that none can be drawn: look at sequence_bias, "
+            "repetition_penalty, your logits_processor, or the model's weights."
+        )
+    return probabilities
+
+
 def draw(scores: Tensor, generator: Generators) -> Tensor:
     """One token a row, (B,), of scores (B, V); with a list of generators each row draws from its own."""
-    probabilities = scores.softmax(-1)
+    probabilities = probabilities_of(scores)
     if isinstance(generator, list):
         drawn = [
             torch.multinomial(row[None], 1, generator=own) for row, own in zip(probabilities, generator, strict=True)

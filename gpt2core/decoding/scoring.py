@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gpt2core.decoding.rows import PastBlockSize, block_size_of, open_rows
+from gpt2core.decoding.opening import open_rows
+from gpt2core.decoding.rows import PastBlockSize, block_size_of
 
 
 @torch.inference_mode()
@@ -29,8 +30,7 @@ def score_tokens(
         prompt = prompt_length - start
         rows = open_rows(model, row.shape[1], past_block_size)
         if row.shape[1] - 1 <= block_size:
-            rows.append(row[:, :-1])
-            logits = rows.all_logits()[:, prompt - 1 :]
+            logits = rows.append_all(row[:, :-1])[:, prompt - 1 :]
         else:
             steps = [rows.append(row[:, :prompt])]
             steps += [rows.append(row[:, place : place + 1]) for place in range(prompt, row.shape[1] - 1)]
