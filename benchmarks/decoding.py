@@ -26,15 +26,20 @@ PROMPT, NEW = 16, 256
 COMMAND_SECONDS = 600
 BEAMS = {"num_beams": 5}
 CONTRASTIVE = {"penalty_alpha": 0.6, "top_k": 4}
-# name: (batch, options, weights of ours, sides to compare with, share of NEW that is generated)
+SAMPLED = {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.95}
+UNDRAFTED = "ours without a draft"
+# name: (batch, options, weights of ours, sides to compare with)
 CASES: dict[str, tuple[int, dict[str, Any], str, tuple[str, ...]]] = {
-    "batch 1, fp32": (1, {}, "fp32", ("default fp32", "static fp32", "compiled fp32")),
-    "batch 1, bf16": (1, {}, "bf16", ("default bf16", "static bf16", "default fp32")),
+    "batch 1, fp32": (1, {}, "fp32", (UNDRAFTED, "default fp32", "static fp32", "compiled fp32")),
+    "batch 1, sampled, fp32": (1, SAMPLED, "fp32", (UNDRAFTED, "default fp32")),
+    "batch 1, bf16": (1, {}, "bf16", (UNDRAFTED, "default bf16", "static bf16", "default fp32")),
     "batch 1, int8": (1, {}, "int8", ("default fp32", "default bf16")),
     "batch 16, fp32": (16, {}, "fp32", ("default fp32", "static fp32")),
     "batch 16, bf16": (16, {}, "bf16", ("default bf16", "default fp32")),
     "beam 5, fp32": (1, BEAMS, "fp32", ("default fp32", "static fp32")),
     "contrastive, fp32": (1, CONTRASTIVE, "fp32", ("default fp32",)),
+    "GPU, batch 1, bf16": (1, {}, "bf16", ("default bf16", "compiled bf16")),
+    "GPU, batch 256, bf16": (256, {}, "bf16", ("default bf16", "compiled bf16")),
 }
 
 
@@ -44,44 +49,54 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(job["threads"])
     if job["side"] == "bandwidth":
-        return dict(zip(("typical", "best"), bandwidth(), strict=True))
-    torch.manual_seed(0)
-    ids = torch.randint(1000, 40000, (job["batch"], PROMPT))
+        return dict(zip(("typical", "best"), bandwidth(job["device"]), strict=True))
+    ids = torch.tensor(job["ids"], device=job["device"])
     started = time.perf_counter()
-    run = ours(job) if job["side"] == "ours" else theirs(job)
+    run = ours(job) if job["side"].startswith("ours") else theirs(job)
     run(ids, 24)
-    if job["side"].startswith("compiled"):
-        run(ids, job["new"])
+    run(ids, job["new"])  # what is packed or compiled is kept from here on
     ready = time.perf_counter() - started
     first = statistics.median(timed(run, ids, 1)[0] for _ in range(3))
     seconds, out = timed(run, ids, job["new"])
     assert out.shape[1] == PROMPT + job["new"], out.shape
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if job["device"] == "cuda":
+        peak = torch.cuda.max_memory_allocated()
     return {"seconds": seconds, "first": first, "ready": ready, "peak": peak, "tokens": out.tolist()}
 
 
 def timed(run: Any, ids: Any, new: int) -> tuple[float, Any]:
+    """Seconds to the text on the host, with the same draws each time."""
+    import torch
+
+    torch.manual_seed(0)
     started = time.perf_counter()
-    out = run(ids, new)
+    out = run(ids, new).cpu()
     return time.perf_counter() - started, out
 
 
-def bandwidth() -> tuple[float, float]:
+def bandwidth(device: str) -> tuple[float, float]:
     """Bytes a second that all threads read together, of 20 sums over 0.5 GB of fp32: the median and the best."""
     import torch
 
-    numbers = torch.ones(125_000_000)
+    numbers = torch.ones(125_000_000, device=device)
     times = [timed(lambda a, b: numbers.sum(), None, 0)[0] for _ in range(20)]
     return numbers.nbytes / statistics.median(times), numbers.nbytes / min(times)
 
 
 def ours(job: dict[str, Any]) -> Any:
-    from gpt2core.decoding import generate
+    import torch
+
+    from gpt2core.decoding import drafting, generate
     from gpt2core.decoding.packed import PackedGPT
     from gpt2core.model import GPT
 
+    if job["side"] == UNDRAFTED:
+        drafting.MIN_NEW_TOKENS = sys.maxsize
     model: Any = GPT.from_pretrained(job["model"]).eval()
-    if job["weights"] != "fp32":
+    if job["device"] == "cuda":
+        model = model.to(job["device"], torch.bfloat16)
+    elif job["weights"] != "fp32":
         model = PackedGPT(model, job["weights"])
     return lambda ids, new: generate(
         model, ids, max_new_tokens=new, eos_token_id=None, pad_token_id=0, **job["options"]
@@ -94,16 +109,14 @@ def theirs(job: dict[str, Any]) -> Any:
 
     way, weights = job["side"].split()
     dtype = torch.float32 if weights == "fp32" else torch.bfloat16
-    model = GPT2LMHeadModel.from_pretrained(job["model"], torch_dtype=dtype).eval()
+    model = GPT2LMHeadModel.from_pretrained(job["model"], torch_dtype=dtype).eval().to(job["device"])
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
-    options = dict(job["options"])
+    options = {"do_sample": False, **job["options"]}
     if way != "default":
         options["cache_implementation"] = "static"
     if way == "compiled":
         model.forward = torch.compile(model.forward)
-    return lambda ids, new: model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, **options
-    )
+    return lambda ids, new: model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, **options)
 
 
 def perplexities(model: str, text: str, max_tokens: int) -> dict[str, float]:
@@ -141,6 +154,22 @@ def perplexities(model: str, text: str, max_tokens: int) -> dict[str, float]:
     return {**found, "int8 with outlier channels": score(PackedGPT(gpt, "int8"))}
 
 
+def here() -> list[str]:
+    """The cases of this machine."""
+    import torch
+
+    return [name for name in CASES if name.startswith("GPU") == torch.cuda.is_available()]
+
+
+def prompts(count: int, first: int) -> list[list[int]]:
+    """Passages of the bundled plays, others for each `first`."""
+    from gpt2core.tokenizer import Tokenizer
+
+    plays = HERE.parent / "data/corpus/shakespeare-plays.txt"
+    ids = Tokenizer().encode(plays.read_text(encoding="utf-8")[:200_000])
+    return [ids[start : start + PROMPT] for start in range(1000 * first + 500, 1000 * first + 500 + 50 * count, 50)]
+
+
 def measure(job: dict[str, Any], python: str) -> dict[str, Any]:
     command = [python, str(HERE / "decoding.py"), "--child", json.dumps(job)]
     environment = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": str(job["threads"])}
@@ -152,8 +181,10 @@ def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     peers = tuple(peer for peer in peers if not arguments.peers or peer in arguments.peers)
     base = {"batch": batch, "options": options, "weights": weights, "model": arguments.model}
     base |= {"threads": arguments.threads, "new": NEW if not arguments.quick else 32}
+    base["device"] = "cuda" if name.startswith("GPU") else "cpu"
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in ("bandwidth", "ours", *peers)}
     for repeat in range(arguments.repeats):
+        base["ids"] = prompts(batch, repeat)
         for side, results in found.items():  # interleaved: all see the same machine
             if side.startswith("compiled") and repeat:
                 continue  # minutes of compiling each; one measurement, and said so
@@ -178,7 +209,7 @@ def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def table(rows: dict[str, Any], weight_bytes: dict[str, int]) -> list[str]:
     lines = [
-        "| case | side | tokens/s | ours is | first token | peak memory | weights read | same tokens | runs |",
+        "| case | side | tokens/s | ours is | first token | peak memory | weights, once a token | same tokens | runs |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in (name for name in CASES if name in rows):
@@ -194,17 +225,19 @@ def table(rows: dict[str, Any], weight_bytes: dict[str, int]) -> list[str]:
             read = weight_bytes[CASES[name][2]] / step
             typical, best = row["bandwidth"], row["best bandwidth"]
             share = f"{read / 1e9:.1f} of {typical / 1e9:.1f} GB/s ({read / typical:.0%}; best {best / 1e9:.1f})"
+            same = "yes" if result["same tokens"] else "no"
+            label = {"ours": "**ours**", UNDRAFTED: UNDRAFTED}.get(side, f"transformers, {side}")
             lines.append(
-                f"| {name} | {'**ours**' if side == 'ours' else 'transformers, ' + side} | {speed:.1f} | {ratio} | "
+                f"| {name} | {label} | {speed:.1f} | {ratio} | "
                 f"{result['first'] * 1e3:.0f} ms | {result['peak'] / 2**20:.0f} MiB | "
-                f"{share if side == 'ours' else ''} | {'yes' if result['same tokens'] else 'no'} | {result['runs']} |"
+                f"{share if side.startswith('ours') else ''} | {same} | {result['runs']} |"
             )
     return lines
 
 
 def report(rows: dict[str, Any]) -> str:
     matrices = 12 * 12 * 768 * 768 + 50257 * 768  # what a step reads of the 124M model, the tied head once
-    lines = [START, "", "## Decoding: 124M, prompt 16, 256 new tokens, greedy", ""]
+    lines = [START, "", "## Decoding: 124M, prompt 16, 256 new tokens, greedy where not said", ""]
     lines += table(rows, {"fp32": matrices * 4, "bf16": matrices * 2, "int8": matrices})
     for name, row in rows.items():
         if name == "perplexity":
@@ -220,7 +253,7 @@ def main() -> None:
     parser.add_argument("--model", help="directory of a trained 124M; without it random weights, for speed only")
     parser.add_argument("--text", help="held-out text for the perplexity of each kind of weights")
     parser.add_argument("--max-tokens", type=int, default=20_000, help="tokens of the end of --text")
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=[*CASES, "perplexity"], metavar="NAME")
+    parser.add_argument("--cases", nargs="*", default=here(), choices=[*CASES, "perplexity"], metavar="NAME")
     parser.add_argument("--peers", nargs="*", help="only these sides, such as 'default fp32'")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -234,7 +267,7 @@ def main() -> None:
     for option in ("model", "text", "contrastive_python"):
         if getattr(arguments, option):
             arguments.line += f" --{option.replace('_', '-')} {option.split('_')[-1].upper()}"
-    if arguments.cases != list(CASES):
+    if arguments.cases != here():
         arguments.line += f" --cases {' '.join(map(repr, arguments.cases))}"
     if arguments.peers:
         arguments.line += f" --peers {' '.join(map(repr, arguments.peers))}"
