@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2core.model import GPT
+from gpt2core.muon import Fp32Muon
 
 # torch's OneCycleLR: it starts at the peak divided by this (Smith and Topin 2017).
 ONECYCLE_DIVISOR = 25.0
@@ -23,11 +24,12 @@ def build_optimizers(
     muon_learning_rate: float,
     betas: tuple[float, float],
     weight_decay: float,
+    bf16_pays: bool = True,
 ) -> list[torch.optim.Optimizer]:
     """AdamW or Adafactor over all, or Muon over the blocks' matrices and AdamW over the rest. Only matrices decay.
 
     Adafactor (arXiv 1804.04235) holds a row and a column for a matrix's moments, so that a model trains in half of
-    AdamW's memory; its learning rate is a share of a matrix's own size.
+    AdamW's memory; its learning rate is a share of a matrix's own size. Muon computes in bf16 where that pays.
     """
     named = dict(model.named_parameters())
     matrices = {key for key, parameter in named.items() if parameter.ndim >= 2}
@@ -43,10 +45,9 @@ def build_optimizers(
         else torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
     ]
     if muon:
+        kind = torch.optim.Muon if bf16_pays else Fp32Muon
         optimizers.append(
-            torch.optim.Muon(
-                [named[key] for key in named if key in muon], lr=muon_learning_rate, weight_decay=weight_decay
-            )
+            kind([named[key] for key in named if key in muon], lr=muon_learning_rate, weight_decay=weight_decay)
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:

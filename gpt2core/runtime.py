@@ -45,7 +45,7 @@ def pick_runtime(device: str, precision: str) -> Runtime:
         return Runtime(
             chosen,
             "bf16" if gain >= BF16_MIN_GAIN else "fp32",
-            f"bf16 {verb} on this CPU: a matmul runs at {gain:.1f} times fp32's speed",
+            f"bf16 {verb} on this CPU: a matmul runs at {gain:{'.1f' if gain >= 0.1 else '.1g'}} times fp32's speed",
         )
     return Runtime(chosen, "fp32", "bf16 is not tried on this device")
 

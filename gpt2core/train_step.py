@@ -43,6 +43,8 @@ class TrainStep:
             muon_learning_rate=config.muon_learning_rate,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
+            # The run's precision, not a second probe: what a checkpoint goes on with must not hang on the clock.
+            bf16_pays=run.precision != "fp32" or run.device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.precision == "fp16")
         self._forward: torch.nn.Module = model

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2core.batches import Batches
 from gpt2core.checkpoint import newest_valid, step_directories
@@ -363,3 +364,24 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path) -> None:
     _, alone = fit(make_trainer(tmp_path / "alone", drop_rate=0.0))
     assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(alone.losses, rel=1e-4)
     assert GPT.from_pretrained(tmp_path / "ranks" / "best").config.n_embd == 16
+
+
+class Products(TorchDispatchMode):
+    """Notes the dtypes of all matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+            self.dtypes.add(args[-1].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "adafactor"])
+def test_a_run_in_fp32_multiplies_no_bf16_matrices(tmp_path, optimizer):
+    # On a CPU without AVX-512 one of them takes as long as a step without.
+    with Products() as products:
+        make_trainer(tmp_path, optimizer=optimizer, max_steps=2).fit()
+    assert products.dtypes == {torch.float32}
