@@ -79,7 +79,7 @@ class Trainer:
         self.wall_seconds = 0.0
         background = run.device.type == "cuda" if background_saves is None else background_saves
         self.keeper = Keeper(checkpoints, config.keep_last, background=background, note=self._note)
-        self._saved_step: int | None = None  # of the newest checkpoint
+        self.saved_step: int | None = None  # of the newest checkpoint that is on the disk
         self.train_step = make_train_step(model, config, run, self.total_steps, self.tokens_per_step)
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class Trainer:
         self._interval_started = self._segment_started = time.perf_counter()
         self._segment_wall = self.wall_seconds
         reason = self.ended
-        if self._saved_step is None:  # what a run that must go back before its first checkpoint goes back to
+        if self.saved_step is None:  # what a run that must go back before its first checkpoint goes back to
             self._save()
         while reason is None and self.step < self.total_steps:
             taken = self._train_step()
@@ -279,7 +279,7 @@ class Trainer:
         self.keeper.poll(leave=0)
         if reason != "interrupted":
             self._save(finished=reason)
-        elif self._saved_step != self.step:
+        elif self.saved_step != self.step:
             self._save()
         self.keeper.finish()
         return TrainResult(
@@ -356,7 +356,7 @@ class Trainer:
         state = found.state
         self.train_step.restore(GPT.from_pretrained(found.directory), found.optimizer, state["scaler"])
         self.health.state = HealthState(**state.get("health", {}))  # checkpoints of before have none
-        self._saved_step, self._full_loss = state["step"], None
+        self.saved_step, self._full_loss = state["step"], None
         self.step, self.history, self.extra = state["step"], state["history"], state["extra"]
         self.stop, self.average = StopState(**state["stop"]), LossAverage(**state["average"])
         if not self.best_directory.is_dir():  # somebody removed it: the next evaluation is the best there is
@@ -388,7 +388,7 @@ class Trainer:
         step = self.step
 
         def done(directory: Path) -> None:
-            self._saved_step = step
+            self.saved_step = step
             self._emit("on_checkpoint", step, directory)
 
         self.keeper.save(step, self.model, self.train_step.optimizer_tensors(), state, done)

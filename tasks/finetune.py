@@ -8,7 +8,7 @@ import signal
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
@@ -56,7 +56,7 @@ def main() -> None:
     with Interruption() as interruption:
         result = train(params, interruption)
     if result == "interrupted":
-        leave_interrupted(interruption)
+        sys.exit(128 + (interruption.signal or signal.SIGTERM))
 
 
 def train(params: Params, interruption: Interruption) -> str:
@@ -135,8 +135,10 @@ def train(params: Params, interruption: Interruption) -> str:
         result = trainer.fit()
         progress.close()
         reason = describe_stop(result.stop_reason, params)
-        log.say(f"stopped: {reason} after {result.steps:,} steps, {result.wall_seconds:.0f} s")
-        status = "KILLED" if result.stop_reason == "interrupted" else "RUNNING"
+        interrupted = result.stop_reason == "interrupted"
+        kept = f"; {what_is_kept(trainer.saved_step, result.steps)}" if interrupted else ""
+        log.say(f"stopped: {reason} after {result.steps:,} steps, {result.wall_seconds:.0f} s{kept}")
+        status = "KILLED" if interrupted else "RUNNING"
         if status == "RUNNING":
             metrics = {
                 **vars(result),
@@ -161,6 +163,9 @@ def train(params: Params, interruption: Interruption) -> str:
         log.close()
         tracked.log_artifact(log.path, "logs")
         tracked.finish(status)
+    if interrupted and "GPT2_COMMAND" not in os.environ:  # which says itself how to go on
+        how = "starts again" if trainer.saved_step is None else "goes on from it"
+        print(f"interrupted{kept}, and the next `dvc repro` {how}", file=sys.stderr, flush=True)
     return result.stop_reason
 
 
@@ -302,15 +307,15 @@ def describe_stop(reason: str, params: Params) -> str:
         "patience": f"no new best in {stop.patience} evaluations",
         "max_steps": f"max_steps {stop.max_steps} reached",
         "max_epochs": f"max_epochs {stop.max_epochs} reached",
-        "interrupted": "interrupted, the checkpoint is saved,",
+        "interrupted": "interrupted",
     }[reason]
 
 
-def leave_interrupted(interruption: Interruption) -> NoReturn:
-    if "GPT2_COMMAND" not in os.environ:  # which says itself how to go on
-        how = "interrupted; the checkpoint is saved, and the next `dvc repro` goes on from it"
-        print(how, file=sys.stderr, flush=True)
-    sys.exit(128 + (interruption.signal or signal.SIGTERM))
+def what_is_kept(saved_step: int | None, step: int) -> str:
+    """What is on the disk of a run that was interrupted at `step`: its last saves may have met a full one."""
+    if saved_step is None:
+        return "no checkpoint could be saved"
+    return "the checkpoint is saved" if saved_step == step else f"the newest checkpoint is of step {saved_step:,}"
 
 
 if __name__ == "__main__":
