@@ -2,7 +2,8 @@
 
 python -m benchmarks.decoding [--model DIR] [--text FILE] [--cases NAME ...] [--repeats 3] [--quick]
 Prints the table and writes it into benchmarks/RESULTS.md; rows of cases not run this time are kept as they were.
-`--contrastive-python` names a Python with transformers 4.49, the last release with contrastive search.
+`--contrastive-python` names a Python with transformers 4.49, the last release with contrastive search. `--beside NAME`
+keeps the rows of another machine in a table of their own.
 """
 
 import argparse
@@ -19,8 +20,6 @@ from typing import Any
 from benchmarks.results import in_a_process, machine, origin_lines, write_section
 
 HERE = Path(__file__).resolve().parent
-ROWS = HERE / "decoding.json"
-START, END = "<!-- decoding: written by benchmarks.decoding -->", "<!-- decoding: end -->"
 
 PROMPT, NEW = 16, 256
 COMMAND_SECONDS = 600
@@ -235,16 +234,26 @@ def table(rows: dict[str, Any], weight_bytes: dict[str, int]) -> list[str]:
     return lines
 
 
-def report(rows: dict[str, Any]) -> str:
+def report(rows: dict[str, Any], section: str) -> str:
     matrices = 12 * 12 * 768 * 768 + 50257 * 768  # what a step reads of the 124M model, the tied head once
-    lines = [START, "", "## Decoding: 124M, prompt 16, 256 new tokens, greedy where not said", ""]
+    lines = [start(section), "", "## Decoding: 124M, prompt 16, 256 new tokens, greedy where not said", ""]
+    if section != "decoding":
+        lines = [start(section), "", f"### The same on another machine: {next(iter(rows.values()))['device']}", ""]
     lines += table(rows, {"fp32": matrices * 4, "bf16": matrices * 2, "int8": matrices})
     for name, row in rows.items():
         if name == "perplexity":
             exact = row["fp32"]
             parts = [f"{kind} {row[kind]:.4f} ({row[kind] / exact - 1:+.3%})" for kind in row if kind in row["kinds"]]
             lines += ["", f"Perplexity of {row['tokens']:,} tokens at the end of {row['text']}: {', '.join(parts)}."]
-    return "\n".join([*lines, *origin_lines(rows), "", END])
+    return "\n".join([*lines, *origin_lines(rows), "", end(section)])
+
+
+def start(section: str) -> str:
+    return f"<!-- {section}: written by benchmarks.decoding -->"
+
+
+def end(section: str) -> str:
+    return f"<!-- {section}: end -->"
 
 
 def main() -> None:
@@ -258,12 +267,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--contrastive-python", help="a Python with transformers 4.49")
+    parser.add_argument("--beside", metavar="NAME", help="of another machine: rows and table of its own")
     parser.add_argument("--quick", action="store_true", help="32 tokens, once: does it run at all; writes nothing")
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(child(json.loads(arguments.child))))
         return
     arguments.line = f"python -m benchmarks.decoding --repeats {arguments.repeats}"
+    if arguments.beside:
+        arguments.line += f" --beside {arguments.beside}"
     for option in ("model", "text", "contrastive_python"):
         if getattr(arguments, option):
             arguments.line += f" --{option.replace('_', '-')} {option.split('_')[-1].upper()}"
@@ -273,7 +285,9 @@ def main() -> None:
         arguments.line += f" --peers {' '.join(map(repr, arguments.peers))}"
     if arguments.quick:
         arguments.repeats = 1
-    rows: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() and not arguments.quick else {}
+    section = f"decoding-{arguments.beside}" if arguments.beside else "decoding"
+    kept = HERE / f"{section}.json"
+    rows: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() and not arguments.quick else {}
     with tempfile.TemporaryDirectory() as folder:
         text, trained = arguments.text, arguments.model
         if trained is None:
@@ -293,10 +307,10 @@ def main() -> None:
             found = perplexities(trained, text, 4000 if arguments.quick else arguments.max_tokens)
             about = {"kinds": list(found), "text": Path(text).name, "tokens": arguments.max_tokens}
             rows["perplexity"] = {**found, **about, **machine(), "command": arguments.line}
-    print(report(rows))
+    print(report(rows, section))
     if not arguments.quick:
-        ROWS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        write_section(START, END, report(rows))
+        kept.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_section(start(section), end(section), report(rows, section))
 
 
 if __name__ == "__main__":
