@@ -8,6 +8,7 @@ from gpt2core.decoding import drafting, generate, stream
 from gpt2core.decoding.drafting import Dice, Record, Repeats, best_count
 from gpt2core.decoding.int4_linear import Int4Linear, has_int4, quantise_groups
 from gpt2core.decoding.packed import PackedGPT
+from gpt2core.decoding.packed_linear import has_integer_products
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
@@ -296,13 +297,26 @@ def test_repeats_are_of_the_last_time() -> None:
     assert repeats.guess(5) == [8, 7, 8, 7, 8]
 
 
+CIRCLE = {"sequence_bias": {(1,): 500.0, **dict.fromkeys([(1, 2), (2, 3), (3, 4), (4, 5), (5, 1)], 1000.0)}}
+
+
 def test_a_text_that_repeats_itself_is_not_drafted_there(model, monkeypatch) -> None:
-    circle = dict.fromkeys([(1, 2), (2, 3), (3, 4), (4, 5), (5, 1)], 1000.0)
-    plain, drafted, weights = both(model, monkeypatch, max_new_tokens=80, sequence_bias={(1,): 500.0, **circle})
+    plain, drafted, weights = both(model, monkeypatch, max_new_tokens=80, **CIRCLE)
     assert torch.equal(drafted, plain)
     assert plain[0, -20:-15].sort().values.tolist() == [1, 2, 3, 4, 5]
     assert weights.count("draft") < 40
     assert weights.count("model") < 80 / 3
+
+
+@pytest.mark.skipif(not has_integer_products(), reason="no VNNI here")
+@pytest.mark.parametrize(
+    ("options", "most"), [(CIRCLE, 80 / 3), ({}, 80), ({"do_sample": True, "top_k": 5, "seed": 3}, 80)]
+)
+def test_int8_weights_guess_repetitions_without_a_copy(monkeypatch, options, most) -> None:
+    plain, guessed, weights = both(make_model(61, "int8"), monkeypatch, max_new_tokens=80, **options)
+    assert torch.equal(guessed, plain)
+    assert set(weights) == {"model"}
+    assert len(weights) <= most
 
 
 @pytest.mark.parametrize("outputs", [32, 61, 1500])

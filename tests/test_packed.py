@@ -10,7 +10,7 @@ from gpt2core.config import GPTConfig
 from gpt2core.decoding import generate, packed_linear, packing
 from gpt2core.decoding.kv_cache import KVCache
 from gpt2core.decoding.packed import PackedGPT
-from gpt2core.decoding.packed_linear import Int8Linear, quantise_rows
+from gpt2core.decoding.packed_linear import Int8Linear, IntegerLinear, has_integer_products, quantise_rows
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 
@@ -100,15 +100,47 @@ def test_int8_survives_channels_that_are_far_larger_than_the_others(pair) -> Non
         assert (packed - exact).std() < 0.1 * exact.std()
 
 
+INT8_LAYERS = [
+    pytest.param(Int8Linear, torch.bfloat16, 0.15, id="through fp32"),
+    pytest.param(
+        IntegerLinear, torch.float32, 0.002, id="integers",
+        marks=pytest.mark.skipif(not has_integer_products(), reason="no VNNI here"),
+    ),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("vectors", [1, 5, 200])
-def test_an_int8_layer_is_the_product_with_its_dequantised_weights(vectors) -> None:
+@pytest.mark.parametrize(("kind", "inputs", "tolerance"), INT8_LAYERS)
+def test_an_int8_layer_is_the_product_with_its_dequantised_weights(kind, inputs, tolerance, vectors) -> None:
     torch.manual_seed(0)
     weight, bias, x = torch.randn(48, 64), torch.randn(48), torch.randn(vectors, 64)
     integers, scale = quantise_rows(weight)
     dequantised = integers.float() * scale.float()[:, None]
     assert ((dequantised - weight).abs() <= 0.51 * scale.float()[:, None]).all()
-    expected = x.bfloat16().float() @ dequantised.T + bias
-    assert torch.allclose(Int8Linear(integers, scale, bias)(x), expected, atol=0.15, rtol=0.01)
+    expected = x.to(inputs).float() @ dequantised.T + bias
+    layer, residual = kind(integers, scale, bias), torch.randn(vectors, 48)
+    assert torch.allclose(layer(x), expected, atol=tolerance, rtol=0.01)
+    gelu = torch.nn.functional.gelu(expected, approximate="tanh")
+    assert torch.allclose(layer.gelu(x, "tanh"), gelu, atol=tolerance, rtol=0.01)
+    assert torch.allclose(layer.add_to(residual.clone(), x), residual + expected, atol=tolerance, rtol=0.01)
+
+
+@pytest.mark.skipif(not has_integer_products(), reason="no VNNI here")
+def test_sums_of_integers_do_not_depend_on_the_vectors_beside_nor_hide_what_is_not_finite() -> None:
+    torch.manual_seed(0)
+    layer = IntegerLinear(*quantise_rows(torch.randn(48, 64)), torch.randn(48))
+    x = torch.randn(40, 64) * torch.logspace(-20, 20, 40)[:, None]
+    x[3] = 0.0
+    together = layer(x)
+    assert all(torch.equal(layer(x[row : row + 1])[0], together[row]) for row in range(40))
+    assert torch.equal(layer(x.T.contiguous().T), together)
+    assert torch.equal(together[3], layer(torch.zeros(1, 64))[0])
+    for damage in (torch.nan, torch.inf):
+        damaged = x.clone()
+        damaged[7, 5] = damage
+        result = layer(damaged)
+        assert not result[7].isfinite().any()
+        assert torch.equal(result[8:], together[8:])
 
 
 def test_a_row_gets_the_same_text_whatever_the_rows_beside_it(pair) -> None:

@@ -71,7 +71,7 @@ def sample_with_draft(
 
 
 class _Draft:
-    """Guesses what the 4-bit copy of the model says, or what was said before; nothing where the model has no copy."""
+    """Guesses what was said before, or what the 4-bit copy of the model says where it has one."""
 
     def __init__(
         self, rows: CachedRows, options: GenerationOptions, processors: list[LogitsProcessor], generator: Generators
@@ -88,14 +88,18 @@ class _Draft:
             for token in ids[0].tolist():
                 self._repeats.add(token)
             return []  # the first token comes from reading the prompt and is not kept waiting
-        if not isinstance(model, PackedGPT) or not model.can_draft:
+        if not isinstance(model, PackedGPT) or not model.reads_many_fast:
             return []
-        repeated = self._repeats.guess(min(room, LONGEST_GUESS))
+        most = min(room, LONGEST_GUESS)
+        repeated = self._repeats.guess(most)
         by_repeating, _ = best_count(self._repeated.chance, CHECK, len(repeated))
-        by_drafting, count = best_count(self._drafted.chance, CHECK + DRAFT[model.weights], min(room, LONGEST_GUESS))
+        cost = CHECK + DRAFT.get(model.weights, 0.0)
+        by_drafting, count = best_count(self._drafted.chance, cost, most if model.can_draft else 0)
         if by_repeating > by_drafting:
             self._guessed = self._repeated, len(repeated)
             return repeated
+        if count == 0:
+            return []
         guess = self._draft(model, ids, count)
         self._guessed = self._drafted, len(guess)
         return guess

@@ -14,6 +14,7 @@ from gpt2core.decoding.int4_linear import Int4Linear, has_int4
 from gpt2core.decoding.kv_cache import KVCache
 from gpt2core.decoding.packed_embedding import CentredEmbedding, DraftEmbedding, Embedding, FP32Embedding
 from gpt2core.decoding.packed_linear import (
+    IntegerLinear,
     Linear,
     OneDNNLinear,
     OneDNNLinearBF16,
@@ -69,6 +70,11 @@ class PackedGPT:
         self._exact: FP32Embedding | CentredEmbedding = exact
         self._embedding: Embedding = exact
         self._draft: PackedGPT | None = None
+
+    @property
+    def reads_many_fast(self) -> bool:
+        """Whether some tokens at once take little longer than one, so that guesses are cheap to check."""
+        return isinstance(self._layers[0].c_attn, OneDNNLinear | OneDNNLinearBF16 | IntegerLinear)
 
     @property
     def can_draft(self) -> bool:

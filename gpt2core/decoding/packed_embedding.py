@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt2core.decoding.int4_linear import Int4Linear
-from gpt2core.decoding.packed_linear import Int8Linear, Weights, packed_linear, plain_weight
+from gpt2core.decoding.packed_linear import Weights, int8_linear, packed_linear, plain_weight, quantise_rows
 from gpt2core.model import GPT
 
 
@@ -52,17 +52,19 @@ class CentredEmbedding:
     def __init__(self, model: GPT, weights: Weights) -> None:
         head = model.lm_head.weight.detach().float()
         self._mean = head.mean(dim=0)  # (C,)
+        self._rows: tuple[Tensor, Tensor] | None = None
+        if weights == "int8" and model.config.tie_word_embeddings:  # its rows serve both ends
+            self._rows = quantise_rows(head - self._mean)
+            self._head = int8_linear(*self._rows, None)
+            return
         self._head = packed_linear(head - self._mean, None, weights)
-        # int8 rows are kept as they are: one table serves both ends of a tied model.
-        shared = isinstance(self._head, Int8Linear) and model.config.tie_word_embeddings
-        self._wte = None if shared else model.wte.weight.detach().float().to(torch.bfloat16)
+        self._wte = model.wte.weight.detach().float().to(torch.bfloat16)
 
     def look_up(self, token_ids: Tensor) -> Tensor:
-        if self._wte is not None:
+        if self._rows is None:
             return self._wte[token_ids].float()
-        assert isinstance(self._head, Int8Linear)
-        scale = self._head.scale[token_ids].float()[..., None]
-        return self._head.weight[token_ids] * scale + self._mean
+        weight, scale = self._rows
+        return weight[token_ids] * scale[token_ids].float()[..., None] + self._mean
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._head(hidden) + (hidden @ self._mean)[:, None]
