@@ -36,9 +36,13 @@ class Linear(Protocol):
         """residual (M, N) fp32 + y; may write into `residual`."""
 
 
+def _has_x86_onednn() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()
+
+
 def has_onednn(weights: Weights) -> bool:
     """Whether this machine and build of PyTorch have oneDNN's packed linear layer, and compute in that type."""
-    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+    if not _has_x86_onednn():
         return False
     operators = torch.ops.mkldnn
     if not (hasattr(operators, "_linear_pointwise") and hasattr(operators, "_reorder_linear_weight")):
@@ -211,7 +215,7 @@ class IntegerLinear:
 
 def has_integer_products() -> bool:
     """Whether this machine sums products of bytes as integers fast (VNNI), and this build of PyTorch lets it."""
-    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+    if not _has_x86_onednn():
         return False
     known = all(hasattr(torch.ops.onednn, name) for name in ("qlinear_prepack", "qlinear_pointwise"))
     return known and getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
