@@ -285,16 +285,25 @@ def test_what_is_known_of_guesses_follows_what_is_seen_and_fades() -> None:
     assert record.chance == pytest.approx(first, abs=1e-3)
 
 
-def test_repeats_are_of_the_last_time() -> None:
+def repeats_of(text: list[int]) -> Repeats:
     repeats = Repeats()
-    for token in [1, 2, 3, 7, 8, 1, 2, 3, 9, 4, 2, 3, 5, 1, 2, 3]:
+    for token in text:
         repeats.add(token)
-    assert repeats.guess(3) == [9, 4, 2]
-    repeats.add(6)
-    assert repeats.guess(3) == []
-    for token in [7, 8, 7, 8, 7]:
-        repeats.add(token)
-    assert repeats.guess(5) == [8, 7, 8, 7, 8]
+    return repeats
+
+
+def test_repeats_are_of_the_last_time_and_of_the_longest_match() -> None:
+    text = [1, 2, 3, 7, 8, 1, 2, 3, 9, 4, 2, 3, 5, 1, 2, 3]
+    assert repeats_of(text).guess(3) == (3, [9, 4, 2])
+    assert repeats_of([*text, 5]).guess(3) == (3, [1, 2, 3])
+    assert repeats_of([*text, 6]).guess(3) == (0, [])
+    assert repeats_of([*text, 6, 7, 8, 7, 8, 7]).guess(5) == (3, [8, 7, 8, 7, 8])
+    assert repeats_of([]).guess(2) == repeats_of([1]).guess(2) == (0, [])
+
+
+def test_one_token_is_enough_where_three_are_new() -> None:
+    assert repeats_of([1, 2, 3, 9, 2]).guess(3) == (1, [3, 9, 2])
+    assert repeats_of([4, 4]).guess(3) == (1, [4, 4, 4])
 
 
 CIRCLE = {"sequence_bias": {(1,): 500.0, **dict.fromkeys([(1, 2), (2, 3), (3, 4), (4, 5), (5, 1)], 1000.0)}}

@@ -9,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2core.config import GPTConfig
 from gpt2core.decoding import generate, packed_linear, packing
 from gpt2core.decoding.kv_cache import KVCache
+from gpt2core.decoding.normed_linear import IntegerAfterNorm, Norm, after_norm
 from gpt2core.decoding.packed import PackedGPT
 from gpt2core.decoding.packed_linear import Int8Linear, IntegerLinear, has_integer_products, quantise_rows
 from gpt2core.errors import UserError
@@ -141,6 +142,42 @@ def test_sums_of_integers_do_not_depend_on_the_vectors_beside_nor_hide_what_is_n
         result = layer(damaged)
         assert not result[7].isfinite().any()
         assert torch.equal(result[8:], together[8:])
+
+
+@pytest.mark.skipif(not has_integer_products(), reason="no VNNI here")
+@pytest.mark.parametrize("eps", [1e-5, 0.1])
+def test_a_norm_that_gives_integers_is_the_norm_and_then_the_layer(eps) -> None:
+    torch.manual_seed(0)
+    norm = Norm(torch.randn(64), torch.randn(64), eps)
+    integers, scale = quantise_rows(torch.randn(48, 64))
+    bias, x = torch.randn(48), torch.randn(200, 64) * torch.logspace(-3, 3, 200)[:, None] + 5
+    x[0], x[1], x[2] = 0.0, 0.0, 0.0
+    x[1, 11], x[2, 11] = 1e4, -1e4  # as far from the others as a normed number can be
+    dequantised = integers.double() * scale.double()[:, None]
+    normed = torch.nn.functional.layer_norm(x.double(), (64,), norm.weight.double(), norm.bias.double(), eps)
+    expected = normed @ dequantised.T + bias
+    layer = after_norm(norm, IntegerLinear(integers, scale, bias))
+    assert isinstance(layer, IntegerAfterNorm)
+    together = layer(x)
+    assert torch.allclose(together.double(), expected, atol=0.02, rtol=0)
+    assert torch.allclose(layer.gelu(x, "none").double(), torch.nn.functional.gelu(expected), atol=0.02, rtol=0)
+    assert all(torch.equal(layer(x[row : row + 1])[0], together[row]) for row in range(200))
+    for damage in (torch.nan, torch.inf):
+        damaged = x.clone()
+        damaged[7, 5] = damage
+        assert layer(damaged)[7].isnan().all()
+        assert torch.equal(layer(damaged)[8:], together[8:])
+
+
+@pytest.mark.skipif(not has_integer_products(), reason="no VNNI here")
+def test_a_norm_of_nothing_gives_the_bias_and_a_damaged_one_nothing() -> None:
+    integers, scale = quantise_rows(torch.randn(48, 64))
+    linear, x = IntegerLinear(integers, scale, torch.randn(48)), torch.randn(3, 64)
+    nothing = after_norm(Norm(torch.zeros(64), torch.zeros(64), 1e-5), linear)(x)
+    assert torch.allclose(nothing, linear.bias.expand(3, -1), atol=1e-6)
+    damaged = torch.ones(64)
+    damaged[3] = torch.nan
+    assert after_norm(Norm(damaged, torch.zeros(64), 1e-5), linear)(x).isnan().all()
 
 
 def test_a_row_gets_the_same_text_whatever_the_rows_beside_it(pair) -> None:

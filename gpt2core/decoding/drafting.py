@@ -35,7 +35,8 @@ PASS, CHECK = 1.1, 0.055
 DRAFT = {"fp32": 0.36, "bf16": 0.6}
 # How much of what was seen is kept at each pass: guesses that were wrong too often to go on are tried again later.
 KEPT = 0.9
-NGRAM = 3  # tokens that must have stood together before
+# Tokens that stood together before, the longest first, and what is believed of what followed them: (right, wrong).
+NGRAMS = {3: (4.0, 1.0), 1: (1.0, 1.0)}
 
 
 def may_draft(rows: Rows, ids: Tensor, options: GenerationOptions, max_length: int) -> bool:
@@ -78,7 +79,8 @@ class _Draft:
     ) -> None:
         self._rows, self._options, self._processors = rows, options, processors
         self.dice = Dice(generator[0] if isinstance(generator, list) else generator)
-        self._drafted, self._repeated = Record(right=8.0, wrong=1.0), Record(right=4.0, wrong=1.0)
+        self._drafted = Record(right=8.0, wrong=1.0)
+        self._repeated = {size: Record(*belief) for size, belief in NGRAMS.items()}
         self._repeats = Repeats()
         self._guessed: tuple[Record, int] | None = None
 
@@ -91,13 +93,13 @@ class _Draft:
         if not isinstance(model, PackedGPT) or not model.reads_many_fast:
             return []
         most = min(room, LONGEST_GUESS)
-        repeated = self._repeats.guess(most)
-        by_repeating, _ = best_count(self._repeated.chance, CHECK, len(repeated))
+        size, repeated = self._repeats.guess(most)
+        by_repeating, worth = best_count(self._repeated[size].chance if size else 0.0, CHECK, len(repeated))
         cost = CHECK + DRAFT.get(model.weights, 0.0)
         by_drafting, count = best_count(self._drafted.chance, cost, most if model.can_draft else 0)
         if by_repeating > by_drafting:
-            self._guessed = self._repeated, len(repeated)
-            return repeated
+            self._guessed = self._repeated[size], worth
+            return repeated[:worth]
         if count == 0:
             return []
         guess = self._draft(model, ids, count)
@@ -120,6 +122,8 @@ class _Draft:
         return guess
 
     def choose(self, scores: Tensor, guess: list[int]) -> Tensor:
+        if not self._options.do_sample:
+            return scores.argmax(-1)
         return torch.cat([self._pick(row[None], place) for place, row in enumerate(scores)])
 
     def _pick(self, scores: Tensor, place: int) -> Tensor:
@@ -131,7 +135,7 @@ class _Draft:
         self._repeats.add(token)
 
     def learn(self, matching: int) -> None:
-        for record in (self._drafted, self._repeated):
+        for record in (self._drafted, *self._repeated.values()):
             record.forget()
         if self._guessed is not None:
             record, guessed = self._guessed
@@ -159,23 +163,31 @@ class Record:
 
 
 class Repeats:
-    """What followed the last NGRAM tokens of a text where they stood together before, the last time."""
+    """What followed the last tokens of a text where they stood together before: most of them, the last time."""
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
         self._next: dict[tuple[int, ...], int] = {}  # where the token after an n-gram stands
 
     def add(self, token: int) -> None:
-        self._next[tuple(self._tokens[-NGRAM:])] = len(self._tokens)
+        for ngram in self._ngrams():
+            self._next[ngram] = len(self._tokens)
         self._tokens.append(token)
 
-    def guess(self, count: int) -> list[int]:
-        """`count` tokens, going on in a circle where the text does; none where there is no such place."""
-        start = self._next.get(tuple(self._tokens[-NGRAM:]))
-        if start is None:
-            return []
-        period = len(self._tokens) - start
-        return [self._tokens[start + place % period] for place in range(count)]
+    def guess(self, count: int) -> tuple[int, list[int]]:
+        """How many tokens stood together before, and `count` tokens after them; (0, []) where there is no such place.
+
+        The guess goes on in a circle where the text does.
+        """
+        for ngram in self._ngrams():
+            if (start := self._next.get(ngram)) is not None:
+                period = len(self._tokens) - start
+                return len(ngram), [self._tokens[start + place % period] for place in range(count)]
+        return 0, []
+
+    def _ngrams(self) -> list[tuple[int, ...]]:
+        """The last n tokens for each n, the longest first."""
+        return [tuple(self._tokens[-size:]) for size in NGRAMS if size <= len(self._tokens)]
 
 
 def best_count(chance: float, cost: float, most: int) -> tuple[float, int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gpt2core.decoding.int4_linear import Int4Linear, has_int4
 from gpt2core.decoding.kv_cache import KVCache
+from gpt2core.decoding.normed_linear import LinearAfterNorm, Norm, NormedLinear, after_norm
 from gpt2core.decoding.packed_embedding import CentredEmbedding, DraftEmbedding, Embedding, FP32Embedding
 from gpt2core.decoding.packed_linear import (
     IntegerLinear,
@@ -29,18 +30,18 @@ WEIGHTS = ("fp32", "bf16", "int8")
 
 
 class _Layer(NamedTuple):
-    ln_1: tuple[Tensor, Tensor]
-    c_attn: Linear
+    c_attn: NormedLinear
     attn_proj: Linear
-    ln_2: tuple[Tensor, Tensor]
-    c_fc: Linear
+    c_fc: NormedLinear
     mlp_proj: Linear
 
     def four_bit(self) -> "_Layer":
-        c_attn, attn_proj, c_fc, mlp_proj = (
-            Int4Linear(*plain_weight(linear)) for linear in (self.c_attn, self.attn_proj, self.c_fc, self.mlp_proj)
+        return _Layer(
+            _four_bit_after_norm(self.c_attn),
+            Int4Linear(*plain_weight(self.attn_proj)),
+            _four_bit_after_norm(self.c_fc),
+            Int4Linear(*plain_weight(self.mlp_proj)),
         )
-        return _Layer(self.ln_1, c_attn, attn_proj, self.ln_2, c_fc, mlp_proj)
 
 
 class PackedGPT:
@@ -60,7 +61,6 @@ class PackedGPT:
         if model.wte.weight.device.type != "cpu":
             raise UserError(f"PackedGPT is for a CPU; this model is on {model.wte.weight.device}: use it as it is.")
         self.config, self.weights = model.config, kind
-        self._eps = model.config.layer_norm_epsilon
         self._approximate = model.config.gelu_approximation
         with torch.no_grad():
             self._wpe = model.wpe.weight.detach().float()
@@ -74,12 +74,12 @@ class PackedGPT:
     @property
     def reads_many_fast(self) -> bool:
         """Whether some tokens at once take little longer than one, so that guesses are cheap to check."""
-        return isinstance(self._layers[0].c_attn, OneDNNLinear | OneDNNLinearBF16 | IntegerLinear)
+        return isinstance(self._layers[0].attn_proj, OneDNNLinear | OneDNNLinearBF16 | IntegerLinear)
 
     @property
     def can_draft(self) -> bool:
         """Whether `draft` works here: for fp32 and bf16 in oneDNN's layout, where 4-bit weights are multiplied fast."""
-        packed = isinstance(self._layers[0].c_attn, OneDNNLinear | OneDNNLinearBF16)
+        packed = isinstance(self._layers[0].attn_proj, OneDNNLinear | OneDNNLinearBF16)
         return packed and has_int4(self.config.n_embd, self.config.feed_forward_width)
 
     def draft(self) -> "PackedGPT":
@@ -121,7 +121,7 @@ class PackedGPT:
         x = (self._embedding.look_up(token_ids) + positions).view(B * T, -1)
         rooms = cache.extend_all(T) if cache is not None else None
         for i, layer in enumerate(self._layers):
-            qkv = layer.c_attn(self._normalise(x, layer.ln_1)).view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)
+            qkv = layer.c_attn(x).view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)
             if rooms is None:
                 k, v = qkv[1], qkv[2]
             else:
@@ -129,11 +129,8 @@ class PackedGPT:
                 new.copy_(qkv[1:])
             y = F.scaled_dot_product_attention(qkv[0], k, v, attn_mask=mask, is_causal=causal)
             x = layer.attn_proj.add_to(x, y.transpose(1, 2).reshape(B * T, -1))
-            x = layer.mlp_proj.add_to(x, layer.c_fc.gelu(self._normalise(x, layer.ln_2), self._approximate))
-        return self._normalise(x, self._ln_f).view(B, T, -1)
-
-    def _normalise(self, x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
-        return torch.layer_norm(x, norm[0].shape, norm[0], norm[1], self._eps)
+            x = layer.mlp_proj.add_to(x, layer.c_fc.gelu(x, self._approximate))
+        return self._ln_f(x).view(B, T, -1)
 
 
 def _layer(block: Block, weights: Weights) -> _Layer:
@@ -142,11 +139,17 @@ def _layer(block: Block, weights: Weights) -> _Layer:
         packed_linear(linear.weight.detach(), None if linear.bias is None else linear.bias.detach(), weights)
         for linear in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj)
     )
-    return _Layer(_norm(block.ln_1), c_attn, attn_proj, _norm(block.ln_2), c_fc, mlp_proj)
+    after_1, after_2 = after_norm(_norm(block.ln_1), c_attn), after_norm(_norm(block.ln_2), c_fc)
+    return _Layer(after_1, attn_proj, after_2, mlp_proj)
 
 
-def _norm(norm: torch.nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    return norm.weight.detach().float(), norm.bias.detach().float()
+def _norm(norm: torch.nn.LayerNorm) -> Norm:
+    return Norm(norm.weight.detach().float(), norm.bias.detach().float(), norm.eps)
+
+
+def _four_bit_after_norm(normed: NormedLinear) -> LinearAfterNorm:
+    assert isinstance(normed, LinearAfterNorm)
+    return LinearAfterNorm(normed.norm, Int4Linear(*plain_weight(normed.linear)))
 
 
 def _attention_mask(attention_mask: Tensor, T: int) -> Tensor:

@@ -172,45 +172,51 @@ class IntegerLinear:
     """
 
     # Around the middle an input is this many steps long at most: both its bytes are within 0..255, 128 standing for 0.
-    _MOST, _ZERO = 32_512, 128
+    MOST, ZERO = 32_512, 128
+    MIDDLE = ZERO * 256 + ZERO + 0.5
     # Vectors multiplied at once: a head's logits of a long text are large, and these three times as large.
     _AT_ONCE = 128
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-        self._bias = torch.zeros(len(weight)) if bias is None else bias.float()
-        self._scale, self._zeros = scale.float() / self._MOST, torch.zeros(len(weight), dtype=torch.int64)
+        self.bias = torch.zeros(len(weight)) if bias is None else bias.float()
+        self.scale, self._zeros = scale.float() / self.MOST, torch.zeros(len(weight), dtype=torch.int64)
         self._weight = torch.ops.onednn.qlinear_prepack(weight, [_VECTORS, weight.shape[1]])
         self._multiply = torch.ops.onednn.qlinear_pointwise.default
-        self._middle = torch.tensor(self._ZERO * 256 + self._ZERO + 0.5)
+        self._middle = torch.tensor(self.MIDDLE)
+
+    def bytes_product(self, steps: Tensor, scale: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of inputs (M, K) in steps around MIDDLE, what their low and their high bytes give, each (M, N) fp32."""
+        M, K = steps.shape
+        low_and_high = steps.to(torch.int32).view(torch.uint8).as_strided((2, M, K), (1, 4 * K, 4)).reshape(2 * M, K)
+        y = self._multiply(
+            low_and_high, 1.0, self.ZERO, self._weight, scale, self._zeros,
+            bias, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        low, high = y.view(2, M, -1).unbind()
+        return low, high
 
     def _product(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x W^T as a factor (M, N) and a factor (M, 1): few operators, as each costs what reading 50 kB does."""
-        M, K = x.shape
         largest = x.abs().amax(1, keepdim=True)
         # Where all is 0 the quotient is no number and neither are its bytes, which are then multiplied by 0.
-        steps = torch.addcdiv(self._middle, x, largest, value=self._MOST).to(torch.int32)
-        low_and_high = steps.view(torch.uint8).as_strided((2, M, K), (1, 4 * K, 4)).reshape(2 * M, K)
-        y = self._multiply(
-            low_and_high, 1.0, self._ZERO, self._weight, self._scale, self._zeros,
-            None, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        low, high = y.view(2, M, -1).unbind()
+        steps = torch.addcdiv(self._middle, x, largest, value=self.MOST)
+        low, high = self.bytes_product(steps, self.scale, None)
         return torch.add(low, high, alpha=256), largest
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.float().contiguous()
         if len(x) <= self._AT_ONCE:
-            return torch.addcmul(self._bias, *self._product(x))
-        y = torch.empty(len(x), len(self._bias))
+            return torch.addcmul(self.bias, *self._product(x))
+        y = torch.empty(len(x), len(self.bias))
         for vectors, place in zip(x.split(self._AT_ONCE), y.split(self._AT_ONCE), strict=True):
-            torch.addcmul(self._bias, *self._product(vectors), out=place)
+            torch.addcmul(self.bias, *self._product(vectors), out=place)
         return y
 
     def gelu(self, x: Tensor, approximate: str) -> Tensor:
         return F.gelu(self(x), approximate=approximate)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        return residual.addcmul_(*self._product(x.float().contiguous())).add_(self._bias)
+        return residual.addcmul_(*self._product(x.float().contiguous())).add_(self.bias)
 
 
 def has_integer_products() -> bool:
