@@ -108,8 +108,10 @@ def test_only_what_differs_is_copied(monkeypatch) -> None:
     cache.select(torch.tensor([0, 0, 0]))
     fill(cache, 3)
     copied = []
-    clone = torch.Tensor.clone
-    monkeypatch.setattr(torch.Tensor, "clone", lambda self: copied.append(self.shape[-2]) or clone(self))
+    write = torch.Tensor.__setitem__
+    monkeypatch.setattr(
+        torch.Tensor, "__setitem__", lambda self, at, tail: copied.append(tail.shape[-2]) or write(self, at, tail)
+    )
     cache.select(torch.tensor([0, 2, 1]))
     assert copied == [3, 3]  # tokens of each row that moved: the first forty are the same in all
     cache.select(torch.tensor([0, 1, 2]))
@@ -119,6 +121,24 @@ def test_only_what_differs_is_copied(monkeypatch) -> None:
     copied.clear()
     cache.select(torch.tensor([0, 0, 0]))  # the rows left behind still hold the same past
     assert max(copied) <= 4
+
+
+def test_rows_in_another_order_are_not_copied(model, monkeypatch) -> None:
+    rows = CachedRows(model, 20, "refuse")
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+    with torch.inference_mode():
+        rows.append(ids)
+        stored = []
+        inner = KVCache.select
+        monkeypatch.setattr(KVCache, "select", lambda self, kept: stored.append(kept.tolist()) or inner(self, kept))
+        for order in ([2, 0, 1], [1, 1, 0], [2, 2, 0], [1, 2, 0]):
+            rows.select(torch.tensor(order))
+            ids = torch.cat([ids[order], torch.tensor([[10], [11], [12]])], 1)
+            expected = model(ids)[:, -1]
+            assert torch.allclose(rows.append(ids[:, -1:]), expected, atol=1e-5)
+            assert torch.allclose(model.lm_head(rows.hidden[:, -1]), expected, atol=1e-5)
+    assert stored[0] == stored[3] == [0, 1, 2]
+    assert all(sum(row != place for place, row in enumerate(kept)) == 1 for kept in stored[1:3])
 
 
 def test_a_step_allocates_no_new_keys_and_values() -> None:

@@ -46,11 +46,13 @@ class GraphedRows(CachedRows):
         if self._step is None or not self._step.fits(store, place):
             self._step = _Step(self.model, store, place)
         self.length += 1
+        tokens = self._as_stored(tokens)
         if self._ids is not None:
             self._ids = torch.cat([self._ids, tokens], dim=1)
         padding = None if self._mask is None else (~self._mask).sum(-1)
-        self.hidden, logits = self._step.read(tokens, place, padding)
-        return logits
+        hidden, logits = self._step.read(tokens, place, padding)
+        self.hidden = self._as_asked(hidden)
+        return self._as_asked(logits)
 
     def append_all(self, tokens: Tensor) -> Tensor:
         return self.append(tokens)[:, None] if tokens.shape[1] == 1 else super().append_all(tokens)

@@ -84,10 +84,12 @@ class KVCache:
         numbers = self._numbers[wanted, :length]  # what each row shall hold
         differs = numbers != self._numbers[: len(wanted), :length]
         moves = []
-        for row in np.flatnonzero(differs.any(axis=1)).tolist():
-            start = int(differs[row].argmax())
-            moves.append((row, start, self._store[int(wanted[row]), ..., start:length, :].clone()))
-        for row, start, tail in moves:  # after all were read: rows may change places
+        moved = np.flatnonzero(differs.any(axis=1)).tolist()
+        for row in moved:
+            start, source = int(differs[row].argmax()), int(wanted[row])
+            tail = self._store[source, ..., start:length, :]
+            moves.append((row, start, tail.clone() if source in moved else tail))
+        for row, start, tail in moves:  # after all that are overwritten were read: rows may change places
             self._store[row, ..., start:length, :] = tail
         self._numbers[: len(wanted), :length] = numbers
         self._batch_size = len(wanted)

@@ -59,6 +59,9 @@ class CachedRows:
 
     With `past_block_size="slide"`, tokens that no longer fit make the window slide: the latest half of block_size is
     read again from position 0, so that the model sees between a half and the whole of block_size.
+
+    Rows that `select` puts into another order stay where they are stored: their keys and values are most of what a step
+    of beams would move.
     """
 
     def __init__(self, model: GPT | PackedGPT, max_length: int, past_block_size: PastBlockSize) -> None:
@@ -66,6 +69,8 @@ class CachedRows:
         self.block_size = model.config.block_size
         self.length = 0
         self.hidden: Tensor | None = None
+        self._order: Tensor | None = None  # (B,) which row is stored first, second, ...; None where they are in order
+        # As stored:
         self._cache: KVCache | None = None
         self._ids: Tensor | None = None  # (B, <= block_size) what the cache holds, kept where the window may slide
         self._mask: Tensor | None = None  # (B, room) bool, False at left padding
@@ -89,6 +94,7 @@ class CachedRows:
         """Append tokens (B, K); the hidden states (B, K, C) of all that was read."""
         first = self.length == 0
         self.length += tokens.shape[1]
+        tokens = self._as_stored(tokens)
         if first:
             self.model = fastest(self.model, self.max_length - self.length)
             if mask is not None and not bool(mask.all()):
@@ -99,8 +105,15 @@ class CachedRows:
             tokens = self._slide(tokens.shape[1])
         if self._cache is None:
             self._cache = self._new_cache(tokens)
-        self.hidden = self.model.hidden_states(tokens, self._mask_of(self._cache.length + tokens.shape[1]), self._cache)
+        mask = self._mask_of(self._cache.length + tokens.shape[1])
+        self.hidden = self._as_asked(self.model.hidden_states(tokens, mask, self._cache))
         return self.hidden
+
+    def _as_stored(self, rows: Tensor) -> Tensor:
+        return rows if self._order is None else rows[self._order]
+
+    def _as_asked(self, stored: Tensor) -> Tensor:
+        return stored if self._order is None else torch.empty_like(stored).index_copy_(0, self._order, stored)
 
     def _new_cache(self, tokens: Tensor) -> KVCache:
         dtype = torch.float32 if isinstance(self.model, PackedGPT) else self.model.wte.weight.dtype
@@ -136,10 +149,14 @@ class CachedRows:
 
     def select(self, rows: Tensor) -> None:
         assert self._cache is not None
-        self._ids = None if self._ids is None else self._ids[rows]
-        self._mask = None if self._mask is None else self._mask[rows]
         self.hidden = None if self.hidden is None else self.hidden[rows]
-        self._cache.select(rows)
+        wanted = rows if self._order is None else self._order.argsort()[rows]
+        order = staying(wanted.tolist())
+        self._order = None if order == sorted(order) else torch.tensor(order, device=rows.device)
+        kept = self._as_stored(wanted)
+        self._ids = None if self._ids is None else self._ids[kept]
+        self._mask = None if self._mask is None else self._mask[kept]
+        self._cache.select(kept)
 
     @contextmanager
     def read_by(self, model: PackedGPT) -> Iterator[None]:
@@ -159,6 +176,18 @@ class CachedRows:
             self._ids = None if self._ids is None else self._ids[:, :-dropped]
             self._cache.crop(self._cache.length - dropped)
             self.length = length
+
+
+def staying(rows: list[int]) -> list[int]:
+    """In which order to store the wanted `rows` so that as many as can stay where they are: places in the list."""
+    order, moving = [-1] * len(rows), []
+    for place, row in enumerate(rows):
+        if row < len(rows) and order[row] < 0:
+            order[row] = place
+        else:
+            moving.append(place)
+    moved = iter(moving)
+    return [place if place >= 0 else next(moved) for place in order]
 
 
 class PlainRows:
