@@ -35,6 +35,7 @@ CASES: dict[str, tuple[int, dict[str, Any], str, tuple[str, ...]]] = {
     "batch 1, int8": (1, {}, "int8", ("default fp32", "default bf16")),
     "batch 16, fp32": (16, {}, "fp32", ("default fp32", "static fp32")),
     "batch 16, bf16": (16, {}, "bf16", ("default bf16", "default fp32")),
+    "batch 16, int8": (16, {}, "int8", ("default fp32",)),
     "beam 5, fp32": (1, BEAMS, "fp32", ("default fp32", "static fp32")),
     "contrastive, fp32": (1, CONTRASTIVE, "fp32", ("default fp32",)),
     "GPU, batch 1, bf16": (1, {}, "bf16", ("default bf16", "compiled bf16")),
