@@ -163,7 +163,10 @@ class Record:
 
 
 class Repeats:
-    """What followed the last tokens of a text where they stood together before: most of them, the last time."""
+    """What followed the last tokens of a text where they stood together before.
+
+    Of the sizes in NGRAMS the largest that stood there counts, and of its places the last.
+    """
 
     def __init__(self) -> None:
         self._tokens: list[int] = []

@@ -50,7 +50,7 @@ class IntegerAfterNorm:
     """The norm gives the integers at once, in steps as long for every vector: a normed vector has a bound.
 
     C numbers of mean 0 and variance 1 are at most sqrt(C - 1) large. Steps are some times longer than those of
-    `IntegerLinear` and still finer than bf16's of a common input; four of its operators are saved.
+    `IntegerLinear` and still finer than bf16's of a common input; finding the largest input is saved.
     """
 
     def __init__(self, norm: Norm, linear: IntegerLinear) -> None:

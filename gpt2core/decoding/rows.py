@@ -110,9 +110,11 @@ class CachedRows:
         return self.hidden
 
     def _as_stored(self, rows: Tensor) -> Tensor:
+        """Rows (B, ...) in the order of the cache."""
         return rows if self._order is None else rows[self._order]
 
     def _as_asked(self, stored: Tensor) -> Tensor:
+        """Rows (B, ...) of the cache in the order of the last `select`."""
         return stored if self._order is None else torch.empty_like(stored).index_copy_(0, self._order, stored)
 
     def _new_cache(self, tokens: Tensor) -> KVCache:
@@ -179,7 +181,7 @@ class CachedRows:
 
 
 def staying(rows: list[int]) -> list[int]:
-    """In which order to store the wanted `rows` so that as many as can stay where they are: places in the list."""
+    """The order in which to store the wanted rows, as places in `rows`: as many as can stay where they are stored."""
     order, moving = [-1] * len(rows), []
     for place, row in enumerate(rows):
         if row < len(rows) and order[row] < 0:
