@@ -191,9 +191,8 @@ def test_a_killed_training_resumes_to_the_same_weights_in_the_same_mlflow_run(pr
     unzipped.dvc("repro", "tokenize")
     command = [sys.executable, "-m", "tasks.finetune"]
     process = subprocess.Popen(command, cwd=root, env=unzipped.environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list((root / "models").glob("checkpoints/*/step-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while process.poll() is None and not list((root / "models").glob("checkpoints/*/step-*")):
+        time.sleep(0.05)  # however long a busy machine takes to its first checkpoint
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM, errors
