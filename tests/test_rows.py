@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from gpt2core.config import GPTConfig
-from gpt2core.decoding import generate, graphed_rows, kv_cache, opening
+from gpt2core.decoding import branching_rows, generate, graphed_rows, kv_cache, opening
 from gpt2core.decoding import rows as rows_module
+from gpt2core.decoding.branching_rows import BranchingRows
 from gpt2core.decoding.graphed_rows import GraphedRows
 from gpt2core.decoding.kv_cache import KVCache
 from gpt2core.decoding.packed import PackedGPT
@@ -74,6 +75,50 @@ def test_any_order_of_select_crop_and_append_gives_what_a_fresh_pass_gives(
                 else:
                     assert (rows.append_all(new) - fresh[:, -new.shape[1] :]).abs().max() < 1e-3
             assert rows.length == ids.shape[1]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_that_branch_off_give_what_a_fresh_pass_gives(model, padded, seed, monkeypatch) -> None:
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 7)  # so that the store grows on the way
+    monkeypatch.setattr(branching_rows, "SPARE", 2)  # and closes up
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    B, N = 3, rng.randint(1, 5)
+    ids = torch.randint(61, (B, 6))
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, :2] = 0
+        mask[2, :4] = 0
+    rows = BranchingRows(PackedGPT(model), 40, N)
+    kept = torch.arange(B).repeat_interleave(N)
+    with torch.inference_mode():
+        assert (rows.append(ids, mask) - model(ids, attention_mask=mask)[:, -1]).abs().max() < 1e-3
+        for _ in range(30):
+            rows.select(kept)
+            new = torch.randint(61, (B * N, 1))
+            ids, mask = torch.cat([ids[kept], new], 1), torch.cat([mask[kept], torch.ones_like(new)], 1)
+            fresh = model(ids, attention_mask=mask)[:, -1]
+            assert (rows.append(new) - fresh).abs().max() < 1e-3
+            assert (model.lm_head(rows.hidden[:, -1]) - fresh).abs().max() < 1e-3
+            assert rows.length == ids.shape[1]
+            kept = torch.tensor([prompt * N + rng.randrange(N) for prompt in range(B) for _ in range(N)])
+
+
+def test_what_rows_of_a_prompt_share_is_read_once(model, monkeypatch) -> None:
+    looked_at = []
+    states = PackedGPT.branch_states
+    monkeypatch.setattr(
+        PackedGPT,
+        "branch_states",
+        lambda self, ids, positions, seen, cache: (
+            looked_at.append(seen.shape[-1]) or states(self, ids, positions, seen, cache)
+        ),
+    )
+    generate(PackedGPT(model), [[5, 7, 9]], num_beams=5, max_new_tokens=60, eos_token_id=None, pad_token_id=0)
+    generate(PackedGPT(model), [[5, 7, 9]], penalty_alpha=0.6, top_k=5, max_new_tokens=60, eos_token_id=None)
+    assert len(looked_at) == 59 + 60
+    assert max(looked_at) < 63 * 2  # rows apart would look at 63 * 5
 
 
 def cache_of(batch_size: int, length: int) -> KVCache:
@@ -177,7 +222,8 @@ def test_texts_are_the_same_with_a_graphs_body(model, monkeypatch, options) -> N
     prompts = [[5, 7, 9, 11, 2], [8], [1, 2, 3]]
     options = {"max_new_tokens": 50, "eos_token_id": 60, "pad_token_id": 0, **options}
     plain = generate(model, prompts, **options)
-    monkeypatch.setattr(rows_module, "fastest", lambda model, new_tokens: model)
+    for module in (rows_module, opening):
+        monkeypatch.setattr(module, "fastest", lambda model, new_tokens: model)
     bodies = []
     body = graphed_rows._Step._body
     monkeypatch.setattr(graphed_rows._Step, "_body", lambda self: bodies.append(1) or body(self))

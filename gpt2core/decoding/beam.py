@@ -17,7 +17,7 @@ from torch import Tensor
 from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.processors import apply
-from gpt2core.decoding.rows import Rows
+from gpt2core.decoding.rows import SearchRows
 from gpt2core.decoding.sampling import Generators
 
 # Rules out a text. Finite as in transformers: sums with it round alike, so that ties fall alike.
@@ -65,7 +65,7 @@ class _Hypotheses:
 
 
 def beam_search(
-    rows: Rows,
+    rows: SearchRows,
     ids: Tensor,
     mask: Tensor | None,
     options: GenerationOptions,
@@ -119,7 +119,7 @@ def only_first(scores: Tensor) -> Tensor:
     return F.pad(scores[:, :1], (0, scores.shape[1] - 1), value=RULED_OUT)
 
 
-def append_prompts(rows: Rows, ids: Tensor, mask: Tensor | None, copies: int) -> Tensor:
+def append_prompts(rows: SearchRows, ids: Tensor, mask: Tensor | None, copies: int) -> Tensor:
     """Read each prompt once, then give it `copies` rows; returns logits (B*copies, V)."""
     logits = rows.append(ids, mask)
     each = torch.arange(len(ids), device=ids.device).repeat_interleave(copies)
@@ -127,7 +127,7 @@ def append_prompts(rows: Rows, ids: Tensor, mask: Tensor | None, copies: int) ->
     return logits[each]
 
 
-def append_chosen(rows: Rows, running: Beams, row_numbers: Tensor) -> Tensor:
+def append_chosen(rows: SearchRows, running: Beams, row_numbers: Tensor) -> Tensor:
     """Let rows follow their beams and append the beams' last tokens; returns logits (B*N, V)."""
     parents = running.parents[..., -1]
     if not torch.equal(parents, row_numbers):  # copying a cache in place is the cost of a step; often nothing moved

@@ -14,13 +14,13 @@ from torch import Tensor
 from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.processors import apply
-from gpt2core.decoding.rows import Rows
+from gpt2core.decoding.rows import SearchRows
 from gpt2core.decoding.sampling import Generators, Streamer
 from gpt2core.errors import UserError
 
 
 def contrastive_search(
-    rows: Rows,
+    rows: SearchRows,
     ids: Tensor,
     mask: Tensor | None,
     options: GenerationOptions,

@@ -16,7 +16,7 @@ from torch import Tensor
 from gpt2core.decoding.checks import check_options, check_token_ids
 from gpt2core.decoding.drafting import may_draft, sample_with_draft
 from gpt2core.decoding.ending import StopTest, describe_endings
-from gpt2core.decoding.opening import open_rows
+from gpt2core.decoding.opening import open_rows, open_search_rows
 from gpt2core.decoding.options import GenerationOptions
 from gpt2core.decoding.output import Decoded, GenerateOutput
 from gpt2core.decoding.processors import build_processors
@@ -175,27 +175,29 @@ class _Call:
         options, prompt_length = self.options, ids.shape[1]
         max_length = options.total_length(prompt_length)
         self._check_fits(prompt_length, max_length)
-        rows = open_rows(self.model, max_length, options.past_block_size)
         starts = None if mask is None else mask.shape[1] - mask.sum(-1)
         padding = starts if alone else None
         processors = build_processors(options, prompt_length, ids.device, padding, mask_starts=starts)
         finished = StopTest(options, prompt_length, self.tokenizer, self.deadline)
         log_probs = None
-        arguments = (rows, ids, mask, options, processors)
+        arguments = (ids, mask, options, processors)
         common: dict[str, Any] = {"max_length": max_length, "generator": generators, "finished": finished}
         if options.mode not in BEAM_MODES:
             if self.streamer is not None:
                 self.streamer.put(ids.cpu())
             common["streamer"] = self.streamer
-        if options.mode in ("greedy", "sample"):
-            way = sample_with_draft if may_draft(rows, ids, options, max_length) else sample
-            decoded, log_probs = way(*arguments, **common)
-        elif options.mode == "prompt_lookup":
-            decoded, log_probs = prompt_lookup(*arguments, **common)
-        else:
+        if options.mode in SEARCHES:
             module, _, name = SEARCHES[options.mode].partition(":")
             search = getattr(import_module(f"gpt2core.decoding.{module}"), name)
-            decoded = search(*arguments, **common)
+            copies = options.num_beams if options.mode in BEAM_MODES else options.top_k or 1
+            opened = open_search_rows(self.model, prompt_length, max_length, copies, options.past_block_size)
+            decoded = search(opened, *arguments, **common)
+        else:
+            rows = open_rows(self.model, max_length, options.past_block_size)
+            way = prompt_lookup if options.mode == "prompt_lookup" else sample
+            if way is sample and may_draft(rows, ids, options, max_length):
+                way = sample_with_draft
+            decoded, log_probs = way(rows, *arguments, **common)
         return self._described(decoded, log_probs, mask, prompt_length, max_length)
 
     def _described(

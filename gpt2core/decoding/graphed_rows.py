@@ -59,7 +59,7 @@ class GraphedRows(CachedRows):
 
 
 class _Step:
-    """Reads one more token of each row into `store` (B, L, 2, H, room, D)."""
+    """Reads one more token of each row into `store` (L, 2, B, H, room, D)."""
 
     def __init__(self, model: GPT, store: Tensor, place: int) -> None:
         self._model, self._store = model, store
@@ -68,9 +68,10 @@ class _Step:
             self._looked_at *= 2
         self._looked_at = min(self._looked_at, store.shape[4])
         device = store.device
-        self._tokens = torch.zeros(len(store), 1, dtype=torch.int64, device=device)
+        rows = store.shape[2]
+        self._tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
-        self._padding = torch.zeros(len(store), 1, dtype=torch.int64, device=device)
+        self._padding = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         self._numbers = torch.arange(self._looked_at, device=device)
         self._results: tuple[Tensor, Tensor] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -110,7 +111,7 @@ class _Step:
     def _attend(self, layer: int, block: Block, x: Tensor, mask: Tensor) -> Tensor:
         attn, (B, _, C) = block.attn, x.shape
         qkv = attn.c_attn(x).view(B, 1, 3, attn.n_head, attn.head_dim).permute(2, 0, 3, 1, 4)  # (3, B, H, 1, D)
-        kept = self._store[:, layer].transpose(0, 1)  # (2, B, H, room, D)
+        kept = self._store[layer]  # (2, B, H, room, D)
         kept.index_copy_(3, self._place, qkv[1:].to(kept.dtype))
         k, v = kept[:, :, :, : self._looked_at].unbind(0)
         y = F.scaled_dot_product_attention(qkv[0].to(kept.dtype), k, v, attn_mask=mask)  # (B, H, 1, D)

@@ -28,7 +28,7 @@ from gpt2core.decoding.beam import (
 from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.processors import apply
-from gpt2core.decoding.rows import Rows
+from gpt2core.decoding.rows import SearchRows
 from gpt2core.decoding.sampling import Generators
 
 
@@ -43,7 +43,7 @@ class _Group:
 
 
 def group_beam_search(
-    rows: Rows,
+    rows: SearchRows,
     ids: Tensor,
     mask: Tensor | None,
     options: GenerationOptions,

@@ -26,7 +26,7 @@ class KVCache:
         self._layers, self._heads, self._width = config.n_layer, config.n_head, config.head_dim
         self._device, self._dtype = device, dtype
         self._batch_size, self._max_length = batch_size, max_length
-        # Rows come first: a row then moves as one strided copy.
+        # A layer's rows lie together: a product of all its heads then needs no copy.
         self._store = self._allocate(batch_size, min(max_length, FIRST_CAPACITY))
         self._numbers = np.full((batch_size, self._store.shape[4]), -1, dtype=np.int64)
         self._next_number = 0
@@ -47,11 +47,11 @@ class KVCache:
         stop = start + k.shape[2]
         if layer == 0:
             self._open(start, stop)
-        rows = self._store[: self._batch_size, layer]
-        rows[:, 0, :, start:stop] = k
-        rows[:, 1, :, start:stop] = v
+        keys, values = self._store[layer, :, : self._batch_size].unbind(0)
+        keys[:, :, start:stop] = k
+        values[:, :, start:stop] = v
         self._lengths[layer] = stop
-        return rows[:, 0, :, :stop], rows[:, 1, :, :stop]
+        return keys[:, :, :stop], values[:, :, :stop]
 
     def extend_all(self, count: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Room for `count` tokens in all layers at once, in few calls.
@@ -60,25 +60,25 @@ class KVCache:
         """
         start = self.length
         stop = start + count
-        used = self.reserve(count)[:, :, :, :, :stop].permute(1, 2, 0, 3, 4, 5)  # (L, 2, B, H, S, D)
+        used = self.reserve(count)[:, :, :, :, :stop]  # (L, 2, B, H, S, D)
         new = used[:, :, :, :, start:].unbind(0)
         seen = used.flatten(0, 1).unbind(0)
         return list(zip(new, seen[0::2], seen[1::2], strict=True))
 
     def reserve(self, count: int) -> Tensor:
-        """Count `count` more tokens as held; the caller writes them. All that is stored, (B, L, 2, H, room, D).
+        """Count `count` more tokens as held; the caller writes them. All that is stored, (L, 2, B, H, room, D).
 
         It lies where it lay before, unless it had to grow, and what was never written is 0.
         """
         stop = self.length + count
         self._open(self.length, stop)
         self._lengths = [stop] * self._layers
-        return self._store[: self._batch_size]
+        return self._store[:, :, : self._batch_size]
 
     def select(self, rows: Tensor) -> None:
         """Keep `rows` (B',) int64 in that order; one may come more than once."""
         wanted = np.asarray(rows.tolist(), dtype=np.int64)
-        if len(wanted) > len(self._store):
+        if len(wanted) > self._store.shape[2]:
             self._reallocate(len(wanted), self._store.shape[4])
         length = self.length
         numbers = self._numbers[wanted, :length]  # what each row shall hold
@@ -87,12 +87,25 @@ class KVCache:
         moved = np.flatnonzero(differs.any(axis=1)).tolist()
         for row in moved:
             start, source = int(differs[row].argmax()), int(wanted[row])
-            tail = self._store[source, ..., start:length, :]
+            tail = self._store[:, :, source, :, start:length]
             moves.append((row, start, tail.clone() if source in moved else tail))
         for row, start, tail in moves:  # after all that are overwritten were read: rows may change places
-            self._store[row, ..., start:length, :] = tail
+            self._store[:, :, row, :, start:length] = tail
         self._numbers[: len(wanted), :length] = numbers
         self._batch_size = len(wanted)
+
+    def keep(self, places: Tensor) -> None:
+        """Keep of each row the tokens at `places` (B, S') int64, in that order; those that stay are not moved."""
+        wanted = np.asarray(places.tolist(), dtype=np.int64)
+        stop = wanted.shape[1]
+        moving = (wanted != np.arange(stop)).any(axis=0)
+        if moving.any():
+            first = int(moving.argmax())
+            for row in range(len(wanted)):
+                held = self._store[:, :, row]  # (L, 2, H, room, D)
+                held[:, :, :, first:stop] = held[:, :, :, places[row, first:]]
+                self._numbers[row, first:stop] = self._numbers[row, wanted[row, first:]]
+        self._lengths = [stop] * self._layers
 
     def crop(self, length: int) -> None:
         """Forget what follows the first `length` tokens."""
@@ -102,7 +115,7 @@ class KVCache:
         """Make room for tokens start..stop of every row and number them."""
         if stop > self._store.shape[4]:
             grown = max(stop, min(2 * self._store.shape[4], self._max_length))
-            self._reallocate(len(self._store), grown)
+            self._reallocate(self._store.shape[2], grown)
         count = self._batch_size * (stop - start)
         first = self._next_number
         self._numbers[: self._batch_size, start:stop] = np.arange(first, first + count).reshape(self._batch_size, -1)
@@ -111,10 +124,10 @@ class KVCache:
     def _reallocate(self, batch_size: int, capacity: int) -> None:
         old, old_numbers = self._store, self._numbers
         self._store = self._allocate(batch_size, capacity)
-        self._store[: len(old), ..., : self.length, :] = old[..., : self.length, :]
+        self._store[:, :, : old.shape[2], :, : self.length] = old[:, :, :, :, : self.length]
         self._numbers = np.full((batch_size, capacity), -1, dtype=np.int64)
-        self._numbers[: len(old), : old.shape[4]] = old_numbers
+        self._numbers[: len(old_numbers), : old.shape[4]] = old_numbers
 
     def _allocate(self, batch_size: int, capacity: int) -> Tensor:
-        shape = (batch_size, self._layers, 2, self._heads, capacity, self._width)
+        shape = (self._layers, 2, batch_size, self._heads, capacity, self._width)
         return torch.zeros(shape, device=self._device, dtype=self._dtype)

@@ -103,8 +103,7 @@ class PackedGPT:
         self, token_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
         """Final hidden states (B, T, C) fp32, as `GPT.hidden_states`."""
-        B, T = token_ids.shape
-        H, D = self.config.n_head, self.config.head_dim
+        T = token_ids.shape[1]
         seen = cache.length if cache is not None else 0
         if seen + T > self.config.block_size:
             raise UserError(
@@ -118,7 +117,21 @@ class PackedGPT:
             mask, causal = _attention_mask(attention_mask, T), False
         elif seen and causal:
             mask, causal = torch.ones(T, seen + T, dtype=torch.bool).tril(seen), False
-        x = (self._embedding.look_up(token_ids) + positions).view(B * T, -1)
+        return self._read(self._embedding.look_up(token_ids) + positions, mask, causal, cache)
+
+    def branch_states(self, token_ids: Tensor, positions: Tensor, seen: Tensor, cache: KVCache) -> Tensor:
+        """Final hidden states (B, T, C) fp32 of token_ids (B, T) that stand side by side at positions (B, 1).
+
+        `seen` (B, T, S) bool: which of the S tokens, those in the cache and then these, each looks at; itself at least.
+        """
+        hidden = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)[:, None]  # added to the scores of each head
+        return self._read(self._embedding.look_up(token_ids) + self._wpe[positions], hidden, False, cache)
+
+    def _read(self, x: Tensor, mask: Tensor | None, causal: bool, cache: KVCache | None) -> Tensor:
+        """Final hidden states (B, T, C) of embedded tokens x (B, T, C), whose keys and values go into the cache."""
+        B, T, C = x.shape
+        H, D = self.config.n_head, self.config.head_dim
+        x = x.view(B * T, C)
         rooms = cache.extend_all(T) if cache is not None else None
         for i, layer in enumerate(self._layers):
             qkv = layer.c_attn(x).view(B, T, 3, H, D).permute(2, 0, 3, 1, 4)

@@ -20,24 +20,28 @@ from gpt2core.model import GPT
 PastBlockSize = Literal["refuse", "slide"]
 
 
-class Rows(Protocol):
-    """Rows that grow by appended tokens; the first append is the prompt."""
+class SearchRows(Protocol):
+    """Rows that grow by appended tokens and take one another's place; the first append is the prompt."""
 
     length: int  # tokens appended so far
     hidden: Tensor | None  # (B, K, C) after ln_f, of the last append; None where the model does not tell
+
+    def append(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Append tokens (B, K) int64; returns logits (B, V) fp32 after the last. `mask` (B, K) is 0 at left padding."""
+
+    def select(self, rows: Tensor) -> None:
+        """Keep `rows` (B',) int64 in that order; one may come more than once."""
+
+
+class Rows(SearchRows, Protocol):
+    """Rows that also take several tokens at once, and forget."""
 
     @property
     def room(self) -> int:
         """Tokens that may be appended before the window slides."""
 
-    def append(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Append tokens (B, K) int64; returns logits (B, V) fp32 after the last. `mask` (B, K) is 0 at left padding."""
-
     def append_all(self, tokens: Tensor) -> Tensor:
         """Append tokens (B, K) int64; returns logits (B, K, V) fp32 after each."""
-
-    def select(self, rows: Tensor) -> None:
-        """Keep `rows` (B',) int64 in that order; one may come more than once."""
 
     def crop(self, length: int) -> None:
         """Forget what follows the first `length` tokens."""
