@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt2core.decoding.largest import largest
 from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.processors import apply
@@ -150,7 +151,7 @@ def continue_beams(
         index = _draw(totals.softmax(-1), count, generator)
         scores = totals.gather(1, index)
     else:
-        scores, index = totals.topk(count)
+        scores, index = largest(totals, count)
     beam, token = index // V, index % V
     chosen = running.take(beam)
     parents = row_numbers.gather(1, beam)

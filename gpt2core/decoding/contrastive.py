@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gpt2core.decoding.largest import largest
 from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.processors import apply
@@ -50,7 +51,7 @@ def contrastive_search(
             scores.append(processed)
         if options.output_logits:
             raw.append(logits)
-        probs, tokens = processed.softmax(-1).topk(K)  # (B, K)
+        probs, tokens = largest(processed.softmax(-1), K)  # (B, K)
         candidate_logits = rows.append(tokens.view(-1, 1))  # (B*K, V)
         hidden = _normalise(rows.hidden[:, -1]).view(len(ids), K, -1)
         choice = ((1 - alpha) * probs - alpha * context.similarity(hidden)).argmax(-1)  # (B,)

@@ -1,0 +1,35 @@
+"""The largest of very many numbers: what `torch.topk` gives, which reads a row with one core and several times.
+
+Shapes: B rows, M numbers of each, K wanted.
+"""
+
+import torch
+from torch import Tensor
+
+_CHUNK = 256
+_MIN_CHUNKS = 8  # for each number wanted; below, looking for the chunks does not pay
+
+
+def largest(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of numbers (B, M), largest first, and their places; each (B, K).
+
+    The K largest lie in the K chunks whose largest are largest. Where numbers tie, `torch.topk` decides.
+    """
+    B, M = numbers.shape
+    chunks = M // _CHUNK
+    if numbers.device.type != "cpu" or chunks < _MIN_CHUNKS * (count + 1):
+        return _by_torch(numbers, count)
+    whole = numbers[:, : chunks * _CHUNK].view(B, chunks, _CHUNK)
+    best = whole.amax(-1).topk(count + 1).indices  # (B, K + 1): one more, to see whether the last ties
+    starts = best[..., None] * _CHUNK + torch.arange(_CHUNK)
+    rest = torch.arange(chunks * _CHUNK, M).expand(B, -1)
+    places = torch.cat([starts.flatten(1), rest], dim=1)
+    values, index = numbers.gather(1, places).topk(count + 1)
+    if not bool((values[:, :-1] > values[:, 1:]).all()):  # a tie, or what is no number
+        return _by_torch(numbers, count)
+    return values[:, :count], places.gather(1, index[:, :count])
+
+
+def _by_torch(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    values, places = numbers.topk(count)
+    return values, places
