@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gpt2core.decoding.largest import largest
+from gpt2core.decoding.largest import largest, place_of_largest
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -26,3 +26,4 @@ def test_the_largest_are_those_of_topk(length: int, count: int, kind: str, seed:
     expected = numbers.topk(count)
     assert torch.equal(values.nan_to_num(7.0), expected.values.nan_to_num(7.0))
     assert torch.equal(places, expected.indices)
+    assert torch.equal(place_of_largest(numbers), numbers.argmax(-1))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2core.decoding.largest import place_of_largest
 from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.packed import PackedGPT
@@ -123,12 +124,12 @@ class _Draft:
 
     def choose(self, scores: Tensor, guess: list[int]) -> Tensor:
         if not self._options.do_sample:
-            return scores.argmax(-1)
+            return place_of_largest(scores)
         return torch.cat([self._pick(row[None], place) for place, row in enumerate(scores)])
 
     def _pick(self, scores: Tensor, place: int) -> Tensor:
         """The token (1,) `place` steps ahead, of scores (1, V)."""
-        return self.dice.throw(scores, place) if self._options.do_sample else scores.argmax(-1)
+        return self.dice.throw(scores, place) if self._options.do_sample else place_of_largest(scores)
 
     def settle(self, token: int) -> None:
         self.dice.settle()

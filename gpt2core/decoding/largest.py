@@ -1,4 +1,4 @@
-"""The largest of very many numbers: what `torch.topk` gives, which reads a row with one core and several times.
+"""The largest of very many numbers: what `torch.topk` and `argmax` give, which take many times as long as `amax`.
 
 Shapes: B rows, M numbers of each, K wanted.
 """
@@ -6,6 +6,7 @@ Shapes: B rows, M numbers of each, K wanted.
 import torch
 from torch import Tensor
 
+# A row is looked at in chunks, of which only those with the largest are looked at again.
 _CHUNK = 256
 _MIN_CHUNKS = 8  # for each number wanted; below, looking for the chunks does not pay
 
@@ -28,6 +29,19 @@ def largest(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if not bool((values[:, :-1] > values[:, 1:]).all()):  # a tie, or what is no number
         return _by_torch(numbers, count)
     return values[:, :count], places.gather(1, index[:, :count])
+
+
+def place_of_largest(numbers: Tensor) -> Tensor:
+    """The place (B,) of the largest of numbers (B, M), where several tie the first, as `argmax` has it."""
+    B, M = numbers.shape
+    chunks = M // _CHUNK
+    if numbers.device.type != "cpu" or chunks < _MIN_CHUNKS:
+        return numbers.argmax(-1)
+    whole = numbers[:, : chunks * _CHUNK].view(B, chunks, _CHUNK)
+    starts = whole.amax(-1).argmax(-1, keepdim=True) * _CHUNK
+    rest = torch.arange(chunks * _CHUNK, M).expand(B, -1)
+    places = torch.cat([starts + torch.arange(_CHUNK), rest], dim=1)
+    return places.gather(1, numbers.gather(1, places).argmax(-1, keepdim=True))[:, 0]
 
 
 def _by_torch(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:

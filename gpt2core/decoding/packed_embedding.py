@@ -67,7 +67,7 @@ class CentredEmbedding:
         return weight[token_ids] * scale[token_ids].float()[..., None] + self._mean
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self._head(hidden) + (hidden @ self._mean)[:, None]
+        return self._head(hidden).add_((hidden @ self._mean)[:, None])
 
     def four_bit_head(self) -> tuple[Int4Linear, Tensor]:
         """The head less its mean row, and that row (C,) fp32."""
@@ -85,4 +85,4 @@ class DraftEmbedding:
         return self._exact.look_up(token_ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self._head(hidden) + (hidden @ self._mean)[:, None]
+        return self._head(hidden).add_((hidden @ self._mean)[:, None])

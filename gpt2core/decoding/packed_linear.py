@@ -182,7 +182,7 @@ class IntegerLinear:
         self.scale, self._zeros = scale.float() / self.MOST, torch.zeros(len(weight), dtype=torch.int64)
         self._weight = torch.ops.onednn.qlinear_prepack(weight, [_VECTORS, weight.shape[1]])
         self._multiply = torch.ops.onednn.qlinear_pointwise.default
-        self._middle = torch.tensor(self.MIDDLE)
+        self._middle = torch.full(weight.shape[1:], self.MIDDLE)  # a row: one number for all is added more slowly
 
     def bytes_product(self, steps: Tensor, scale: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """Of inputs (M, K) in steps around MIDDLE, what their low and their high bytes give, each (M, N) fp32."""
@@ -196,17 +196,21 @@ class IntegerLinear:
         return low, high
 
     def _product(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x W^T as a factor (M, N) and a factor (M, 1): few operators, as each costs what reading 50 kB does."""
+        """x W^T as a factor (M, N) and a factor (M, 1).
+
+        Few operators, as each costs what reading 50 kB does, and in place: new memory for a head's logits costs more.
+        """
         largest = x.abs().amax(1, keepdim=True)
         # Where all is 0 the quotient is no number and neither are its bytes, which are then multiplied by 0.
         steps = torch.addcdiv(self._middle, x, largest, value=self.MOST)
         low, high = self.bytes_product(steps, self.scale, None)
-        return torch.add(low, high, alpha=256), largest
+        return low.add_(high, alpha=256), largest
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.float().contiguous()
         if len(x) <= self._AT_ONCE:
-            return torch.addcmul(self.bias, *self._product(x))
+            y, largest = self._product(x)
+            return torch.addcmul(self.bias, y, largest, out=y)
         y = torch.empty(len(x), len(self.bias))
         for vectors, place in zip(x.split(self._AT_ONCE), y.split(self._AT_ONCE), strict=True):
             torch.addcmul(self.bias, *self._product(vectors), out=place)

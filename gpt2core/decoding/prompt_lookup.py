@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt2core.decoding.largest import place_of_largest
 from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.processors import apply
@@ -68,7 +69,7 @@ class _LookupGuesser:
 
     def choose(self, scores: Tensor, guess: list[int]) -> Tensor:
         if not self._options.do_sample:
-            return scores.argmax(-1)
+            return place_of_largest(scores)
         # transformers also draws for guesses that do not fit; drawing as many keeps a seeded generator in step.
         surplus = len(guess) + 1 - len(scores)
         return draw(F.pad(scores, (0, 0, 0, surplus)), self._generator)[: len(scores)]

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gpt2core.decoding.largest import place_of_largest
 from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.rows import Rows
@@ -55,7 +56,7 @@ def sample(
             scores = processor(text.ids, scores)
         if processors:
             check_choice(scores, unfinished)
-        chosen = draw(scores, generator) if options.do_sample else scores.argmax(-1)
+        chosen = draw(scores, generator) if options.do_sample else place_of_largest(scores)
         chosen = torch.where(unfinished, chosen, options.pad_id)
         if options.output_scores:
             kept_scores.append(scores)
