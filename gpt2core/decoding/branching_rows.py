@@ -51,8 +51,9 @@ class BranchingRows:
 
     def _read_prompts(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         B, T = tokens.shape
-        most = self.max_length + self.copies * (self.max_length - T) + SPARE  # where rows share nothing but the prompt
-        self._cache = KVCache(self.model.config, B, most, tokens.device, torch.float32)
+        shared = self.max_length + SPARE + self.copies  # where rows part for a few tokens only
+        apart = shared + self.copies * (self.max_length - T)  # where they share nothing but the prompt
+        self._cache = KVCache(self.model.config, B, apart, tokens.device, torch.float32, likely_length=shared)
         whole = mask is None or bool(mask.all())
         hidden = self.model.hidden_states(tokens, None if whole else mask, self._cache)
         self._seen = torch.ones(B, 1, T, dtype=torch.bool) if mask is None else mask.bool()[:, None]

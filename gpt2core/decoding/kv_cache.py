@@ -9,25 +9,31 @@ from torch import Tensor
 
 from gpt2core.config import GPTConfig
 
-# Tokens a row has room for at first, where it may hold more; from there the room doubles.
+# Tokens a row has room for at first at most, where it may hold more; from there the room doubles.
 FIRST_CAPACITY = 1024
 
 
 class KVCache:
-    """Keys and values of every layer for B rows of at most `max_length` tokens.
+    """Keys and values of every layer for B rows of at most `max_length` tokens, often of no more than `likely_length`.
 
     `select` moves only what differs: each stored token has a number, and a row that takes the place of another copies
     from the first token at which their numbers part. Beams share nearly all of their past, so this is a few tokens.
     """
 
     def __init__(
-        self, config: GPTConfig, batch_size: int, max_length: int, device: torch.device, dtype: torch.dtype
+        self,
+        config: GPTConfig,
+        batch_size: int,
+        max_length: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        likely_length: int | None = None,
     ) -> None:
         self._layers, self._heads, self._width = config.n_layer, config.n_head, config.head_dim
         self._device, self._dtype = device, dtype
         self._batch_size, self._max_length = batch_size, max_length
         # A layer's rows lie together: a product of all its heads then needs no copy.
-        self._store = self._allocate(batch_size, min(max_length, FIRST_CAPACITY))
+        self._store = self._allocate(batch_size, min(max_length, likely_length or max_length, FIRST_CAPACITY))
         self._numbers = np.full((batch_size, self._store.shape[4]), -1, dtype=np.int64)
         self._next_number = 0
         self._lengths = [0] * config.n_layer
