@@ -6,7 +6,7 @@ import torch
 from gpt2core.decoding.largest import largest, place_of_largest
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("count", [1, 2, 10, 30])
 @pytest.mark.parametrize("length", [5, 300, 50_257, 100_001])
 @pytest.mark.parametrize("kind", ["apart", "ties", "ruled out", "no numbers", "ascending"])

@@ -17,9 +17,10 @@ SPARE = 16  # tokens that no row sees any more, beyond which the others close up
 
 
 class BranchingRows:
-    """`Rows` of a packed GPT within its block_size: the first `select` gives each prompt N rows, later ones keep that.
+    """`SearchRows` of a packed GPT within its block_size.
 
-    A row takes the place of rows of the same prompt only, and tokens are appended one by one.
+    The first `select` gives each prompt N rows, and later ones keep that: a row takes the place of rows of its prompt
+    only. Tokens are appended one by one.
     """
 
     def __init__(self, model: PackedGPT, max_length: int, copies: int) -> None:
