@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -20,6 +19,7 @@ from tasks.params import Params, load_params, parse_params
 from tasks.runs import find_run
 from tasks.tracking_store import connect
 from tests.command import PROGRAM, Result, environment, run_here
+from tests.waiting import wait_until
 
 CORPUS = Path(__file__).resolve().parent.parent / "data/corpus/shakespeare-plays.txt"
 
@@ -184,9 +184,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     (root / "my.txt").write_text(CORPUS.read_text(encoding="utf-8")[:20_000])
     folder = Folder(root)
     process = folder.start(*FLAGS)
-    while not list(root.glob("my_model/project/models/checkpoints/*/step-*")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    wait_until(lambda: list(root.glob("my_model/project/models/checkpoints/*/step-*")), process)
     family = psutil.Process(process.pid).children(recursive=True)
     assert family
     assert "another command works in my_model" in folder.start(*FLAGS).communicate(timeout=60)[1]

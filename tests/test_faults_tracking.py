@@ -27,6 +27,7 @@ from tasks import paths
 from tasks.tracking import start_run, tracked_run
 from tasks.tracking_store import connect, experiment_id, mlruns
 from tasks.training_log import TrainingLog
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,12 +55,15 @@ class Server:
                 command, stdout=log, stderr=log, start_new_session=True, cwd=self.folder,
                 env={**os.environ, **SERVER_ENVIRONMENT},
             )  # fmt: skip
-        while True:
-            with contextlib.suppress(requests.ConnectionError):
-                if requests.get(f"{self.address}/health", timeout=5).ok:
-                    return
-            assert self.process.poll() is None, (self.folder / "server.log").read_text()
-            time.sleep(0.1)
+        try:
+            wait_until(self._answers, self.process)
+        except AssertionError as error:
+            raise AssertionError((self.folder / "server.log").read_text()) from error
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(requests.ConnectionError):
+            return requests.get(f"{self.address}/health", timeout=5).ok
+        return False
 
     def kill(self) -> None:
         if self.process is not None:

@@ -3,13 +3,13 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.small_project import TINY, Project, copy_sources
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")]
 
@@ -54,10 +54,8 @@ def test_a_training_killed_before_its_first_checkpoint_leaves_no_run_behind(tmp_
     process = subprocess.Popen(
         [sys.executable, "-m", "tasks.finetune"], cwd=project.root, env=project.environment, stdout=subprocess.DEVNULL
     )
-    database = project.root / "mlruns/mlflow.db"
-    while not (database.exists() and list((project.root / "logs").glob("training_log_*"))) or not runs_of(project):
-        assert process.poll() is None
-        time.sleep(0.1)
+    database, logs = project.root / "mlruns/mlflow.db", project.root / "logs"
+    wait_until(lambda: database.exists() and list(logs.glob("training_log_*")) and runs_of(project), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     ((killed, status),) = runs_of(project)

@@ -5,13 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from gpt2core.files import read_json
 from tests.small_project import TINY, Project, copy_sources
+from tests.waiting import wait_until
 
 TRAIN_KEYS = {
     "steps",
@@ -191,8 +191,7 @@ def test_a_killed_training_resumes_to_the_same_weights_in_the_same_mlflow_run(pr
     unzipped.dvc("repro", "tokenize")
     command = [sys.executable, "-m", "tasks.finetune"]
     process = subprocess.Popen(command, cwd=root, env=unzipped.environment, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list((root / "models").glob("checkpoints/*/step-*")):
-        time.sleep(0.05)  # however long a busy machine takes to its first checkpoint
+    wait_until(lambda: list((root / "models").glob("checkpoints/*/step-*")), process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM, errors

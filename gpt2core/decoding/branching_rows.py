@@ -55,12 +55,9 @@ class BranchingRows:
         shared = self.max_length + SPARE + self.copies  # where rows part for a few tokens only
         apart = shared + self.copies * (self.max_length - T)  # where they share nothing but the prompt
         self._cache = KVCache(self.model.config, B, apart, tokens.device, torch.float32, likely_length=shared)
-        whole = mask is None or bool(mask.all())
-        hidden = self.model.hidden_states(tokens, None if whole else mask, self._cache)
-        self._seen = torch.ones(B, 1, T, dtype=torch.bool) if mask is None else mask.bool()[:, None]
-        self._padding = T - self._seen.sum(-1)
-        self.length = T
-        return hidden
+        mask = torch.ones_like(tokens) if mask is None else mask
+        self._seen, self._padding, self.length = mask.bool()[:, None], T - mask.sum(-1, keepdim=True), T
+        return self.model.hidden_states(tokens, mask if bool(self._padding.any()) else None, self._cache)
 
     def _read_step(self, cache: KVCache, tokens: Tensor) -> Tensor:
         B, N, _ = self._seen.shape

@@ -16,15 +16,10 @@ def largest(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     The K largest lie in the K chunks whose largest are largest. Where numbers tie, `torch.topk` decides.
     """
-    B, M = numbers.shape
-    chunks = M // _CHUNK
-    if numbers.device.type != "cpu" or chunks < _MIN_CHUNKS * (count + 1):
+    if numbers.device.type != "cpu" or numbers.shape[1] // _CHUNK < _MIN_CHUNKS * (count + 1):
         return _by_torch(numbers, count)
-    whole = numbers[:, : chunks * _CHUNK].view(B, chunks, _CHUNK)
-    best = whole.amax(-1).topk(count + 1).indices  # (B, K + 1): one more, to see whether the last ties
-    starts = best[..., None] * _CHUNK + torch.arange(_CHUNK)
-    rest = torch.arange(chunks * _CHUNK, M).expand(B, -1)
-    places = torch.cat([starts.flatten(1), rest], dim=1)
+    best = _largest_of_chunks(numbers).topk(count + 1).indices  # (B, K + 1): one more, to see whether the last ties
+    places = _places_to_look_at(best, numbers.shape[1])
     values, index = numbers.gather(1, places).topk(count + 1)
     if not bool((values[:, :-1] > values[:, 1:]).all()):  # a tie, or what is no number
         return _by_torch(numbers, count)
@@ -33,15 +28,24 @@ def largest(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def place_of_largest(numbers: Tensor) -> Tensor:
     """The place (B,) of the largest of numbers (B, M), where several tie the first, as `argmax` has it."""
-    B, M = numbers.shape
-    chunks = M // _CHUNK
-    if numbers.device.type != "cpu" or chunks < _MIN_CHUNKS:
+    if numbers.device.type != "cpu" or numbers.shape[1] // _CHUNK < _MIN_CHUNKS:
         return numbers.argmax(-1)
-    whole = numbers[:, : chunks * _CHUNK].view(B, chunks, _CHUNK)
-    starts = whole.amax(-1).argmax(-1, keepdim=True) * _CHUNK
-    rest = torch.arange(chunks * _CHUNK, M).expand(B, -1)
-    places = torch.cat([starts + torch.arange(_CHUNK), rest], dim=1)
+    best = _largest_of_chunks(numbers).argmax(-1, keepdim=True)  # (B, 1)
+    places = _places_to_look_at(best, numbers.shape[1])
     return places.gather(1, numbers.gather(1, places).argmax(-1, keepdim=True))[:, 0]
+
+
+def _largest_of_chunks(numbers: Tensor) -> Tensor:
+    """The largest (B, M // _CHUNK) of each whole chunk of numbers (B, M)."""
+    chunks = numbers.shape[1] // _CHUNK
+    return numbers[:, : chunks * _CHUNK].unflatten(1, (chunks, _CHUNK)).amax(-1)
+
+
+def _places_to_look_at(chunks: Tensor, length: int) -> Tensor:
+    """The places of `length` numbers that are in chunks (B, C) or after the last whole one, (B, C * _CHUNK + rest)."""
+    inside = chunks[..., None] * _CHUNK + torch.arange(_CHUNK)
+    rest = torch.arange(length // _CHUNK * _CHUNK, length).expand(len(chunks), -1)
+    return torch.cat([inside.flatten(1), rest], dim=1)
 
 
 def _by_torch(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
