@@ -124,7 +124,7 @@ def perplexities(model: str, text: str, max_tokens: int) -> dict[str, float]:
     import torch
 
     from gpt2core.decoding.packed import PackedGPT
-    from gpt2core.evaluate import evaluate
+    from gpt2core.evaluation.scores import evaluate
     from gpt2core.model import GPT
     from gpt2core.tokenizer import Tokenizer
 

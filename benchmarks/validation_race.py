@@ -60,7 +60,7 @@ def validation_loss(model: Any, val: Any) -> float:
     """Over the whole split, window after window."""
     import torch
 
-    from gpt2core.evaluate import evaluate
+    from gpt2core.evaluation.scores import evaluate
     from gpt2core.model import GPT
 
     model.eval()

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from cli.output import number, put, put_json, put_table
 from gpt2core.corpus import check_file, read_corpus
 from gpt2core.errors import UserError
-from gpt2core.evaluate import Score, Tokens, evaluate
+from gpt2core.evaluation.scores import Score, Tokens, evaluate
 from gpt2core.files import with_home
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime, pick_runtime, set_threads

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from gpt2core.config import GPTConfig
     from gpt2core.decoding import PackedGPT, generate, stream
     from gpt2core.errors import UserError
-    from gpt2core.evaluate import evaluate, perplexity
+    from gpt2core.evaluation.scores import evaluate, perplexity
     from gpt2core.model import GPT
     from gpt2core.tokenizer import Tokenizer
     from gpt2core.trainer import Trainer
@@ -24,9 +24,9 @@ _HOMES = {
     "Trainer": "trainer",
     "TrainerConfig": "trainer_config",
     "UserError": "errors",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation.scores",
     "generate": "decoding",
-    "perplexity": "evaluate",
+    "perplexity": "evaluation.scores",
     "stream": "decoding",
 }
 

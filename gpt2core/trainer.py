@@ -14,7 +14,7 @@ from gpt2core import checkpoint as ckpt
 from gpt2core import runtime
 from gpt2core.batches import Batches
 from gpt2core.errors import UserError
-from gpt2core.evaluate import Tokens
+from gpt2core.evaluation.scores import Tokens
 from gpt2core.events import ROW_KEYS, Row, TrainerEvents, TrainResult
 from gpt2core.graphed_step import make_train_step
 from gpt2core.health import Health, HealthState

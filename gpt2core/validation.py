@@ -5,7 +5,7 @@ import math
 import torch
 
 from gpt2core.decoding import generate
-from gpt2core.evaluate import Score, Tokens, evaluate
+from gpt2core.evaluation.scores import Score, Tokens, evaluate
 from gpt2core.events import Row
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime

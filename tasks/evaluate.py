@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gpt2core.evaluate import Score, evaluate, unigram_loss, verbatim_recall, verdict
+from gpt2core.evaluation.scores import Score, evaluate, unigram_loss, verbatim_recall, verdict
 from gpt2core.files import write_json
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime, pick_runtime, set_threads

@@ -1,6 +1,6 @@
 """`Is my loss normal?`: what the losses of this run can be held against, on the console and in its MLflow run."""
 
-from gpt2core.evaluate import Tokens, unigram_loss
+from gpt2core.evaluation.scores import Tokens, unigram_loss
 from gpt2core.loss_reference import LossReference, published_for
 from gpt2core.model import GPT
 from tasks.tracking import TrackedRun

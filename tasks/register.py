@@ -177,7 +177,7 @@ def measure(entry: "ModelVersion", held_out: HeldOut, evaluation: Mapping[str, A
     """Perplexity of a registered version on this held-out split; its own block_size where that is smaller."""
     import mlflow.pytorch
 
-    from gpt2core.evaluate import evaluate
+    from gpt2core.evaluation.scores import evaluate
     from gpt2core.tokens import open_split
 
     model = mlflow.pytorch.load_model(f"models:/{entry.name}/{entry.version}")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpt2core.config import GPTConfig
-from gpt2core.evaluate import evaluate, perplexity, unigram_loss, verbatim_recall, verdict
+from gpt2core.evaluation.scores import evaluate, perplexity, unigram_loss, verbatim_recall, verdict
 from gpt2core.model import GPT
 
 

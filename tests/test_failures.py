@@ -98,7 +98,7 @@ sys.meta_path.insert(0, Interrupt())
 """
 
 
-@pytest.mark.parametrize(("stage", "library"), [("finetune", "numpy"), ("evaluate", "gpt2core.evaluate")])
+@pytest.mark.parametrize(("stage", "library"), [("finetune", "numpy"), ("evaluate", "gpt2core.evaluation.scores")])
 def test_ctrl_c_that_an_import_takes_for_another_error_is_one_line(stage: str, library: str, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTED_IMPORT.replace("WANTED", repr(library)))
     result = subprocess.run(

@@ -262,7 +262,7 @@ def test_unknown_weights_and_other_devices_are_refused(pair) -> None:
 
 
 def test_perplexity_of_a_packed_model_is_that_of_the_model(pair) -> None:
-    from gpt2core.evaluate import perplexity
+    from gpt2core.evaluation.scores import perplexity
 
     model, _ = pair
 
