@@ -34,7 +34,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     from gpt2core.events import TrainerEvents
     from gpt2core.runtime import pick_runtime, set_threads
     from gpt2core.tokens import open_tokens
-    from tasks.allocator import keep_freed_memory
+    from tasks.startup import keep_freed_memory
 
     keep_freed_memory()
     set_threads(None)

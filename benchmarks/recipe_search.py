@@ -108,7 +108,7 @@ def trained(variant: Variant, tokens: Path, budget: int) -> tuple[float, int]:
 
 def main() -> None:
     from gpt2core.runtime import set_threads
-    from tasks.allocator import keep_freed_memory
+    from tasks.startup import keep_freed_memory
 
     keep_freed_memory()
     set_threads(None)

@@ -70,7 +70,7 @@ def ours(job: dict[str, Any]) -> tuple[list[float], list[float]]:
     from gpt2core.events import TrainerEvents
     from gpt2core.runtime import pick_runtime, set_threads
     from gpt2core.trainer import Trainer
-    from tasks.allocator import keep_freed_memory
+    from tasks.startup import keep_freed_memory
 
     keep_freed_memory()
     set_threads(None)

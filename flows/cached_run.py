@@ -4,6 +4,11 @@ That is the run that trained the model, where this flow run trained it; the line
 restored the model, it is a second run that says `cached_from`, and the line ends with `restored`.
 """
 
+if __name__ == "__main__":
+    from tasks.startup import start_process
+
+    start_process()
+
 import sys
 
 from gpt2core.files import read_json

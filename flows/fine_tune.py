@@ -4,6 +4,11 @@
 `prefect deployment run 'fine-tune/local' -p 'train={"learning_rate": 1e-3}'` hands it to the worker.
 """
 
+if __name__ == "__main__":
+    from tasks.startup import start_process
+
+    start_process()
+
 import argparse
 import os
 import sys
@@ -42,6 +47,7 @@ from tasks import paths
 from tasks.dvc_files import mend
 from tasks.params import load_params
 from tasks.process import FLOW_PROCESS
+from tasks.startup import end_imports
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("download", "tokenize", "finetune", "evaluate", "sample", "plot", "register", "report")
@@ -171,6 +177,7 @@ def _linked_run(workspace: Path, environment: Mapping[str, str], flow_run_id: st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow in this process: 0 for a finished run, 1 a failed one, 2 a wrong override, 130 for Ctrl-C."""
+    end_imports()
     parser = argparse.ArgumentParser(
         prog="python -m flows.fine_tune", description="Run the flow fine-tune here and now."
     )

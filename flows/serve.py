@@ -3,6 +3,11 @@
 Ctrl-C or SIGTERM stops all of it, the worker first, so that a running training saves its checkpoint.
 """
 
+if __name__ == "__main__":
+    from tasks.startup import start_process
+
+    start_process()
+
 import argparse
 import os
 import shlex
@@ -33,6 +38,7 @@ from flows.services import MLFLOW_PAGE, Service, Services, end, left_over, liste
 from gpt2core.errors import UserError
 from tasks import paths
 from tasks.stage import say
+from tasks.startup import end_imports
 from tasks.tracking_store import connect, redact, tracking_uri
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -213,6 +219,7 @@ def ignore_signals() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    end_imports()
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--prefect-port", type=int, default=DEFAULT_PREFECT_PORT)
     parser.add_argument("--mlflow-port", type=int, default=DEFAULT_MLFLOW_PORT)

@@ -1,5 +1,10 @@
 """Stage `download`: data.* -> data/raw/ text files + provenance.json."""
 
+if __name__ == "__main__":
+    from tasks.startup import start_process
+
+    start_process()
+
 from gpt2core.directories import replaced_directory
 from gpt2core.files import write_json
 from tasks import paths

@@ -4,6 +4,11 @@ DVC 3.67 writes dvc.lock and .dvc/tmp/rwlock in place: killed in that moment, it
 is lost with them, for every finished stage is in its run cache.
 """
 
+if __name__ == "__main__":
+    from tasks.startup import start_process
+
+    start_process()
+
 import json
 import sys
 from collections.abc import Iterator
@@ -15,6 +20,7 @@ import yaml
 import zc.lockfile
 
 from tasks import paths
+from tasks.startup import end_imports
 
 RWLOCK = Path(".dvc/tmp/rwlock")
 LOCK = Path(".dvc/tmp/lock")  # DVC holds it while it writes
@@ -79,5 +85,6 @@ def _dvc_is_away(root: Path) -> Iterator[bool]:
 
 
 if __name__ == "__main__":
+    end_imports()
     for line in mend(Path.cwd()):
         print(line, file=sys.stderr)

@@ -1,5 +1,10 @@
 """Stage `evaluate`: models/best + data/tokens -> reports/metrics/evaluate.json."""
 
+if __name__ == "__main__":
+    from tasks.startup import start_process
+
+    start_process(large_tensors=True)
+
 import sys
 from typing import Any
 

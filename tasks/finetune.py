@@ -1,5 +1,10 @@
 """Stage `finetune`: data/tokens -> models/best, models/run.json, the training history and its metrics."""
 
+if __name__ == "__main__":
+    from tasks.startup import start_process
+
+    start_process(large_tensors=True)
+
 import hashlib
 import json
 import os

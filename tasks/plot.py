@@ -1,5 +1,10 @@
 """Stage `plot`: reports/training_history.json -> reports/plots/*.png."""
 
+if __name__ == "__main__":
+    from tasks.startup import start_process
+
+    start_process()
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,10 @@
 """Stage `register`: models/best + metrics -> model versions, aliases, reports/registered.json."""
 
+if __name__ == "__main__":
+    from tasks.startup import start_process
+
+    start_process()
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

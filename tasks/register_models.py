@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import gpt2core
 from gpt2core.errors import UserError
 from tasks import paths
-from tasks.quick_imports import quick_imports
+from tasks.startup import quick_imports
 from tasks.tracking_store import one_line, tracking_uri
 
 if TYPE_CHECKING:

@@ -1,5 +1,10 @@
 """Stage `report`: what all stages before left -> reports/report.html and reports/report.pdf, the same in both."""
 
+if __name__ == "__main__":
+    from tasks.startup import start_process
+
+    start_process()
+
 import json
 from pathlib import Path
 from typing import Any

@@ -4,6 +4,11 @@ What DVC says becomes a heading a stage. On SIGTERM, or where the process that s
 stage is interrupted, so that a training saves its checkpoint; the exit code is 130 then.
 """
 
+if __name__ == "__main__":
+    from tasks.startup import start_process
+
+    start_process()
+
 import logging
 import os
 import signal
@@ -17,6 +22,7 @@ import psutil
 from tasks.dvc_files import mend
 from tasks.process import SHELLS, WATCH_SECONDS
 from tasks.stage import say
+from tasks.startup import end_imports
 
 INTERRUPTED = 130
 
@@ -110,6 +116,7 @@ def main() -> int:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    end_imports()
     for line in mend(Path.cwd()):
         print(f"dvc: {line}", file=sys.stderr, flush=True)
     try:

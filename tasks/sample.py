@@ -1,5 +1,10 @@
 """Stage `sample`: models/best + data/tokens -> reports/samples.json and reports/samples.md."""
 
+if __name__ == "__main__":
+    from tasks.startup import start_process
+
+    start_process()
+
 from typing import Any
 
 from gpt2core.errors import UserError

@@ -11,7 +11,7 @@ from tasks import paths
 from tasks.failures import failure_line
 from tasks.outputs import Restored, restore_outputs
 from tasks.process import TerminatedError, leave_with_parent, outlive_listeners, raise_when_asked_to_leave
-from tasks.quick_imports import search_from_here
+from tasks.startup import end_imports
 
 LOCK = paths.LOGS / ".stage.lock"
 _HOLDER = LOCK.with_suffix(".holder")
@@ -29,7 +29,7 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
     However it fails, the outputs of its last good run are there again afterwards. It leaves when what started it is
     gone, and starts only when an earlier stage in this folder has left.
     """
-    search_from_here()
+    end_imports()
     outlive_listeners()
     finished = False
     heard: list[int] = []

@@ -1,5 +1,10 @@
 """What a finished pipeline says: where the results are and what to do with them. Run as `python -m tasks.summary`."""
 
+if __name__ == "__main__":
+    from tasks.startup import start_process
+
+    start_process()
+
 import os
 import re
 import shlex

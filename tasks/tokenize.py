@@ -1,5 +1,10 @@
 """Stage `tokenize`: data/raw -> data/tokens."""
 
+if __name__ == "__main__":
+    from tasks.startup import start_process
+
+    start_process()
+
 from pathlib import Path
 from typing import Any
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from gpt2core.errors import UserError
 from gpt2core.files import read_json
 from tasks import paths
-from tasks.quick_imports import quick_imports
 from tasks.redact import redact as redact
+from tasks.startup import quick_imports
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
