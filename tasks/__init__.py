@@ -13,7 +13,7 @@ from types import FrameType, TracebackType
 from tasks.allocator import keep_freed_memory
 
 INTERRUPTED = "interrupted"
-WITH_LARGE_TENSORS = ("tasks.finetune", "tasks.evaluate")
+WITH_LARGE_TENSORS = ("finetune", "evaluate")
 
 
 def _say_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -38,7 +38,7 @@ _before = sys.excepthook
 sys.excepthook = _say_interrupted
 _asked = [argument.removeprefix("-m") for argument in sys.orig_argv]
 if sys.argv[0] == "-m" and any(name.startswith("tasks.") for name in _asked):  # `python -m tasks.STAGE`: it comes next
-    if any(name in WITH_LARGE_TENSORS for name in _asked):
+    if any(name.removeprefix("tasks.") in WITH_LARGE_TENSORS for name in _asked):
         keep_freed_memory()
     gc.disable()  # `run_stage` enables it: imports leave no garbage to search for
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
