@@ -3,7 +3,7 @@
 import shutil
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 from app.models import Shelf
@@ -15,18 +15,16 @@ from gpt2core.errors import UserError
 from gpt2core.files import write_text
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
+from tasks.closure import Closure, import_closure
 
-SOURCE = Path(__file__).parent.parent
-# What the page needs of `tasks`, and what of `app` only a project has. A test runs the folder without the rest.
-TASKS = ("__init__", "decoding_settings", "failures", "problems", "texts")
-PROJECT_ONLY = ("project_models.py", "server.py", "space.py", "training_text.py")
-REQUIREMENTS = ("torch", "numpy", "safetensors", "tiktoken", "psutil", "pydantic", "gradio")
+ENTRY = "app.standalone"  # what the folder runs; it gets what this imports
+PACKAGES = ("app", "gpt2core", "tasks")
 
 APP = '''"""Writes text with the model in `model/`: `python app.py`; a Space starts it itself."""
 
 from pathlib import Path
 
-from app.standalone import serve_model  # the folder `app`, not this file
+from {entry} import serve_model  # the folder `app`, not this file
 
 serve_model(Path(__file__).parent / "model", {weights!r}, {examples!r})
 '''
@@ -68,27 +66,34 @@ def export_space(directory: str, models: Sequence[str], weights: Weights) -> Non
     with replaced_directory(target) as partial:
         model.save_pretrained(partial / "model")
         Tokenizer().save(partial / "model")
-        _copy_code(partial)
-        write_text(partial / "app.py", APP.format(weights=weights, examples=list(project_examples())))
-        write_text(partial / "requirements.txt", _requirements())
+        closure = import_closure([ENTRY], PACKAGES)
+        _copy_code(closure, partial)
+        write_text(partial / "app.py", APP.format(entry=ENTRY, weights=weights, examples=list(project_examples())))
+        write_text(partial / "requirements.txt", _requirements(closure))
         write_text(partial / "README.md", _readme(name, model))
     print(
         f"{target} holds the page and {name}. Try it: cd {target} && pip install -r requirements.txt && python app.py"
     )
 
 
-def _copy_code(target: Path) -> None:
-    ignored = shutil.ignore_patterns("__pycache__", *PROJECT_ONLY)
-    for package in ("gpt2core", "app"):
-        shutil.copytree(SOURCE / package, target / package, ignore=ignored)
-    (target / "tasks").mkdir()
-    for module in TASKS:
-        shutil.copy(SOURCE / "tasks" / f"{module}.py", target / "tasks")
+def _copy_code(closure: Closure, target: Path) -> None:
+    for module, file in closure.files.items():
+        place = target.joinpath(*module.split("."))
+        if file.name == "__init__.py":
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place)
+            if (file.parent / "assets").is_dir():
+                shutil.copytree(file.parent / "assets", place / "assets")
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place.with_name(file.name))
 
 
-def _requirements() -> str:
+def _requirements(closure: Closure) -> str:
     """The versions that are installed here; of PyTorch the build without CUDA, which is a tenth of the size."""
-    pins = [f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS]
+    homes = packages_distributions()  # an optional library that is not installed has none
+    names = sorted({name for library in closure.libraries for name in homes.get(library, [])}, key=str.lower)
+    pins = [f"{name}=={version(name).partition('+')[0]}" for name in names]
     return "\n".join(["--extra-index-url https://download.pytorch.org/whl/cpu", *pins]) + "\n"
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -60,9 +61,11 @@ class FreshProcess:
             "MLFLOW_TRACKING_URI": tracking_uri(),
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         }
-        script = Path(__file__).with_name("verify_registered.py")
+        script = find_spec("tasks.verify_registered")
+        assert script is not None
+        assert script.origin is not None
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(script)],
+            [sys.executable, "-I", script.origin],
             cwd=self.folder,
             env=environment,
             stdin=subprocess.PIPE,

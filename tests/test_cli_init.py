@@ -1,5 +1,6 @@
 """`gpt2 init`: a project on the user's own text."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tasks import recipes
 from tasks.code_version import code_root, digest
 from tasks.params import Params, load_params
-from tests.command import environment, run_here
+from tests.command import PROGRAM, ROOT, environment, run_here
+from tests.small_project import copy_sources
 
 TEXT = "Once upon a time there was a fox. It lived in a wood, and the wood was old.\n" * 40
 
@@ -80,6 +83,32 @@ def test_a_change_of_a_stages_code_changes_that_stages_digest_alone(tmp_path: Pa
     after = [digest([name], tmp_path) for name in ("tasks/a.py", "tasks/b.py")]
     assert (before[0] != after[0], before[1] == after[1]) == (True, True)
     assert before[0] != before[1], "the name counts"
+
+
+@pytest.mark.slow
+def test_an_update_that_changes_a_recipe_asks_for_another_training(gpt2, tmp_path: Path) -> None:
+    assert gpt2("init", "novel", "--train-file", "my.txt").code == 0
+    project, code = tmp_path / "novel", tmp_path / "code"
+    code.mkdir()
+    copy_sources(code)
+    for name in ("params.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, code)
+    stage = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]["finetune"]
+    for path in (*stage["deps"], *stage["outs"], *(name for kind in ("metrics", "plots") for name in stage[kind][0])):
+        (project / path).parent.mkdir(parents=True, exist_ok=True)
+        (project / path).write_text("{}")
+    run = lambda *command: subprocess.run(  # noqa: E731
+        [sys.executable, *command], cwd=project, env={**environment(), "PYTHONPATH": str(code)}, capture_output=True,
+        text=True, check=True,
+    ).stdout  # fmt: skip
+    update = ("-c", PROGRAM[-1], "init", ".", "--update")
+    run("-m", "dvc", "commit", "--force", "finetune")
+    run(*update)
+    assert "code.yaml" not in run("-m", "dvc", "status", "finetune"), "the same code"
+    with (code / Path(recipes.__file__).relative_to(ROOT)).open("a") as recipe:
+        recipe.write("# changed\n")
+    run(*update)
+    assert "code.yaml" in run("-m", "dvc", "status", "finetune")
 
 
 def test_update_brings_the_stages_up_to_date_and_leaves_the_settings(gpt2, tmp_path: Path) -> None:

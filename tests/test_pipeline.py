@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from gpt2core.files import read_json
-from tests.small_project import TINY, Project, copy_sources
+from tasks import recipes
+from tests.small_project import ROOT, TINY, Project, copy_sources
 from tests.waiting import wait_until
 
 TRAIN_KEYS = {
@@ -80,6 +81,17 @@ def test_an_unchanged_pipeline_runs_nothing(project: Project) -> None:
     output = project.dvc("repro").stdout
     assert "Running stage" not in output
     assert "up to date" in output
+
+
+def test_a_changed_recipe_asks_for_another_training(project: Project) -> None:
+    recipe = project.root / Path(recipes.__file__).relative_to(ROOT)
+    source = recipe.read_bytes()
+    try:
+        recipe.write_bytes(source + b"# changed\n")
+        assert recipe.name in project.dvc("status", "finetune").stdout
+    finally:
+        recipe.write_bytes(source)
+    assert "up to date" in project.dvc("status").stdout
 
 
 def test_transformers_loads_the_best_model_and_its_tokenizer_offline(project: Project, offline: None) -> None:

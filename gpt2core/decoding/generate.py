@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any, Literal, overload
 
 import torch
@@ -30,11 +30,11 @@ from gpt2core.tokenizer import Tokenizer
 
 Model = Callable[[Tensor], Tensor]  # a GPT, a PackedGPT, or any (B, T) int64 -> logits (B, T, V)
 Seed = int | Sequence[int] | None
-# Modules of the searches, imported on first use: most calls need none.
+# The searches, imported on first use: most calls need none.
 SEARCHES = {
-    "beam": "beam:beam_search",
-    "group_beam": "group_beam:group_beam_search",
-    "contrastive": "contrastive:contrastive_search",
+    "beam": "gpt2core.decoding.beam:beam_search",
+    "group_beam": "gpt2core.decoding.group_beam:group_beam_search",
+    "contrastive": "gpt2core.decoding.contrastive:contrastive_search",
 }
 BEAM_MODES = ("beam", "group_beam")
 
@@ -187,8 +187,7 @@ class _Call:
                 self.streamer.put(ids.cpu())
             common["streamer"] = self.streamer
         if options.mode in SEARCHES:
-            module, _, name = SEARCHES[options.mode].partition(":")
-            search = getattr(import_module(f"gpt2core.decoding.{module}"), name)
+            search = resolve_name(SEARCHES[options.mode])
             copies = options.num_beams if options.mode in BEAM_MODES else options.top_k or 1
             opened = open_search_rows(self.model, prompt_length, max_length, copies, options.past_block_size)
             decoded = search(opened, *arguments, **common)
