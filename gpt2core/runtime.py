@@ -1,8 +1,9 @@
 """Where and how numbers are computed: device, precision, threads, seeds, process group."""
 
-import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -11,8 +12,6 @@ import torch.distributed as dist
 from gpt2core.errors import UserError
 
 PRECISION_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# bf16 also costs casts around each matmul: a smaller gain than this is lost to them.
-BF16_MIN_GAIN = 1.3
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,12 @@ def pick_runtime(device: str, precision: str) -> Runtime:
         return Runtime(chosen, precision, "as set in run.precision")
     if chosen.type == "cuda":
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Runtime(chosen, "bf16" if supported else "fp16", "the GPU's fast format")
+        capability = ".".join(str(number) for number in torch.cuda.get_device_capability(chosen))
+        reason = f"a GPU of compute capability {capability} has {'' if supported else 'no '}bf16"
+        return Runtime(chosen, "bf16" if supported else "fp16", reason)
     if chosen.type == "cpu":
-        gain = bf16_gain()
-        verb = "pays" if gain >= BF16_MIN_GAIN else "does not pay"
-        return Runtime(
-            chosen,
-            "bf16" if gain >= BF16_MIN_GAIN else "fp32",
-            f"bf16 {verb} on this CPU: a matmul runs at {gain:{'.1f' if gain >= 0.1 else '.1g'}} times fp32's speed",
-        )
-    return Runtime(chosen, "fp32", "bf16 is not tried on this device")
+        return Runtime(chosen, *cpu_precision(cpu_capabilities()))
+    return Runtime(chosen, "fp32", "bf16 has not been measured on this device")
 
 
 def pick_device(choice: str) -> torch.device:
@@ -61,23 +56,28 @@ def pick_device(choice: str) -> torch.device:
     return torch.device(choice)
 
 
-def bf16_gain(size: int = 512, seconds: float = 0.15) -> float:
-    """Speed of a bf16 matmul over that of an fp32 one on this CPU, by a probe of about 2 * `seconds`."""
-    a = torch.randn(size, size)
-    return _matmuls_per_second(a.bfloat16(), seconds) / _matmuls_per_second(a, seconds)
+def cpu_capabilities() -> dict[str, Any]:
+    """This CPU's instruction sets as `torch.cpu.get_capabilities` names them; AMX only where the system permits it."""
+    found = dict(torch.cpu.get_capabilities())
+    found["amx_bf16"] = bool(found.get("amx_bf16")) and bool(torch.cpu._init_amx())
+    return found
 
 
-def _matmuls_per_second(a: torch.Tensor, seconds: float) -> float:
-    b = a.clone()
-    started_at = time.perf_counter()
-    torch.mm(a, b)  # warms up, and where bf16 is emulated this one alone outlasts the probe
-    if time.perf_counter() - started_at > seconds:
-        return 1 / (time.perf_counter() - started_at)
-    count, started_at = 0, time.perf_counter()
-    while time.perf_counter() - started_at < seconds:
-        torch.mm(a, b)
-        count += 1
-    return count / (time.perf_counter() - started_at)
+def cpu_precision(capabilities: Mapping[str, Any]) -> tuple[str, str]:
+    """The precision that is fast on a CPU with these `cpu_capabilities`, and why.
+
+    Precision is part of a run's identity, so it is looked up and never timed: a busy machine gives the same answer.
+    """
+    if capabilities.get("amx_bf16"):
+        return "bf16", "the CPU has AMX-BF16"
+    if capabilities.get("avx512_bf16"):
+        # Zen 4 multiplies bf16 four times as fast as fp32, a Xeon held to AVX512-BF16 at 0.5 to 0.8 times its speed.
+        if str(capabilities.get("cpu_name", "")).startswith("AMD"):
+            return "bf16", "an AMD CPU with AVX512-BF16"
+        return "fp32", "the CPU has AVX512-BF16 without AMX, and is faster in fp32"
+    if capabilities.get("bf16"):
+        return "fp32", "bf16 has not been measured on ARM; set run.precision to try it"
+    return "fp32", "the CPU has no fast bf16 (AMX-BF16, or AVX512-BF16 of AMD)"
 
 
 def set_threads(threads: int | None) -> int:

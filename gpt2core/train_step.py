@@ -43,7 +43,6 @@ class TrainStep:
             muon_learning_rate=config.muon_learning_rate,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
-            # The run's precision, not a second probe: what a checkpoint goes on with must not hang on the clock.
             bf16_pays=run.precision != "fp32" or run.device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.precision == "fp16")
@@ -127,7 +126,7 @@ class TrainStep:
         )
         optim.set_learning_rate(self.optimizers, factor)
         # Dropout is a function of the step, so a resumed run draws what an uninterrupted one draws.
-        torch.manual_seed(hash((self.config.seed, step, runtime.rank())) & 0x7FFF_FFFF_FFFF)
+        torch.manual_seed(step_seed(self.config.seed, step, runtime.rank()))
 
     def _add_gradients(self, token_ids: Tensor, targets: Tensor, interrupted: Callable[[], bool]) -> Tensor | None:
         """Those of int64 (B, T) twice, in micro-steps; their mean loss in nats, a scalar on the device.
@@ -165,6 +164,11 @@ class TrainStep:
     def _zero_grad(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of one step on one rank, 64 bits: the same on every machine and in every version of Python."""
+    return int(np.random.SeedSequence(seed, spawn_key=(step, rank)).generate_state(1, np.uint64)[0])
 
 
 def _any_rank(interrupted: bool, device: torch.device) -> bool:

@@ -44,7 +44,7 @@ class Run(Section):
     seed: int = Field(42, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 where a short probe shows that it pays, else fp32."""
+    """auto: bf16 where the CPU or GPU is known to be faster in it, else fp32 (fp16 on an older GPU)."""
     threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads of PyTorch; null: one a physical core."""
     kernels: Literal["auto", "torch"] = "auto"

@@ -33,8 +33,6 @@ def template(tmp_path_factory) -> Path:
 def project(template, tmp_path, monkeypatch) -> Path:
     root = copy_of(template, tmp_path, monkeypatch)
     connect()  # points the store's paths here
-    # The probe of bf16 is a test of its own.
-    monkeypatch.setattr("gpt2core.runtime.bf16_gain", lambda: 1.0)
     return root
 
 
@@ -244,9 +242,10 @@ def test_packages_that_are_missing_or_of_another_version_are_named(project, gpt2
     assert (other[0], "pinned ==0.1" in other[1], "filelock" in other[1]) == ("look", True, False)
 
 
-def test_the_device_line_says_whether_bf16_pays_by_a_measurement(project) -> None:
+def test_the_device_line_says_the_precision_and_what_of_the_cpu_decided_it(project, monkeypatch) -> None:
+    monkeypatch.setattr("gpt2core.runtime.cpu_capabilities", lambda: {"avx512_bf16": True, "cpu_name": "AMD EPYC"})
     found = {finding.area: finding for finding in doctor_machine.device(project)}
-    assert "on this CPU: a matmul runs at 1.0 times fp32's speed" in found["device"].text
+    assert found["device"].text.endswith("precision bf16: an AMD CPU with AVX512-BF16")
 
 
 def test_what_killed_writes_left_is_named_and_an_earlier_folder_is_offered_back(project, gpt2) -> None:

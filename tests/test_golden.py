@@ -1,6 +1,7 @@
 """What earlier versions wrote keeps loading: files of every released format, committed as they were then.
 
 A new format gets a folder of its own beside v1 (`python -m tests.golden.make tests/golden/vN`); v1 stays for good.
+The losses after a checkpoint's step were recorded anew, once: steps have other seeds since, so dropout other masks.
 """
 
 import shutil
@@ -52,17 +53,13 @@ def test_an_earlier_model_directory_gives_the_logits_that_were_recorded(golden: 
     assert torch.tensor(expected).shape == (len(IDS), len(IDS[0]), 32)
 
 
-def test_an_earlier_checkpoint_is_whole_and_its_training_goes_on_as_it_would_have_then(
-    golden: Path, monkeypatch
-) -> None:
+def test_an_earlier_checkpoint_is_whole_and_its_training_goes_on(golden: Path) -> None:
     expected = read_json(golden / "expected.json")
     step = golden / "checkpoints" / f"step-{expected['saved_step']:08d}"
     checkpoint.verify_checkpoint(step)
     assert_logits(GPT.from_pretrained(step).eval(), expected["logits"])
     run = trainer(golden / "checkpoints")
     assert run.resume()
-    # Dropout has come to draw other numbers since; compiled, a model has torch's own, as it had then.
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert (run.step, run.extra["run_id"]) == (expected["saved_step"], RUN_ID)
     run.fit()
     assert losses(run) == pytest.approx(expected["losses"], abs=CLOSE)
