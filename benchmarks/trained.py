@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2core.batches import Batches
-from gpt2core.events import TrainerEvents
+from gpt2core.data.batches import Batches
+from gpt2core.data.tokens import TokenSplit
 from gpt2core.runtime import Runtime
-from gpt2core.tokens import TokenSplit
-from gpt2core.trainer import Trainer
+from gpt2core.training.events import TrainerEvents
+from gpt2core.training.trainer import Trainer
+from gpt2ops.params.schema import Params, parse_params
+from gpt2ops.training.initial_model import initial_model
 from tasks.finetune import open_batches, trainer_config
-from tasks.initial_model import initial_model
-from tasks.params import Params, parse_params
 
 
 def params_of(settings: dict[str, Any]) -> Params:

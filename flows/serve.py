@@ -4,7 +4,7 @@ Ctrl-C or SIGTERM stops all of it, the worker first, so that a running training 
 """
 
 if __name__ == "__main__":
-    from tasks.startup import start_process
+    from gpt2ops.process.startup import start_process
 
     start_process()
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.pool import (
+from flows.engine.pool import (
     POOL,
     auth_string,
     cancel_running,
@@ -34,12 +34,12 @@ from flows.pool import (
     worker_is_online,
     worker_name,
 )
-from flows.services import MLFLOW_PAGE, Service, Services, end, left_over, listener
+from flows.engine.services import MLFLOW_PAGE, Service, Services, end, left_over, listener
 from gpt2core.errors import UserError
-from tasks import paths
-from tasks.stage import say
-from tasks.startup import end_imports
-from tasks.tracking_store import connect, redact, tracking_uri
+from gpt2ops import paths
+from gpt2ops.process.stage import say
+from gpt2ops.process.startup import end_imports
+from gpt2ops.tracking.store import connect, redact, tracking_uri
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from gpt2core.evaluation.scores import evaluate, perplexity
     from gpt2core.model import GPT
     from gpt2core.tokenizer import Tokenizer
-    from gpt2core.trainer import Trainer
-    from gpt2core.trainer_config import TrainerConfig
+    from gpt2core.training.config import TrainerConfig
+    from gpt2core.training.trainer import Trainer
 
 _HOMES = {
     "GPT": "model",
     "GPTConfig": "config",
     "PackedGPT": "decoding",
     "Tokenizer": "tokenizer",
-    "Trainer": "trainer",
-    "TrainerConfig": "trainer_config",
+    "Trainer": "training.trainer",
+    "TrainerConfig": "training.config",
     "UserError": "errors",
     "evaluate": "evaluation.scores",
     "generate": "decoding",

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2core.config import GPTConfig
-from gpt2core.dropout import Dropout
 from gpt2core.errors import UserError
-from gpt2core.head_loss import head_loss, head_loss_pays
-from gpt2core.short_attention import attention_pays, short_attention
+from gpt2core.kernels.attention import attention_pays, short_attention
+from gpt2core.kernels.dropout import Dropout
+from gpt2core.kernels.head_loss import head_loss, head_loss_pays
 
 
 class Cache(Protocol):
@@ -179,13 +179,13 @@ class GPT(nn.Module):
 
         Raises UserError where they are not to be had, or are of another architecture.
         """
-        from gpt2core.hf import load_pretrained
+        from gpt2core.storage.hf import load_pretrained
 
         return load_pretrained(name_or_directory)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json`, `generation_config.json` and `model.safetensors` as `transformers` reads them."""
-        from gpt2core.hf import save_pretrained
+        from gpt2core.storage.hf import save_pretrained
 
         save_pretrained(self, Path(directory))
 

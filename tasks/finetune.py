@@ -1,7 +1,7 @@
 """Stage `finetune`: data/tokens -> models/best, models/run.json, the training history and its metrics."""
 
 if __name__ == "__main__":
-    from tasks.startup import start_process
+    from gpt2ops.process.startup import start_process
 
     start_process(large_tensors=True)
 
@@ -18,19 +18,19 @@ from typing import Any
 import yaml
 
 from gpt2core.config import GPTConfig
-from gpt2core.directories import replaced_directory
 from gpt2core.errors import UserError
-from gpt2core.files import sha256_file, with_home, write_json
-from tasks import paths
-from tasks.code_version import code_sha256
-from tasks.earlier_run import left_behind
-from tasks.environment import environment
-from tasks.failures import failure_line
-from tasks.initial_model import initial_model
-from tasks.memory import check_memory
-from tasks.params import Params, check_sequence_length, load_params
-from tasks.process import Interruption, spawn_ranks
-from tasks.stage import run_stage
+from gpt2core.storage.directories import replaced_directory
+from gpt2core.storage.files import sha256_file, with_home, write_json
+from gpt2ops import paths
+from gpt2ops.params.schema import Params, check_sequence_length, load_params
+from gpt2ops.pipeline.code_version import code_sha256
+from gpt2ops.process.failures import failure_line
+from gpt2ops.process.signals import Interruption, spawn_ranks
+from gpt2ops.process.stage import run_stage
+from gpt2ops.training.environment import environment
+from gpt2ops.training.fingerprint import left_behind
+from gpt2ops.training.initial_model import initial_model
+from gpt2ops.training.memory import check_memory
 
 # What makes a checkpoint another run's: all that decides the weights, but not when to stop or what to log.
 NEUTRAL_TRAIN_KEYS = {
@@ -67,12 +67,12 @@ def main() -> None:
 def train(params: Params, interruption: Interruption) -> str:
     """Train, write the outputs where the run has ended by itself; returns the stop reason."""
     from gpt2core import runtime
-    from gpt2core.own_kernels import use_own_kernels
-    from gpt2core.tokens import open_tokens
-    from gpt2core.trainer import Trainer
-    from tasks.loss_reference import log_reference, loss_reference
-    from tasks.training_log import MLflowRows, Progress, TrainingLog
-    from tasks.training_watch import StatusFile, Warnings
+    from gpt2core.data.tokens import open_tokens
+    from gpt2core.kernels.switch import use_own_kernels
+    from gpt2core.training.trainer import Trainer
+    from gpt2ops.training.log import MLflowRows, Progress, TrainingLog
+    from gpt2ops.training.log_reference import log_reference, loss_reference
+    from gpt2ops.training.watch import StatusFile, Warnings
 
     first = int(os.environ.get("RANK", "0")) == 0
     threads = runtime.set_threads(params.run.threads)
@@ -104,7 +104,7 @@ def train(params: Params, interruption: Interruption) -> str:
     if not first:
         return trainer.fit().stop_reason
 
-    from tasks.tracking import start_run
+    from gpt2ops.tracking.api import start_run
 
     log, progress = TrainingLog(), Progress()
     log.say(f"device {run.device} ({threads} threads), precision {run.precision}: {run.reason}")
@@ -195,7 +195,7 @@ def check_start_fits(params: Params, device: str) -> None:
 
 
 def open_batches(params: Params, split: Any) -> Any:
-    from gpt2core.batches import Batches
+    from gpt2core.data.batches import Batches
 
     return Batches(
         split,
@@ -210,7 +210,7 @@ def open_batches(params: Params, split: Any) -> Any:
 def trainer_config(params: Params, device: str, val_tokens: int) -> Any:
     """The library's settings from `params.train`."""
     from gpt2core.tokenizer import Tokenizer
-    from gpt2core.trainer_config import TrainerConfig
+    from gpt2core.training.config import TrainerConfig
 
     tokenizer = Tokenizer()
     train = params.train.model_dump(

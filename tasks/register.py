@@ -1,7 +1,7 @@
 """Stage `register`: models/best + metrics -> model versions, aliases, reports/registered.json."""
 
 if __name__ == "__main__":
-    from tasks.startup import start_process
+    from gpt2ops.process.startup import start_process
 
     start_process()
 
@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import UserError
-from gpt2core.files import sha256_file, write_json
-from tasks import paths
-from tasks.champion import make_champion, registry_lock
-from tasks.gate import Champion, HeldOut, Verdict, held_out_of, judge
-from tasks.params import Params, load_params
-from tasks.register_models import (
+from gpt2core.storage.files import sha256_file, write_json
+from gpt2ops import paths
+from gpt2ops.params.schema import Params, load_params
+from gpt2ops.pipeline.results import read_report
+from gpt2ops.process.stage import run_stage, say
+from gpt2ops.registry.champion import make_champion, registry_lock
+from gpt2ops.registry.gate import Champion, HeldOut, Verdict, held_out_of, judge
+from gpt2ops.registry.versions import (
     FreshProcess,
     Versions,
     create_version,
@@ -23,11 +25,9 @@ from tasks.register_models import (
     log_models,
     write_expected,
 )
-from tasks.reports import read_report
-from tasks.sample_page import log_samples
-from tasks.stage import run_stage, say
-from tasks.tracking import BEST_CHECKPOINT, TrackedRun, tracked_run
-from tasks.tracking_store import fluent_mlflow, one_line
+from gpt2ops.sampling.page import log_samples
+from gpt2ops.tracking.api import BEST_CHECKPOINT, TrackedRun, tracked_run
+from gpt2ops.tracking.store import fluent_mlflow, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -182,8 +182,8 @@ def measure(entry: "ModelVersion", held_out: HeldOut, evaluation: Mapping[str, A
     """Perplexity of a registered version on this held-out split; its own block_size where that is smaller."""
     import mlflow.pytorch
 
+    from gpt2core.data.tokens import open_split
     from gpt2core.evaluation.scores import evaluate
-    from gpt2core.tokens import open_split
 
     model = mlflow.pytorch.load_model(f"models:/{entry.name}/{entry.version}")
     protocol = evaluation["protocol"]

@@ -1,27 +1,27 @@
 """Stage `sample`: models/best + data/tokens -> reports/samples.json and reports/samples.md."""
 
 if __name__ == "__main__":
-    from tasks.startup import start_process
+    from gpt2ops.process.startup import start_process
 
     start_process()
 
 from typing import Any
 
+from gpt2core.data.tokens import TokenSplit, open_split
 from gpt2core.errors import UserError
-from gpt2core.files import json_text, write_together
+from gpt2core.evaluation.overlap import distinct_n, longest_overlap
 from gpt2core.model import GPT
 from gpt2core.runtime import pick_device, set_threads
-from gpt2core.text_measures import distinct_n, longest_overlap
+from gpt2core.storage.files import json_text, write_together
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.tokens import TokenSplit, open_split
-from tasks import paths
-from tasks.decoding_settings import in_our_words
-from tasks.initial_model import best_model, initial_model
-from tasks.params import Params, SampleSetting, load_params
-from tasks.sample_page import log_samples, samples_page
-from tasks.stage import run_stage, say
-from tasks.texts import Text, passages, write_texts
-from tasks.tracking import tracked_run
+from gpt2ops import paths
+from gpt2ops.params.decoding import in_our_words
+from gpt2ops.params.schema import Params, SampleSetting, load_params
+from gpt2ops.process.stage import run_stage, say
+from gpt2ops.sampling.page import log_samples, samples_page
+from gpt2ops.sampling.texts import Text, passages, write_texts
+from gpt2ops.tracking.api import tracked_run
+from gpt2ops.training.initial_model import best_model, initial_model
 
 PROMPTS_AT_ONCE = 8
 # Enough to see what training has changed; the untrained model may be as slow as the trained one.

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from gpt2core.decoding.checks import check_options, check_token_ids
-from gpt2core.decoding.drafting import may_draft, sample_with_draft
 from gpt2core.decoding.ending import StopTest, describe_endings
-from gpt2core.decoding.opening import open_rows, open_search_rows
+from gpt2core.decoding.logits.processors import build_processors
 from gpt2core.decoding.options import GenerationOptions
 from gpt2core.decoding.output import Decoded, GenerateOutput
-from gpt2core.decoding.processors import build_processors
-from gpt2core.decoding.prompt_lookup import prompt_lookup
 from gpt2core.decoding.prompts import merge_outputs, pad_prompts, strip_prompts
-from gpt2core.decoding.rows import block_size_of
-from gpt2core.decoding.sampling import Generators, Streamer, sample
+from gpt2core.decoding.rows.cached import block_size_of
+from gpt2core.decoding.rows.opening import open_rows, open_search_rows
 from gpt2core.decoding.scoring import score_tokens
+from gpt2core.decoding.strategies.drafting import may_draft, sample_with_draft
+from gpt2core.decoding.strategies.prompt_lookup import prompt_lookup
+from gpt2core.decoding.strategies.sampling import Generators, Streamer, sample
 from gpt2core.errors import UserError
 from gpt2core.tokenizer import Tokenizer
 
@@ -32,9 +32,9 @@ Model = Callable[[Tensor], Tensor]  # a GPT, a PackedGPT, or any (B, T) int64 ->
 Seed = int | Sequence[int] | None
 # The searches, imported on first use: most calls need none.
 SEARCHES = {
-    "beam": "gpt2core.decoding.beam:beam_search",
-    "group_beam": "gpt2core.decoding.group_beam:group_beam_search",
-    "contrastive": "gpt2core.decoding.contrastive:contrastive_search",
+    "beam": "gpt2core.decoding.strategies.beam:beam_search",
+    "group_beam": "gpt2core.decoding.strategies.group_beam:group_beam_search",
+    "contrastive": "gpt2core.decoding.strategies.contrastive:contrastive_search",
 }
 BEAM_MODES = ("beam", "group_beam")
 

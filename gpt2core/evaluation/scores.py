@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gpt2core.decoding import generate
-from gpt2core.head_loss import head_scores
+from gpt2core.kernels.head_loss import head_scores
 from gpt2core.model import GPT
 
 Logits = Callable[[Tensor], Tensor]

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from gpt2core.errors import UserError
-from gpt2core.hf import RELEASED
+from gpt2core.storage.hf import RELEASED
 
 # Other formats of the same weights (onnx, tflite, h5) are not fetched.
 _SMALL = ["config.json", "generation_config.json", "vocab.json", "merges.txt", "tokenizer*.json", "added_tokens.json"]
