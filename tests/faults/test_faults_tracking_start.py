@@ -1,7 +1,5 @@
 """Stages that start while MLflow is away: they work, and when it is back it has all of it, once."""
 
-# ruff: noqa: F401, F811
-
 import hashlib
 import json
 import os
@@ -27,8 +25,10 @@ from gpt2ops.tracking.download import BEST_CHECKPOINT, checkpoint_directory
 from gpt2ops.tracking.journal import Point, settled
 from gpt2ops.tracking.link import BEGUN_AS_TAG, is_begun
 from gpt2ops.tracking.store import connect, experiment_id, mlruns, stored_run_id
-from tests.faults.test_faults_tracking import ROOT, Proxy, Server, module_server, server, steps
-from tests.gpt2ops.tracking.test_tracking import bare_project, empty_store, history, params_with, project
+from tests.support.mlflow_server import Proxy, steps
+from tests.support.tracked_project import history, params_with
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
