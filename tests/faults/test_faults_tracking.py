@@ -21,6 +21,7 @@ from gpt2ops.training.log import TrainingLog
 from tests.support.full_disk import Filler
 from tests.support.mlflow_server import Proxy, steps
 from tests.support.tracked_project import history, params_with
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +91,7 @@ def test_what_a_run_could_not_send_before_it_ended_is_sent_by_the_next_one_once(
 @pytest.mark.slow
 def test_a_slow_server_does_not_hold_up_a_training(server, monkeypatch) -> None:
     run = start_run(params_with())
-    proxy = Proxy(server.port, 0.4)
+    proxy = Proxy(server.port, 3.0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.address)
     run._link._client = connect()
     longest = 0.0
@@ -101,8 +102,8 @@ def test_a_slow_server_does_not_hold_up_a_training(server, monkeypatch) -> None:
             run.set_tags({"at": str(step)})
             run.secure()  # as before each checkpoint
         longest = max(longest, time.perf_counter() - started_at)
-        time.sleep(0.03)
-    assert longest < 0.3
+    assert longest < 1.5  # less than one answer takes
+    proxy.seconds = 0.0
     run.finish()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     assert history(run, "train_loss") == steps(30)
@@ -175,11 +176,8 @@ def test_a_locked_database_is_waited_for_beside_the_training(project, capsys) ->
         other.execute("BEGIN IMMEDIATE")
         for step in range(5):
             run.log_metrics({"train_loss": step / 2}, step=step)
-        said, deadline = "", time.monotonic() + 60
-        while "MLflow does not take metrics" not in said:  # the thread waits for SQLite, this one does not
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-            said += capsys.readouterr().out
+        # The thread waits for SQLite, this one does not.
+        wait_until(lambda: "MLflow does not take metrics" in capsys.readouterr().out)
         other.execute("ROLLBACK")
     run.finish()
     assert history(run, "train_loss") == steps(5)

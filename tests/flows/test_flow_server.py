@@ -12,8 +12,6 @@ import pytest
 from tests.support.flow_server import ENDLESS, TINY, Served, Server, mlflow_runs
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -40,25 +38,40 @@ def test_a_failing_stage_turns_the_run_red_and_says_why(server: Server) -> None:
     assert (server.root / "workspaces" / flow_run / "params.yaml").exists()
 
 
-def test_runs_complete_queue_and_are_cancelled_with_a_checkpoint(server: Server) -> None:
+@pytest.fixture(scope="module")
+def completed(server: Server) -> str:
+    """The id of a flow run that went through all stages."""
+    triggered = server.deployment_run(**TINY)
+    assert triggered.returncode == 0, triggered.stdout + triggered.stderr
+    flow_run = triggered.stdout.split("UUID: ")[1].split()[0]
+    server.wait_for(flow_run, "COMPLETED")
+    return flow_run
+
+
+def test_a_run_goes_through_all_stages_and_shows_its_progress(server: Server, completed: str) -> None:
+    (run,) = mlflow_runs(server.root, completed)
+    assert "cached_from" not in run.data.tags
+    assert server.artifact(completed, "fine-tune-progress")["data"] == 100.0
+    training = server.artifact(completed, "training-progress")
+    assert training["data"] == 100.0
+    assert re.fullmatch(r"finished: step 4 of at most 4, loss 1\d\.\d+, [\d,]+ tokens/s", training["description"])
+    page = server.artifact(completed, "fine-tune-summary")["data"]
+    assert "data:image/png;base64," in page
+    assert "| registered model | gpt2 version 1, champion |" in page
+    assert not (server.root / "workspaces" / completed).exists()
+    assert "dvc push" not in server.log(completed)
+
+
+def test_an_unknown_setting_is_refused_before_a_run_starts(server: Server) -> None:
     refused = server.deployment_run(train={"learning_rat": 1e-4})
     assert refused.returncode == 1
     assert "'learning_rat' is not one of" in " ".join(refused.stdout.split())
 
-    triggered = server.deployment_run(**TINY)
-    assert triggered.returncode == 0, triggered.stdout + triggered.stderr
-    first = triggered.stdout.split("UUID: ")[1].split()[0]
+
+@pytest.mark.slow
+def test_runs_queue_are_cancelled_with_a_checkpoint_and_restored_from_the_cache(server: Server, completed: str) -> None:
     endless = server.submit(ENDLESS)
     again = server.submit(TINY)
-    server.wait_for(first, "COMPLETED")
-    (run,) = mlflow_runs(server.root, first)
-    assert "cached_from" not in run.data.tags
-    assert server.artifact(first, "fine-tune-progress")["data"] == 100.0
-    training = server.artifact(first, "training-progress")
-    assert training["data"] == 100.0
-    assert re.fullmatch(r"finished: step 4 of at most 4, loss 1\d\.\d+, [\d,]+ tokens/s", training["description"])
-    assert not (server.root / "workspaces" / first).exists()
-
     # One place in the pool: the last one waits while the endless one trains.
     wait_until(lambda: re.search(r"step \d+/1000000", server.log(endless)) is not None, interval=0.3)
     assert server.state(again)["type"] == "SCHEDULED"
@@ -75,19 +88,14 @@ def test_runs_complete_queue_and_are_cancelled_with_a_checkpoint(server: Server)
     server.wait_for(endless, "CANCELLED")
     assert max(path.parent.name for path in checkpoints.rglob("step-*/model.safetensors")) > "step-00000000"
     assert f"go on with `prefect flow-run retry {endless}`" in server.log(endless)
-    assert "dvc push" not in server.log(first)
 
-    # The same inputs as the first: DVC restores the model, and the run says from which one.
+    # The same inputs as the completed one: DVC restores the model, and the run says from which one.
     server.wait_for(again, "COMPLETED")
     assert "Running stage 'finetune'" not in server.log(again)
-    (linked,) = mlflow_runs(server.root, again)
+    (run,), (linked,) = mlflow_runs(server.root, completed), mlflow_runs(server.root, again)
     assert linked.data.tags["cached_from"] == run.info.run_id
-
-    summaries = server.post("artifacts/filter", {"artifacts": {"key": {"any_": ["fine-tune-summary"]}}})
-    pages = {summary["flow_run_id"]: summary["data"] for summary in summaries}
-    assert set(pages) == {first, again}
-    assert "data:image/png;base64," in pages[first]
-    assert "| registered model | gpt2 version 1, champion |" in pages[first]
+    assert server.artifact(again, "fine-tune-summary")
+    assert not server.artifact(endless, "fine-tune-summary")
 
 
 def test_the_shared_checkout_is_not_touched(server: Server) -> None:
@@ -96,6 +104,7 @@ def test_the_shared_checkout_is_not_touched(server: Server) -> None:
     assert not (server.root / "models").exists()
 
 
+@pytest.mark.slow
 def test_a_start_after_a_kill_clears_up_and_goes_on_with_the_queue(tmp_path: Path) -> None:
     served = Served(tmp_path)
     try:

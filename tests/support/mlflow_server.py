@@ -60,7 +60,7 @@ class Server:
 
 
 class Proxy:
-    """Passes bytes on to `port`, each block after `seconds`; it can go away and come back."""
+    """Passes bytes on to `port`, each block of requests after `seconds`; it can go away and come back."""
 
     def __init__(self, port: int, seconds: float = 0.0) -> None:
         self.target, self.seconds, self.port = port, seconds, 0
@@ -94,13 +94,13 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         server = socket.create_connection(("127.0.0.1", self.target))
-        threading.Thread(target=self._pass_on, args=(server, client, 0.0), daemon=True).start()
-        self._pass_on(client, server, self.seconds)
+        threading.Thread(target=self._pass_on, args=(server, client, False), daemon=True).start()
+        self._pass_on(client, server, True)
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, seconds: float) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, delayed: bool) -> None:
         with contextlib.suppress(OSError):
             while block := source.recv(1 << 16):
-                time.sleep(seconds)
+                time.sleep(self.seconds if delayed else 0.0)
                 target.sendall(block)
             target.shutdown(socket.SHUT_WR)
 

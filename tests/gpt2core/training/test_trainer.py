@@ -17,6 +17,7 @@ from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.training.checkpoint import newest_valid, step_directories
 from tests.support.training import Heard, fit, make_trainer, without_speed
+from tests.support.waiting import HANGS
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -254,7 +255,7 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path) -> None:
     script.write_text(RANK_SCRIPT)
     root = Path(__file__).parents[3]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    subprocess.run([*command, str(tmp_path), str(root)], check=True, timeout=120)
+    subprocess.run([*command, str(tmp_path), str(root)], check=True, timeout=HANGS)
     _, alone = fit(make_trainer(tmp_path / "alone", drop_rate=0.0))
     assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(alone.losses, rel=1e-4)
     assert GPT.from_pretrained(tmp_path / "ranks" / "best").config.n_embd == 16
