@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from flows.engine import pool
 from flows.engine.services import Services, end, left_over
 from flows.fine_tune import kept_line
 from gpt2core.errors import UserError
-from tests.support.waiting import wait_until
 
 # As `python -m flows.serve` does: a service that has a child of its own, in a session of its own.
 SERVING = """
@@ -38,12 +38,19 @@ time.sleep(600)
 def serving(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     process = subprocess.Popen([sys.executable, "-c", SERVING, str(tmp_path), "flows.serve"])
     try:
-        wait_until(lambda: len(psutil.Process(process.pid).children(recursive=True)) == 2)
+        wait_for(lambda: len(psutil.Process(process.pid).children(recursive=True)) == 2)
         yield process
     finally:
         process.kill()
         process.wait()
         end(left_over(tmp_path))
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def runs(process: psutil.Process) -> bool:
@@ -70,7 +77,7 @@ def test_the_children_of_a_service_that_was_killed_are_stopped_too(tmp_path: Pat
     services = Services(tmp_path, tmp_path / "logs", os.environ)
     service = services.start("tree", "tree")
     parent = psutil.Process(service.process.pid)
-    wait_until(lambda: parent.children())
+    wait_for(lambda: parent.children())
     (orphan,) = parent.children()
     service.process.kill()
     service.process.wait()

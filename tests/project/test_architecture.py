@@ -36,41 +36,6 @@ def test_dependencies_point_one_way(package: str) -> None:
     assert upward == {}
 
 
-def imported_modules(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
-
-
-def test_no_test_imports_a_test() -> None:
-    """What two of them need is in tests/support."""
-    files = sorted((ROOT / "tests").rglob("*.py"))
-    tests = {path.with_suffix("").relative_to(ROOT).as_posix().replace("/", ".") for path in files if is_test(path)}
-    assert len(tests) > 50
-    assert {str(path): names for path in files if (names := imported_modules(path) & tests)} == {}
-
-
-def is_test(path: Path) -> bool:
-    return path.name.startswith("test_")
-
-
-@pytest.mark.parametrize("package", ["gpt2core", "gpt2ops", "tasks", "flows"])
-def test_folders_of_tests_mirror_those_of_the_package(package: str) -> None:
-    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests" / package).rglob("test_*.py")}
-    assert folders
-    assert [str(folder) for folder in folders if not (ROOT / folder / "__init__.py").exists()] == []
-
-
-def test_no_folder_of_tests_has_more_than_16_entries() -> None:
-    folders = [path for path in (ROOT / "tests").rglob("*") if path.is_dir() and path.name != "__pycache__"]
-    entries = {str(folder): [path for path in folder.iterdir() if path.name != "__pycache__"] for folder in folders}
-    assert {folder: len(inside) for folder, inside in entries.items() if len(inside) > 16} == {}
-
-
 def test_params_file_states_the_defaults_of_the_schema() -> None:
     assert load_params(ROOT / "params.yaml") == Params()
     written = yaml.safe_load((ROOT / "params.yaml").read_text())
