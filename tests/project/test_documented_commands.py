@@ -21,11 +21,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.cli.main import COMMANDS, build_parser
 from gpt2ops.params.schema import Params
-from tests.gpt2core.importing.test_tensorflow import as_tensorflow, write_checkpoint
 from tests.support import foreign_models
 from tests.support.documented import ROOT, Reader, blocks_of
 from tests.support.foreign_models import BookGPT, HandMadeGPT, NanoGPT, spread
 from tests.support.small_project import TINY, Project, copy_sources, merge
+from tests.support.tensorflow_checkpoint import as_tensorflow, write_checkpoint
 
 PAGES = ("README.md", "docs/COMING_FROM.md", "docs/decoding.md", "docs/serving.md")
 NOT_RUN = {
@@ -44,7 +44,7 @@ NOT_RUN = {
         "needs `make serve`; tests/flows/test_flow_server.py submits runs the same way"
     ),
     "python -m flows.fine_tune --set train.learning_rate=1e-3": (
-        "tests/flows/test_overrides.py, tests/pipeline/test_pipeline.py"
+        "tests/flows/test_overrides.py, tests/tasks/test_pipeline.py"
     ),
 }
 TEXT = "The first day was cold, and nobody went out until evening came.\n" * 200  # no word twice: a bigram tells all

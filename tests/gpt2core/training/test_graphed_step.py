@@ -13,7 +13,7 @@ from gpt2core.runtime import Runtime
 from gpt2core.training.graphed_step import GraphedStep, make_train_step, why_no_graph
 from gpt2core.training.spikes import Health
 from gpt2core.training.step import Taken, TrainStep
-from tests.gpt2core.training.test_trainer import CONFIG, CPU
+from tests.support.training import CONFIG, CPU
 
 RUN = Runtime(CPU, "bf16", "for the test")
 GPU = Runtime(torch.device("cuda"), "bf16", "for the test")
