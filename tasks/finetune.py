@@ -5,8 +5,6 @@ if __name__ == "__main__":
 
     start_process(large_tensors=True)
 
-import hashlib
-import json
 import os
 import shutil
 import signal
@@ -15,43 +13,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.storage.directories import replaced_directory
 from gpt2core.storage.files import sha256_file, with_home, write_json
 from gpt2ops import paths
 from gpt2ops.params.schema import Params, check_sequence_length, load_params
-from gpt2ops.pipeline.code_version import code_sha256
 from gpt2ops.process.failures import failure_line
 from gpt2ops.process.signals import Interruption, spawn_ranks
 from gpt2ops.process.stage import run_stage
 from gpt2ops.training.environment import environment
-from gpt2ops.training.fingerprint import left_behind
+from gpt2ops.training.fingerprint import checkpoints_of, fingerprint_of, recorded, unfinished_run, was_lost
 from gpt2ops.training.initial_model import initial_model
 from gpt2ops.training.memory import check_memory
-
-# What makes a checkpoint another run's: all that decides the weights, but not when to stop or what to log.
-NEUTRAL_TRAIN_KEYS = {
-    "recipe",
-    "stop",
-    "log_interval",
-    "checkpoint_interval",
-    "keep_last",
-    "resume",
-    "sample_prompt",
-    "sample_tokens",
-    "sample_interval",
-}
-# Settings that came after the first release, with what a run did before: checkpoints of then still fit.
-LATER_KEYS = {
-    "train.spike_rollback": None,
-    "train.cuda_graph": "auto",
-    "kernels": "auto",
-    "model.activation_function": "gelu_new",
-    "model.tie_word_embeddings": True,
-}
 
 
 def main() -> None:
@@ -123,7 +97,7 @@ def train(params: Params, interruption: Interruption) -> str:
         resume_key=trainer.checkpoints.name if params.train.resume else None,
     )
     if not resumed:
-        if params.train.resume and (line := left_behind(trainer.checkpoints, fingerprint)):
+        if params.train.resume and (line := unfinished_run(trainer.checkpoints, fingerprint)):
             log.say(line)
         trainer.start_over()
         trainer.extra = {"run_id": tracked.run_id, **recorded()}
@@ -233,53 +207,12 @@ def trainer_config(params: Params, device: str, val_tokens: int) -> Any:
     return TrainerConfig(**train, **params.train.stop.model_dump(), seed=params.run.seed)
 
 
-def fingerprint_of(params: Params, config: dict[str, Any], data_sha256: str, precision: str) -> dict[str, Any]:
-    train = params.train.model_dump()
-    fingerprint = {
-        "data_sha256": data_sha256,
-        "seed": params.run.seed,
-        "precision": precision,
-        "kernels": params.run.kernels,
-        "model.init": params.model.init,
-        **{f"model.{key}": value for key, value in config.items()},
-        **{f"train.{key}": value for key, value in train.items() if key not in NEUTRAL_TRAIN_KEYS},
-    }
-    return {key: value for key, value in fingerprint.items() if LATER_KEYS.get(key, ...) != value}
-
-
-def checkpoints_of(fingerprint: dict[str, Any]) -> Any:
-    """A folder of its own for each kind of run, so that going back to earlier params finds its checkpoints."""
-    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
-    return paths.CHECKPOINTS / digest[:12]
-
-
 def in_words(params: Params) -> str:
     train = params.train
     rate = f"learning rate {train.learning_rate:g}"
     if train.optimizer == "muon":
         rate += f", of the blocks' matrices {train.muon_learning_rate:g}"
     return f"{train.optimizer}, {rate}, {train.schedule}, {train.batch_size} x {train.sequence_length} tokens a step"
-
-
-def recorded() -> dict[str, str]:
-    """What DVC has recorded of this stage, and the code that runs it."""
-    try:
-        entry = yaml.safe_load(paths.DVC_LOCK.read_text(encoding="utf-8"))["stages"]["finetune"]
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
-        entry = None
-    return {
-        "recorded_sha256": hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest(),
-        "code_sha256": code_sha256(),
-    }
-
-
-def was_lost(extra: dict[str, Any]) -> bool:
-    """Whether a training that has ended was killed before DVC took its results: nothing was recorded since it began.
-
-    Else the stage runs because somebody wants it trained anew, or because the code has changed.
-    """
-    now = recorded()
-    return {key: extra.get(key) for key in now} == now
 
 
 def run_name(params: Params) -> str:

@@ -24,7 +24,7 @@ NEUTRAL = {
     "gpt2ops.training.log": "the console and the log",
     "gpt2ops.training.watch": "warnings and live status",
     "gpt2ops.training.log_reference": "lines to compare a loss with",
-    "gpt2ops.training.fingerprint": "a line of the log",
+    "gpt2ops.training.fingerprint": "which checkpoints belong to a run",
     "gpt2ops.tracking.api": "the MLflow client",
     "gpt2ops.tracking.store": "the MLflow client",
     "gpt2ops.pipeline.code_version": "which code ran, not what it did",
