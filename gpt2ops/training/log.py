@@ -32,11 +32,11 @@ class TrainingLog(TrainerEvents):
         self._file = self.path.open("ab", buffering=0)  # a line is on disk when it is written
         self._unwritten = b""
         self._tokenizer = Tokenizer()
-        self._bar: Progress | None = None
+        self._bar: ProgressBar | None = None
         self._reference: LossReference | None = None
         self._failing = False
 
-    def attach(self, bar: "Progress") -> None:
+    def attach(self, bar: "ProgressBar") -> None:
         self._bar = bar
 
     def compare_with(self, reference: LossReference) -> None:
@@ -115,7 +115,7 @@ class TrainingLog(TrainerEvents):
             self._file.close()
 
 
-class Progress(TrainerEvents):
+class ProgressBar(TrainerEvents):
     """A bar with loss, learning rate, tokens/s and time left; where there is no terminal, a line now and then."""
 
     def __init__(self) -> None:

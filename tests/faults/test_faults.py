@@ -15,7 +15,7 @@ from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.training.checkpoint import newest_valid, step_directories
 from gpt2core.training.trainer import Trainer
-from tasks.finetune import what_is_kept
+from gpt2ops.training.run import describe_saved
 from tests.gpt2core.training.test_trainer import ArrayTokens, Heard, fit, make_trainer, without_speed
 
 
@@ -334,7 +334,7 @@ def test_a_run_asked_to_leave_right_after_a_save_does_not_save_again(tmp_path) -
 
 @pytest.mark.parametrize(
     ("full_from", "ends", "kept"),
-    [(0, 3, "no checkpoint could be saved"), (6, 7, "the newest checkpoint is of step 4")],
+    [(0, 3, "no checkpoint could be saved"), (6, 7, "the newest checkpoint is at step 4")],
 )
 def test_an_interrupted_run_says_what_a_full_disk_has_kept_of_it(small_disk, full_from, ends, kept) -> None:
     trainer = make_trainer(small_disk / "run")
@@ -344,10 +344,10 @@ def test_an_interrupted_run_says_what_a_full_disk_has_kept_of_it(small_disk, ful
     trainer.interrupted = lambda: trainer.step >= ends
     result = trainer.fit()
     assert result.stop_reason == "interrupted"
-    assert what_is_kept(trainer.saved_step, result.steps) == kept
+    assert describe_saved(trainer.saved_step, result.steps) == kept
     heard.ballast.unlink()
     again = make_trainer(small_disk / "run")
     assert again.resume() == (full_from > 0)
     again.interrupted = lambda: again.step >= ends
     fit(again)
-    assert what_is_kept(again.saved_step, ends) == "the checkpoint is saved"
+    assert describe_saved(again.saved_step, ends) == "the checkpoint is saved"

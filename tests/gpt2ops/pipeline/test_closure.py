@@ -23,7 +23,7 @@ NEUTRAL = {
     "gpt2ops.process.progress": "the console",
     "gpt2ops.training.log": "the console and the log",
     "gpt2ops.training.watch": "warnings and live status",
-    "gpt2ops.training.log_reference": "lines to compare a loss with",
+    "gpt2ops.training.references": "lines to compare a loss with",
     "gpt2ops.training.fingerprint": "which checkpoints belong to a run",
     "gpt2ops.tracking.api": "the MLflow client",
     "gpt2ops.tracking.store": "the MLflow client",
