@@ -14,7 +14,6 @@ from gpt2core.config import GPTConfig
 from gpt2core.data.batches import Batches
 from gpt2core.data.tokens import TokenSet, TokenSplit, open_tokens
 from gpt2core.errors import UserError
-from gpt2core.kernels.switch import use_own_kernels
 from gpt2core.runtime import Runtime
 from gpt2core.storage.files import sha256_file, with_home
 from gpt2core.tokenizer import Tokenizer
@@ -54,7 +53,6 @@ def set_up(params: Params, interrupted: Callable[[], bool]) -> Training:
     threads = runtime.set_threads(params.run.threads)
     run = runtime.pick_runtime(params.run.device, params.run.precision)
     runtime.set_determinism(params.run.deterministic)
-    use_own_kernels(params.run.kernels == "auto")
     keep_compiled_kernels()
     if "RANK" in os.environ:
         runtime.join_process_group(run.device)
@@ -128,7 +126,8 @@ def trainer_config(params: Params, device: str, val_tokens: int) -> TrainerConfi
         raise UserError(
             "train.compile is 'on', but no C++ compiler (g++, clang++ or cl) was found; install one or set it to off."
         )
-    return TrainerConfig(**train, **stop.model_dump(), seed=params.run.seed)
+    own_kernels = params.run.kernels == "auto"
+    return TrainerConfig(**train, **stop.model_dump(), seed=params.run.seed, own_kernels=own_kernels)
 
 
 class TrackedTraining:

@@ -43,7 +43,7 @@ class Filler(Heard):
     def on_step(self, trainer, train_loss) -> None:
         super().on_step(trainer, train_loss)
         if trainer.step in (self.fill, self.free):
-            trainer.keeper.poll(leave=0)  # saves in the background must meet the disk as it was at their step
+            trainer.writer.poll(leave=0)  # saves in the background must meet the disk as it was at their step
         if trainer.step == self.fill:
             self.fill_up()
         if trainer.step == self.free:
@@ -69,7 +69,7 @@ def assert_same_bits(one: Trainer, other: Trainer) -> None:
     for (name, parameter), same in zip(one.model.named_parameters(), other.model.parameters(), strict=True):
         assert torch.equal(parameter, same), name
     assert without_speed(one.history) == without_speed(other.history)
-    assert one.stop == other.stop
+    assert one.rules.state == other.rules.state
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -106,7 +106,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_one_line_and_the_next_start_fi
         trainer.fit()
     assert str(error.value) == (
         f"the best weights, of step 20, could not be written to {small_disk}/run/best (No space left on device); free "
-        f"some space and run again: the run goes on from {small_disk}/run/step-00000016."
+        f"some space and run again: it resumes from {small_disk}/run/step-00000016."
     )
     heard.ballast.unlink()
     again = make_trainer(small_disk / "run")
@@ -143,7 +143,7 @@ def test_best_weights_that_are_not_on_the_disk_are_in_no_checkpoint_either(small
     """Else a run that is killed then would come back with the best of before."""
     trainer = make_trainer(small_disk / "run")
     heard = hear(trainer, Filler(small_disk, fill=9, free=None))
-    original = trainer.keeper._write_best
+    original = trainer.writer._write_best
 
     def room_but_not_for_the_best(model) -> None:
         heard.ballast.unlink(missing_ok=True)
@@ -154,7 +154,7 @@ def test_best_weights_that_are_not_on_the_disk_are_in_no_checkpoint_either(small
         finally:
             heard.ballast.unlink(missing_ok=True)
 
-    trainer.keeper._write_best = room_but_not_for_the_best
+    trainer.writer._write_best = room_but_not_for_the_best
     with pytest.raises(UserError, match="of step 20, could not be written"):
         trainer.fit()
     assert newest_valid(small_disk / "run")[0].state["stop"]["best_step"] == 5
@@ -165,7 +165,7 @@ def test_saves_beside_the_training_give_the_same_bits_and_are_all_there_at_the_e
     fit(at_once)
     _, heard = fit(beside)
     assert_same_bits(at_once, beside)
-    assert heard.best[-1][0] == beside.stop.best_step
+    assert heard.best[-1][0] == beside.rules.state.best_step
     for name in ("best", "step-00000016", "step-00000020"):
         files = ["model.safetensors", *(["optimizer.safetensors"] if name != "best" else [])]
         for file in files:
