@@ -13,7 +13,7 @@ from gpt2core.data.batches import Batches
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.training.checkpoint import newest_valid, step_directories
-from tasks.finetune import what_is_kept
+from gpt2ops.training.run import describe_saved
 from tests.support.full_disk import Filler
 from tests.support.training import ArrayTokens, Heard, assert_same_bits, fit, hear, make_trainer
 from tests.support.waiting import HANGS
@@ -83,7 +83,7 @@ def test_best_weights_that_are_not_on_the_disk_are_in_no_checkpoint_either(small
     """Else a run that is killed then would come back with the best of before."""
     trainer = make_trainer(small_disk / "run")
     heard = hear(trainer, Filler(small_disk, fill=9, free=None))
-    original = trainer.keeper._write_best
+    original = trainer.writer._write_best
 
     def room_but_not_for_the_best(model) -> None:
         heard.ballast.unlink(missing_ok=True)
@@ -94,7 +94,7 @@ def test_best_weights_that_are_not_on_the_disk_are_in_no_checkpoint_either(small
         finally:
             heard.ballast.unlink(missing_ok=True)
 
-    trainer.keeper._write_best = room_but_not_for_the_best
+    trainer.writer._write_best = room_but_not_for_the_best
     with pytest.raises(UserError, match="of step 20, could not be written"):
         trainer.fit()
     assert newest_valid(small_disk / "run")[0].state["stop"]["best_step"] == 5
@@ -105,7 +105,7 @@ def test_saves_beside_the_training_give_the_same_bits_and_are_all_there_at_the_e
     fit(at_once)
     _, heard = fit(beside)
     assert_same_bits(at_once, beside)
-    assert heard.best[-1][0] == beside.stop.best_step
+    assert heard.best[-1][0] == beside.rules.state.best_step
     for name in ("best", "step-00000016", "step-00000020"):
         files = ["model.safetensors", *(["optimizer.safetensors"] if name != "best" else [])]
         for file in files:
@@ -273,7 +273,7 @@ def test_a_run_asked_to_leave_right_after_a_save_does_not_save_again(tmp_path) -
 
 @pytest.mark.parametrize(
     ("full_from", "ends", "kept"),
-    [(0, 3, "no checkpoint could be saved"), (6, 7, "the newest checkpoint is of step 4")],
+    [(0, 3, "no checkpoint could be saved"), (6, 7, "the newest checkpoint is at step 4")],
 )
 def test_an_interrupted_run_says_what_a_full_disk_has_kept_of_it(small_disk, full_from, ends, kept) -> None:
     trainer = make_trainer(small_disk / "run")
@@ -283,10 +283,10 @@ def test_an_interrupted_run_says_what_a_full_disk_has_kept_of_it(small_disk, ful
     trainer.interrupted = lambda: trainer.step >= ends
     result = trainer.fit()
     assert result.stop_reason == "interrupted"
-    assert what_is_kept(trainer.saved_step, result.steps) == kept
+    assert describe_saved(trainer.saved_step, result.steps) == kept
     heard.ballast.unlink()
     again = make_trainer(small_disk / "run")
     assert again.resume() == (full_from > 0)
     again.interrupted = lambda: again.step >= ends
     fit(again)
-    assert what_is_kept(again.saved_step, ends) == "the checkpoint is saved"
+    assert describe_saved(again.saved_step, ends) == "the checkpoint is saved"

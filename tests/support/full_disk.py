@@ -33,7 +33,7 @@ class Filler(Heard):
     def on_step(self, trainer, train_loss) -> None:
         super().on_step(trainer, train_loss)
         if trainer.step in (self.fill, self.free):
-            trainer.keeper.poll(leave=0)  # saves in the background must meet the disk as it was at their step
+            trainer.writer.poll(leave=0)  # saves in the background must meet the disk as it was at their step
         if trainer.step == self.fill:
             self.fill_up()
         if trainer.step == self.free:

@@ -124,4 +124,4 @@ def assert_same_bits(one: Trainer, other: Trainer) -> None:
     for (name, parameter), same in zip(one.model.named_parameters(), other.model.parameters(), strict=True):
         assert torch.equal(parameter, same), name
     assert without_speed(one.history) == without_speed(other.history)
-    assert one.stop == other.stop
+    assert one.rules.state == other.rules.state
