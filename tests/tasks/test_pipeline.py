@@ -173,7 +173,7 @@ def test_a_second_clone_pulls_everything_without_computing(project: Project, tmp
     [
         ({"data": {"source": "data/corpus/missing.txt"}}, "missing.txt"),
         ({"train": {"sequence_length": 64}}, r"train.sequence_length (64) must not exceed the model's block_size (32)"),
-        ({"train": {"batch_size": 100_000}}, "train.batch_size"),
+        ({"train": {"batch_size": 100_000}}, "batch_size"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_earlier_results(project: Project, overrides, message) -> None:

@@ -10,7 +10,7 @@ from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
-from gpt2core.training.graphed_step import GraphedStep, make_train_step, why_no_graph
+from gpt2core.training.graphed_step import GraphedStep, graph_obstacle, make_train_step
 from gpt2core.training.spikes import LossMonitor
 from gpt2core.training.step import StepResult, TrainStep
 from tests.support.training import CONFIG, CPU
@@ -90,12 +90,12 @@ def test_a_run_that_is_interrupted_takes_no_step() -> None:
     ],
 )
 def test_what_a_graph_cannot_do_is_named(changes: dict[str, object], run: Runtime, reason: str | None) -> None:
-    found = why_no_graph(replace(CONFIG, **changes), run)
+    found = graph_obstacle(replace(CONFIG, **changes), run)
     assert found is None if reason is None else reason in (found or "")
 
 
 def test_a_graph_that_cannot_be_is_refused_where_it_is_asked_for() -> None:
     model = GPT(GPTConfig(23, 16, n_layer=1, n_head=2, n_embd=16))
-    with pytest.raises(UserError, match="train.cuda_graph is 'on', but the device is cpu"):
+    with pytest.raises(UserError, match="cuda_graph is 'on', but the device is cpu"):
         make_train_step(model, replace(CONFIG, cuda_graph="on"), RUN, 20, 32)
     assert type(make_train_step(model, CONFIG, RUN, 20, 32)) is TrainStep
