@@ -57,7 +57,7 @@ LATER_KEYS = {
 def main() -> None:
     params = load_params()
     if params.run.nproc_per_node > 1 and "RANK" not in os.environ:
-        spawn_ranks(params.run.nproc_per_node, "tasks.finetune")
+        spawn_ranks(params.run.nproc_per_node)
     with Interruption() as interruption:
         result = train(params, interruption)
     if result == "interrupted":
