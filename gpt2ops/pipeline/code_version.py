@@ -34,7 +34,10 @@ def code_sha256(root: Path | None = None) -> str:
 
 
 def digest(names: Iterable[str], root: Path) -> str:
-    """SHA-256 of the files that `names`, files or folders under `root`, are or hold: the same in a checkout and a wheel."""
+    """SHA-256 of the files that `names`, files or folders under `root`, are or hold.
+
+    It is the same in a checkout and in what its wheel installs.
+    """
     found = hashlib.sha256()
     for shown, file in (pair for name in sorted(names) for pair in _files(name, root)):
         # Line ends are git's affair, not the code's.

@@ -18,7 +18,7 @@ FLOW_PROCESS = "GPT2_FLOW_PROCESS"  # a variable: the process of the flow run, w
 
 
 def spawn_ranks(count: int) -> NoReturn:
-    """Become `torchrun` with `count` processes on this machine, each of the module that this process was started with."""
+    """Become `torchrun` with `count` processes on this machine, each of the module that this process runs."""
     module = sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]  # a stage is started by `python -m`
     arguments = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", module]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
