@@ -7,12 +7,9 @@ import re
 import socket
 import subprocess
 import sys
-import sysconfig
-import venv
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import gradio
 import httpx
 import pytest
 import torch
@@ -20,6 +17,7 @@ import torch
 from gpt2core.config import GPTConfig
 from gpt2core.model import GPT
 from gpt2ops.cli.main import main
+from tests.support.environments import all_libraries, new_environment
 from tests.support.waiting import HANGS, wait_until
 
 OWN = ("gpt2core", "gpt2ops", "tasks", "flows")
@@ -43,12 +41,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> str:
     """A Python that has the libraries installed here, but not this project."""
-    venv.create(tmp_path / "venv", with_pip=False)
-    scheme = {"base": str(tmp_path / "venv"), "platbase": str(tmp_path / "venv")}
-    libraries = {str(Path(module.__file__).parents[1]) for module in (torch, gradio)}
-    pth = Path(sysconfig.get_path("purelib", "venv", vars=scheme)) / "libraries.pth"
-    pth.write_text("\n".join([*libraries, HIDDEN, ""]))
-    python = str(Path(sysconfig.get_path("scripts", "venv", vars=scheme)) / "python")
+    python = str(new_environment(tmp_path / "venv", all_libraries(), HIDDEN))
     visible = "import importlib.util, sys; sys.exit(any(map(importlib.util.find_spec, sys.argv[1:])))"
     subprocess.run([python, "-I", "-c", visible, *OWN], check=True)
     return python
