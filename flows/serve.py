@@ -34,10 +34,11 @@ from flows.engine.pool import (
     worker_is_online,
     worker_name,
 )
-from flows.engine.services import MLFLOW_PAGE, Service, Services, end, left_over, listener
+from flows.engine.services import MLFLOW_PAGE, Service, Services, end, listener
 from gpt2core.errors import UserError
 from gpt2ops import paths
-from gpt2ops.process.stage import say
+from gpt2ops.process.console import say
+from gpt2ops.process.served import left_by_serving
 from gpt2ops.process.startup import end_imports
 from gpt2ops.tracking.store import connect, redact, tracking_uri
 
@@ -73,7 +74,7 @@ def serve(prefect_port: int, mlflow_port: int) -> None:
             services.wait_until(server, lambda: answers(f"{api}/health"))
             say("serve: setting up the work pool and the deployment")
             create_pool(api)
-            if abandoned := close_abandoned(api):
+            if abandoned := close_abandoned(api, is_serving):
                 say(f"serve: {abandoned} flow run(s) had lost their worker; retry them from Prefect's page")
             deploy(environment)
             waiting = queued(api)
@@ -113,7 +114,7 @@ def stay(services: Services, api: str) -> None:
 
 def end_left_over() -> None:
     """End what a killed `flows.serve` of this folder left running; a training saves its checkpoint first."""
-    processes = left_over(ROOT)
+    processes = left_by_serving(ROOT)
     if not processes:
         return
     say(f"serve: ending {len(processes)} processes of a `flows.serve` that was killed")
@@ -125,6 +126,14 @@ def end_left_over() -> None:
         with suppress(OSError):  # its server may be gone
             cancel_running(api)
     end(processes)
+
+
+def is_serving(pid: int) -> bool:
+    """Whether the process `pid` is a `flows.serve`, other than this one."""
+    try:
+        return pid != os.getpid() and "flows.serve" in psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return False
 
 
 def check_port(port: int, option: str) -> None:

@@ -14,7 +14,8 @@ from gpt2core.storage.files import sha256_file, write_json
 from gpt2ops import paths
 from gpt2ops.params.schema import Params, load_params
 from gpt2ops.pipeline.results import read_report
-from gpt2ops.process.stage import run_stage, say
+from gpt2ops.process.console import say
+from gpt2ops.process.stage import run_stage
 from gpt2ops.registry.champion import make_champion, registry_lock
 from gpt2ops.registry.gate import Champion, HeldOut, Verdict, held_out_of, judge
 from gpt2ops.registry.versions import (

@@ -17,7 +17,8 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2ops import paths
 from gpt2ops.params.decoding import in_our_words
 from gpt2ops.params.schema import Params, SampleSetting, load_params
-from gpt2ops.process.stage import run_stage, say
+from gpt2ops.process.console import say
+from gpt2ops.process.stage import run_stage
 from gpt2ops.sampling.page import log_samples, samples_page
 from gpt2ops.sampling.texts import Text, passages, write_texts
 from gpt2ops.tracking.api import tracked_run

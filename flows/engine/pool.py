@@ -6,11 +6,11 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-from flows.engine.services import is_serving
 from gpt2core.errors import UserError
 
 POOL = "local"
@@ -47,15 +47,16 @@ def worker_is_online(api: str) -> bool:
     return any(worker["name"] == worker_name() and worker["status"] == "ONLINE" for worker in _workers(api))
 
 
-def close_abandoned(api: str) -> int:
-    """Before a worker starts: forget those of before, and mark as crashed what they left behind.
+def close_abandoned(api: str, is_serving: Callable[[int], bool]) -> int:
+    """Before a worker starts: remove earlier workers from the pool, and mark their unfinished flow runs as crashed.
 
-    It would hold the pool's only place for ever. Where a `flows.serve` at another port has the same database, its
-    runs are left alone.
+    An unfinished run would occupy the pool's only slot for ever. Returns how many there were. `is_serving` says whether
+    a process id is another `flows.serve` with the same database (at another port): its runs are left alone.
     """
     served = False
     for worker in _workers(api):
-        if _is_served(worker["name"]):
+        pid = worker["name"].removeprefix(f"{POOL}-")
+        if pid.isdecimal() and is_serving(int(pid)):
             served = True
         else:
             request("DELETE", f"{api}/work_pools/{POOL}/workers/{quote(worker['name'])}")
@@ -103,11 +104,6 @@ def cancel_running(api: str) -> None:
 def _workers(api: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = request("POST", f"{api}/work_pools/{POOL}/workers/filter", {})
     return found
-
-
-def _is_served(worker: str) -> bool:
-    pid = worker.removeprefix(f"{POOL}-")
-    return pid.isdecimal() and is_serving(int(pid))
 
 
 def _unfinished(api: str) -> list[dict[str, Any]]:

@@ -1,13 +1,13 @@
 """Processes that serve together: started with a log each, watched, and stopped in the reverse order.
 
-All that they start carries a mark in its environment, by which it is found where its parents were killed.
+All that they start carries the mark of gpt2ops/process/served.py, by which it is found after its parents were killed.
 """
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,14 @@ from pathlib import Path
 import psutil
 
 from gpt2core.errors import UserError
+from gpt2ops.process.served import served_mark, served_processes
+from gpt2ops.process.signals import is_alive
 
 # A variable in the environment of a flow run: where the MLflow answers that was started beside it.
 MLFLOW_PAGE = "GPT2_MLFLOW_PAGE"
 _START_SECONDS = 120.0
 _STOP_SECONDS = 40.0
 _COMMAND_LENGTH = 120
-_MARK = "GPT2_SERVED_BY"
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Services:
     def __init__(self, directory: Path, logs: Path, environment: Mapping[str, str]) -> None:
         self._directory = directory
         self._logs = logs
-        self.environment = {**environment, _MARK: _mark(os.getpid(), directory)}
+        self.environment = {**environment, **served_mark(directory)}
         self._running: list[Service] = []
 
     def start(self, name: str, *command: str, own_log: bool = True) -> Service:
@@ -82,25 +83,7 @@ class Services:
         while self._running:
             _stop(self._running.pop().process)
         # The children of a service that was killed are nobody's children now.
-        end([process for process, mark in _marked() if mark == self.environment[_MARK]])
-
-
-def left_over(directory: Path) -> list[psutil.Process]:
-    """What a `flows.serve` of this folder left running when it was killed."""
-    found = []
-    for process, mark in _marked():
-        pid = mark.split(" ", 1)[0]
-        if pid.isdecimal() and mark == _mark(int(pid), directory) and not is_serving(int(pid)):
-            found.append(process)
-    return found
-
-
-def is_serving(pid: int) -> bool:
-    """Whether that process is there and a `flows.serve`, other than this one."""
-    try:
-        return pid != os.getpid() and "flows.serve" in psutil.Process(pid).cmdline()
-    except psutil.Error:
-        return False
+        end([process for process, server in served_processes(self._directory) if server == os.getpid()])
 
 
 def listener(port: int) -> str | None:
@@ -121,30 +104,11 @@ def end(processes: Sequence[psutil.Process]) -> None:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
     deadline = time.monotonic() + _STOP_SECONDS
-    while (alive := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
+    while (alive := [process for process in processes if is_alive(process)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     for process in alive:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-
-
-def _runs(process: psutil.Process) -> bool:
-    """A zombie does not; in a container without an init it stays for ever."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _mark(pid: int, directory: Path) -> str:
-    return f"{pid} {directory}"
-
-
-def _marked() -> Iterator[tuple[psutil.Process, str]]:
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):  # another user's, or gone
-            if process.pid != os.getpid() and (mark := process.environ().get(_MARK)):
-                yield process, mark
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

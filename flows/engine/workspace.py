@@ -7,7 +7,6 @@ import configparser
 import glob
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from gpt2core.errors import UserError
 from gpt2core.storage.files import atomic_path, write_text
 from gpt2ops import paths
 from gpt2ops.params.editing import merged, with_values
+from gpt2ops.pipeline.cache import cache_directory
 
 WORKSPACES = paths.WORKSPACES
 
@@ -50,7 +50,7 @@ def open_workspace(root: Path, name: str, overrides: Mapping[str, Any]) -> Path:
         copy_project(root, workspace)
     write_overrides(root, workspace, overrides)
     # Last, for its presence says that the workspace is whole.
-    _write_dvc_config(ready, cache=shared_cache(root))
+    _write_dvc_config(ready, cache=cache_directory(root))
     return workspace
 
 
@@ -68,15 +68,6 @@ def is_git_root(root: Path) -> bool:
         return False
     done = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=root, capture_output=True, check=False)
     return done.returncode == 0
-
-
-def shared_cache(root: Path) -> Path:
-    """DVC's cache of the project, absolute, wherever its configuration puts it."""
-    command = [sys.executable, "-m", "dvc", "cache", "dir"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"dvc does not tell where its cache is: {_last_line(done.stderr)}")
-    return root / ".dvc" / _last_line(done.stdout)
 
 
 def write_overrides(root: Path, workspace: Path, overrides: Mapping[str, Any]) -> None:

@@ -1,8 +1,6 @@
 """Who works in a project right now: the holder of its stage lock, its stages' processes, its flow runs' folders."""
 
-import os
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +9,12 @@ import psutil
 
 from gpt2core.storage.files import read_json
 from gpt2ops import paths
+from gpt2ops.process.served import other_processes
 from gpt2ops.process.signals import is_alive
 from gpt2ops.process.stage import LOCK
 from gpt2ops.tracking.store import stored_run_id
 
 FRESH_SECONDS = 600.0  # a folder touched since may still be in the making
-_SERVED_BY = "GPT2_SERVED_BY"  # in the environment of what `flows.serve` starts: "PID FOLDER"
 
 
 def stage_at_work(folder: Path) -> str | None:
@@ -58,35 +56,18 @@ class StageProcess:
 def stage_processes(root: Path) -> list[StageProcess]:
     """Stages that run in the project's folder, or in one below it such as a flow run's."""
     found = []
-    for process, command in _commands():
-        stage = next((word for word in command if word.startswith("tasks.")), None)
-        if stage is None or "-m" not in command or "torch.distributed.run" in command:
-            continue
+    for process in other_processes():
         with suppress(psutil.Error, OSError):
+            command = process.cmdline()
+            stage = next((word for word in command if word.startswith("tasks.")), None)
+            if stage is None or "-m" not in command or "torch.distributed.run" in command:
+                continue
             folder = Path(process.cwd())
             if folder.is_relative_to(root) and is_alive(process):
                 parent = process.parent()
                 alone = parent is None or parent.pid == 1
                 found.append(StageProcess(process.pid, stage.removeprefix("tasks."), folder, alone))
     return found
-
-
-def left_by_serving(root: Path) -> list[int]:
-    """Processes that a killed `flows.serve` of this folder left behind."""
-    found = []
-    for process, _ in _commands():
-        with suppress(psutil.Error, OSError, ValueError):
-            pid, _, folder = process.environ().get(_SERVED_BY, "").partition(" ")
-            if folder == str(root) and not psutil.pid_exists(int(pid)) and is_alive(process):
-                found.append(process.pid)
-    return found
-
-
-def _commands() -> Iterator[tuple[psutil.Process, list[str]]]:
-    psutil.process_iter.cache_clear()  # it takes a number that is in use again for the process of before
-    for process in psutil.process_iter(["cmdline"]):
-        if process.pid != os.getpid():
-            yield process, process.info["cmdline"] or []
 
 
 @dataclass(frozen=True)

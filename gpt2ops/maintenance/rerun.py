@@ -152,14 +152,13 @@ def _unpack(archive: bytes, folder: Path) -> None:
 def _restore_text(run: Run, folder: Path) -> bool:
     """data/raw as the run's dvc.lock names it, out of the cache of the project that made it; False where it is not."""
     lock = _artifact(run, paths.DVC_LOCK.name)
-    project = _project(run)
-    cache = cache_directory(project) if lock is not None and project.is_dir() else None
-    if lock is None or cache is None:
+    if lock is None:
         return False
     try:
+        cache = cache_directory(_project(run))
         output = next(out for out in yaml.safe_load(lock)["stages"]["download"]["outs"])
         return restore({"path": str(folder / paths.RAW), "md5": output["md5"]}, cache)
-    except (KeyError, TypeError, StopIteration, yaml.YAMLError):
+    except (UserError, KeyError, TypeError, StopIteration, yaml.YAMLError):
         return False
 
 

@@ -13,6 +13,7 @@ from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json, sha256_file
 from gpt2core.training import checkpoint
 from gpt2ops import paths
+from gpt2ops.pipeline.cache import cache_directory
 from gpt2ops.pipeline.lockfile import read_stages
 from gpt2ops.tracking.store import is_local, mlruns, one_line, stored_run_id
 
@@ -220,10 +221,8 @@ def listing_md5(files: dict[str, str]) -> str:
 
 
 def listed_files(root: Path, md5: str) -> dict[str, str] | None:
-    from gpt2ops.maintenance.doctor.project import dvc_cache
-
     try:
-        entries = read_json(dvc_cache(root) / "files" / "md5" / md5[:2] / md5[2:])
+        entries = read_json(cache_directory(root) / "files" / "md5" / md5[:2] / md5[2:])
         return {entry["relpath"]: entry["md5"] for entry in entries}
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None

@@ -146,11 +146,12 @@ def outlive_listeners() -> None:
             setattr(sys, f"__{name}__", lasting)  # the detached one can no longer be flushed
 
 
-def is_alive(process: psutil.Process) -> bool:
-    """Whether it runs; a dead one that nobody has waited for yet does not."""
+def is_alive(process: psutil.Process | int) -> bool:
+    """Whether a process, or the one with this process id, runs. A zombie does not: it waits for its parent only."""
     try:
+        process = psutil.Process(process) if isinstance(process, int) else process
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # or no process id at all
         return False
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from gpt2core.errors import UserError
 from gpt2ops import paths
 from gpt2ops.pipeline.cache import Restored, restore_outputs
+from gpt2ops.process.console import say
 from gpt2ops.process.failures import failure_line
 from gpt2ops.process.signals import TerminatedError, leave_with_parent, outlive_listeners, raise_when_asked_to_leave
 from gpt2ops.process.startup import end_imports
@@ -17,10 +18,6 @@ LOCK = paths.LOGS / ".stage.lock"
 _HOLDER = LOCK.with_suffix(".holder")
 # A training that was asked to leave saves its checkpoint first: ten seconds for 124M parameters, more for larger ones.
 LOCK_SECONDS = 120.0
-
-
-def say(message: str) -> None:
-    print(message, flush=True)
 
 
 def run_stage(name: str, main: Callable[[], None]) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from gpt2core.errors import UserError
 from gpt2ops import paths
-from gpt2ops.maintenance.doctor.examine import LOOK, OK, WRONG, Finding
+from gpt2ops.maintenance.doctor.finding import LOOK, OK, WRONG, Finding
+from gpt2ops.pipeline.cache import cache_directory
 from gpt2ops.pipeline.code_version import PACKAGE, code_root
 from gpt2ops.tracking.store import is_local, mlruns
 
@@ -139,12 +140,10 @@ def disk(root: Path) -> Iterator[Finding]:
 
 
 def _places(root: Path) -> Iterator[tuple[str, Path]]:
-    from gpt2ops.maintenance.doctor.project import dvc_cache
-
     yield "the project", root
     try:
-        cache = dvc_cache(root)
-    except (UserError, OSError):
+        cache = cache_directory(root)
+    except UserError:
         cache = None
     if cache is not None:
         yield "DVC's cache", cache

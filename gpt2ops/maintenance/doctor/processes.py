@@ -7,15 +7,17 @@ from pathlib import Path
 import psutil
 
 from gpt2ops import paths
-from gpt2ops.maintenance import presence as at_work
-from gpt2ops.maintenance.doctor.examine import LOOK, OK, WRONG, Finding
+from gpt2ops.maintenance import presence
+from gpt2ops.maintenance.doctor.finding import LOOK, OK, WRONG, Finding
 from gpt2ops.maintenance.garbage.files import half_written_paths
 from gpt2ops.pipeline.lockfile import RWLOCK
+from gpt2ops.process.served import left_by_serving
+from gpt2ops.process.signals import is_alive
 
 
 def locks(root: Path) -> Iterator[Finding]:
     """Who holds the stage lock, and what DVC's list of who reads and writes says of the dead."""
-    holder = at_work.stage_at_work(root)
+    holder = presence.stage_at_work(root)
     text = f"{holder} is writing in this folder" if holder else "no stage is at work here"
     yield Finding(OK, "locks", text)
     yield from _dvc_locks(root / RWLOCK)
@@ -32,7 +34,7 @@ def _dvc_locks(file: Path) -> Iterator[Finding]:
             for infos in listed.get(kind, {}).values()
             for info in (infos if isinstance(infos, list) else [infos])
         }
-        alive = {pid: psutil.pid_exists(pid) for pid, _ in holders}
+        alive = {pid: is_alive(pid) for pid, _ in holders}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         yield Finding(WRONG, "locks", f"{RWLOCK} is damaged, and DVC refuses to work", "`gpt2 doctor --mend`")
         return
@@ -59,7 +61,7 @@ def _is_dvc(pid: int) -> bool:
 
 
 def processes(root: Path) -> Iterator[Finding]:
-    found = at_work.stage_processes(root)
+    found = presence.stage_processes(root)
     for process in found:
         if process.started_by_nobody:
             text = (
@@ -70,7 +72,7 @@ def processes(root: Path) -> Iterator[Finding]:
             yield Finding(
                 OK, "processes", f"the stage {process.stage} (process {process.pid}) works in {process.folder}"
             )
-    left = at_work.left_by_serving(root)
+    left = [process.pid for process in left_by_serving(root)]
     if left:
         numbers = " ".join(map(str, left))
         yield Finding(LOOK, "processes", f"a killed `make serve` left processes {numbers}", f"kill {numbers}")
@@ -79,7 +81,7 @@ def processes(root: Path) -> Iterator[Finding]:
 
 
 def flow_runs(root: Path) -> Iterator[Finding]:
-    found = at_work.workspaces(root)
+    found = presence.workspaces(root)
     working = [workspace for workspace in found if workspace.state == "working"]
     if len(working) == len(found):
         yield Finding(OK, "workspaces", f"{len(working)} at work" if working else "none left behind")

@@ -1,18 +1,16 @@
 """Doctor: the project's files, its parameters, DVC and Prefect."""
 
-import configparser
 import os
 import tomllib
 import urllib.request
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from gpt2core.errors import UserError
-from gpt2core.storage.files import with_home
 from gpt2ops import paths
-from gpt2ops.maintenance.doctor.examine import LOOK, OK, WRONG, Finding
+from gpt2ops.maintenance.doctor.finding import LOOK, OK, WRONG, Finding
+from gpt2ops.pipeline.cache import dvc_settings
 from gpt2ops.pipeline.lockfile import read_stages
 from gpt2ops.projects.project import PIPELINE
 from gpt2ops.tracking.store import one_line, redact
@@ -67,17 +65,18 @@ def dvc(root: Path) -> Iterator[Finding]:
     if not (root / ".dvc").is_dir():
         yield Finding(WRONG, "dvc", ".dvc is missing", "`dvc init` (outside git `dvc init --no-scm`)")
         return
-    place = dvc_cache(root)
+    settings = dvc_settings(root)
+    place = Path(settings["cache"]["dir"])
     there = next(parent for parent in (place, *place.parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         remedy = "make it writable, or `dvc cache dir --local FOLDER`"
         yield Finding(WRONG, "dvc", f"its cache {place} cannot be written", remedy)
-    elif place != root / ".dvc" / "cache" and not place.exists() and _is_configured(root):
+    elif place != root.resolve() / ".dvc" / "cache" and not place.exists():
         text = f"its cache {place} is not there (a moved folder, or a disk that is not mounted?)"
         yield Finding(LOOK, "dvc", text, "mount it, or `dvc cache dir --local FOLDER`")
     else:
         yield Finding(OK, "dvc", f"cache {place}")
-    if not (root / ".git").exists() and not _in_git(root) and not _no_scm(root):
+    if not (root / ".git").exists() and not _in_git(root) and not settings["core"]["no_scm"]:
         yield Finding(
             WRONG, "dvc", "this is no git repository, and DVC expects one", "`dvc config --local core.no_scm true`"
         )
@@ -113,33 +112,6 @@ def outputs(root: Path) -> Iterator[Finding]:
         yield Finding(LOOK, "outputs", f"not here: {names}", "`dvc checkout`, `dvc pull` or `dvc repro`")
     else:
         yield Finding(OK, "outputs", f"all {len(listed)} of dvc.lock are here; `gpt2 verify` checks their hashes")
-
-
-@cache
-def _dvc_config(root: Path) -> configparser.ConfigParser:
-    """The project's and, over it, this checkout's own settings. Raises UserError where they cannot be read."""
-    found = configparser.ConfigParser(interpolation=None)
-    for name in ("config", "config.local"):
-        file = root / ".dvc" / name
-        try:
-            found.read(file, encoding="utf-8")
-        except (configparser.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]}); mend it.") from None
-    return found
-
-
-def dvc_cache(root: Path) -> Path:
-    """DVC's cache by the project's own settings; relative ones count from the file that has them."""
-    place = _dvc_config(root).get("cache", "dir", fallback="cache")
-    return (root / ".dvc" / with_home(place)).resolve()
-
-
-def _is_configured(root: Path) -> bool:
-    return _dvc_config(root).has_option("cache", "dir")
-
-
-def _no_scm(root: Path) -> bool:
-    return _dvc_config(root).get("core", "no_scm", fallback="false").lower() in ("true", "1", "on", "yes")
 
 
 def _in_git(root: Path) -> bool:

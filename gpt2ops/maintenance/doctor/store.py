@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ops import paths
-from gpt2ops.maintenance import presence as at_work
-from gpt2ops.maintenance.doctor.examine import LOOK, OK, WRONG, Finding
+from gpt2ops.maintenance import presence
+from gpt2ops.maintenance.doctor.finding import LOOK, OK, WRONG, Finding
 from gpt2ops.maintenance.relocate import misplaced, old_folder, path_of, store_of
 from gpt2ops.tracking.store import is_local, mlruns, one_line, redact, tracking_uri
 
@@ -153,13 +153,13 @@ def abandoned_runs(root: Path) -> tuple[list[Abandoned], int]:
             run_id: dict(connection.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run_id,)).fetchall())
             for run_id, _ in rows
         }
-    processes = {process.folder for process in at_work.stage_processes(root)}
+    processes = {process.folder for process in presence.stage_processes(root)}
     found = []
     for run_id, name in rows:
         folder = folder_of(tags[run_id], root)
-        if folder is None or folder in processes or at_work.stage_at_work(folder):
+        if folder is None or folder in processes or presence.stage_at_work(folder):
             continue
-        if not at_work.is_held(mlruns() / "spool" / f"{run_id}.lock"):
+        if not presence.is_held(mlruns() / "spool" / f"{run_id}.lock"):
             found.append(Abandoned(str(run_id), str(name)))
     return found, len(rows) - len(found)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from gpt2core.errors import UserError
 from gpt2ops import paths
-from gpt2ops.maintenance.garbage import files as garbage_files
-from gpt2ops.maintenance.garbage import store as garbage_store
+from gpt2ops.maintenance.garbage import files, store
 from gpt2ops.maintenance.garbage.files import Garbage
+from gpt2ops.maintenance.presence import stage_at_work
 from gpt2ops.process.stage import LOCK
 from gpt2ops.tracking.store import is_local, one_line
 
@@ -30,8 +30,6 @@ class Collected:
 def nobody_writes(root: Path) -> Iterator[None]:
     """Hold the stage lock, so that no stage starts meanwhile. Raises UserError where one is at work."""
     from filelock import FileLock, Timeout
-
-    from gpt2ops.maintenance.presence import stage_at_work
 
     if holder := stage_at_work(root):
         raise UserError(f"{holder} is writing in this folder; wait for it or stop it, and run again.")
@@ -56,15 +54,15 @@ def collect(root: Path, *, checkpoints_too: bool = False) -> Collected:
             f"{root} is no project (no {missing[0]}); go to the folder of one, and nothing else is touched."
         )
     rules = {
-        "leftovers": lambda: garbage_files.half_written(root),
-        "checkpoints": lambda: garbage_files.checkpoints(root, unfinished_too=checkpoints_too),
-        "workspaces": lambda: garbage_files.flow_runs(root, unfinished_too=checkpoints_too),
+        "leftovers": lambda: files.half_written(root),
+        "checkpoints": lambda: files.checkpoints(root, unfinished_too=checkpoints_too),
+        "workspaces": lambda: files.flow_runs(root, unfinished_too=checkpoints_too),
     }
     if is_local():
         rules |= {
-            "deleted runs": lambda: list(garbage_store.deleted_runs()),
-            "artifacts": garbage_store.unknown_artifacts,
-            "spools": garbage_store.spools,
+            "deleted runs": lambda: list(store.deleted_runs()),
+            "artifacts": store.unknown_artifacts,
+            "spools": store.spools,
         }
     found: list[Garbage] = []
     notes = [] if is_local() else ["the MLflow store is a server's: its own `mlflow gc` removes deleted runs"]
@@ -95,9 +93,9 @@ def _without_parts(garbage: list[Garbage]) -> list[Garbage]:
 
 def remove(root: Path, garbage: tuple[Garbage, ...]) -> None:
     """Raises OSError for what cannot be removed; `nobody_writes` must be open."""
-    garbage_store.remove_deleted_runs([item for item in garbage if isinstance(item, garbage_store.DeletedRun)])
+    store.remove_deleted_runs([item for item in garbage if isinstance(item, store.DeletedRun)])
     for item in garbage:
-        if isinstance(item, garbage_store.DeletedRun):
+        if isinstance(item, store.DeletedRun):
             continue
         if item.path.is_dir() and not item.path.is_symlink():
             shutil.rmtree(item.path)

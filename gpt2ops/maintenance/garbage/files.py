@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from gpt2core.storage.files import read_json
 from gpt2core.training.checkpoint import STATE, step_directories
 from gpt2ops import paths
-from gpt2ops.maintenance import presence as at_work
+from gpt2ops.maintenance import presence
+from gpt2ops.process.signals import is_alive
 
 _PARTIAL = re.compile(r"\.(?:.+\.)?(\d+)\.partial")  # of `atomic_path`: it names the process
 _RUN_FOLDER = re.compile("[0-9a-f]{12}")  # of `checkpoints_of`: one of another name is somebody's own copy
@@ -55,7 +54,7 @@ def half_written_paths(root: Path) -> list[Leftover]:
         name = path.name
         if name.startswith(".") and name.endswith(".partial"):
             match = _PARTIAL.fullmatch(name)
-            writer_lives = psutil.pid_exists(int(match[1])) if match else _is_fresh(path)
+            writer_lives = is_alive(int(match[1])) if match else _is_fresh(path)
             if not writer_lives:
                 found.append(Leftover(path))
         elif name.startswith(".") and name.endswith(".old") and path.is_dir():  # a file would be somebody's own
@@ -87,7 +86,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _is_fresh(path: Path) -> bool:
     newest = max((file.lstat().st_mtime for file in (path, *path.rglob("*"))), default=0.0)
-    return time.time() - newest < at_work.FRESH_SECONDS
+    return time.time() - newest < presence.FRESH_SECONDS
 
 
 def half_written(root: Path) -> list[Garbage]:
@@ -177,6 +176,6 @@ def flow_runs(root: Path, *, unfinished_too: bool) -> list[Garbage]:
     states = {"finished", "half made"} | ({"unfinished"} if unfinished_too else set())
     return [
         Garbage(workspace.folder, "workspaces", f"a flow run's folder, {workspace.state}")
-        for workspace in at_work.workspaces(root)
+        for workspace in presence.workspaces(root)
         if workspace.state in states and _FLOW_RUN.fullmatch(workspace.flow_run_id)
     ]

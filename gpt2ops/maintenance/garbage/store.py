@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpt2ops.maintenance import presence as at_work
+from gpt2ops.maintenance import presence
 from gpt2ops.maintenance.doctor.store import database, open_database
 from gpt2ops.maintenance.garbage.files import Garbage, size_of
 from gpt2ops.maintenance.relocate import path_of
@@ -124,7 +124,7 @@ def spools() -> list[Garbage]:
     found = []
     with open_database(database()) as connection:
         for run_id, entries in runs.items():
-            if at_work.is_held(spool() / f"{run_id}.lock"):
+            if presence.is_held(spool() / f"{run_id}.lock"):
                 continue
             if is_begun(run_id):
                 continue

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 STAGE = """
 import pathlib, sys, time
-from gpt2ops.process.stage import run_stage, say
+from gpt2ops.process.console import say
+from gpt2ops.process.stage import run_stage
 def main():
     try:
         say("working")
@@ -63,7 +64,8 @@ def test_a_stage_works_on_when_nobody_listens_any_more(tmp_path: Path, environme
 
 
 def test_a_character_that_the_terminal_cannot_show_is_no_error(tmp_path: Path, environment) -> None:
-    code = "from gpt2ops.process.stage import run_stage, say; run_stage('say', lambda: say('naïve 日本'))"
+    imports = "from gpt2ops.process.console import say; from gpt2ops.process.stage import run_stage"
+    code = f"{imports}; run_stage('say', lambda: say('naïve 日本'))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={**environment, "PYTHONIOENCODING": "ascii"},
         capture_output=True, check=False,
