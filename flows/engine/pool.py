@@ -1,4 +1,4 @@
-"""The work pool that `flows.serve` keeps: one flow run at a time, none left running without a worker."""
+"""The Prefect work pool of `flows.serve`: one flow run at a time, and none left RUNNING without a worker."""
 
 import base64
 import json
@@ -15,13 +15,13 @@ from gpt2core.errors import UserError
 
 POOL = "local"
 _UNFINISHED = ("PENDING", "RUNNING", "CANCELLING")
-# Prefect gives a cancelled run 30 s, and the worker then reports what became of it.
+# Prefect gives a cancelled run 30 s; the worker then reports its final state.
 _CANCEL_SECONDS = 40.0
 _ATTEMPTS = 5
 
 
 def create_pool(api: str) -> None:
-    """One flow run at a time; others wait. A pool that is there keeps what its user has set."""
+    """Create the pool with one slot: other flow runs wait. An existing pool keeps its settings."""
     from prefect.workers.process import ProcessWorker
 
     pool = {
@@ -38,12 +38,12 @@ def create_pool(api: str) -> None:
 
 
 def worker_name() -> str:
-    """Says which `flows.serve` the worker belongs to: Prefect calls a killed worker ONLINE for a while yet."""
+    """Contains the process id of its `flows.serve`: Prefect reports a killed worker as ONLINE for a while."""
     return f"{POOL}-{os.getpid()}"
 
 
 def worker_is_online(api: str) -> bool:
-    """Whether the worker of this process is."""
+    """Whether the worker that this process started is ONLINE."""
     return any(worker["name"] == worker_name() and worker["status"] == "ONLINE" for worker in _workers(api))
 
 
@@ -62,12 +62,12 @@ def close_abandoned(api: str, is_serving: Callable[[int], bool]) -> int:
             request("DELETE", f"{api}/work_pools/{POOL}/workers/{quote(worker['name'])}")
     abandoned = [] if served else _unfinished(api)
     for flow_run in abandoned:
-        _set_state(api, flow_run, "CRASHED", "The worker was gone.")
+        _set_state(api, flow_run, "CRASHED", "The worker had ended.")
     return len(abandoned)
 
 
 def queued(api: str) -> int:
-    """How many flow runs wait for a place, those of a later time not counted."""
+    """The number of flow runs that wait for a slot, without those scheduled for later."""
     query = {
         "work_pools": {"name": {"any_": [POOL]}},
         "flow_runs": {
@@ -83,9 +83,9 @@ def is_paused(api: str) -> bool:
 
 
 def cancel_running(api: str) -> None:
-    """Cancel what runs and wait until it has left, or mark it as crashed; what is queued stays queued.
+    """Cancel the running flow run and wait for its end, or mark it as crashed; queued ones stay queued.
 
-    A worker that is stopped kills its flow run at once; a cancelled one saves a checkpoint first.
+    A stopped worker kills its flow run at once; a cancelled flow run saves a checkpoint first.
     """
     paused = is_paused(api)
     request("PATCH", f"{api}/work_pools/{POOL}", {"is_paused": True})
@@ -96,7 +96,7 @@ def cancel_running(api: str) -> None:
         while _unfinished(api) and time.monotonic() < deadline:
             time.sleep(0.3)
         for flow_run in _unfinished(api):
-            _set_state(api, flow_run, "CRASHED", "Serving was stopped, and the run did not leave in time.")
+            _set_state(api, flow_run, "CRASHED", "Serving was stopped, and the run did not end in time.")
     finally:
         request("PATCH", f"{api}/work_pools/{POOL}", {"is_paused": paused})
 
@@ -121,7 +121,7 @@ def _set_state(api: str, flow_run: dict[str, Any], kind: str, message: str) -> N
 
 
 def auth_string() -> str | None:
-    """`user:password` of Prefect's API, where its user has set one for the client or only for the server."""
+    """`user:password` of Prefect's API, set for the client or only for the server; None where there is none."""
     from prefect.settings import get_current_settings
 
     for name in ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"):
@@ -138,7 +138,7 @@ def _login() -> dict[str, str]:
 
 
 def request(method: str, url: str, body: Any = None) -> Any:
-    """The answer of Prefect's server. It says 503 where its SQLite file was locked too long: try again then."""
+    """The response of Prefect's server. Retries after 503, which it sends while its SQLite file is locked."""
     data = None if body is None else json.dumps(body).encode()
     message = urllib.request.Request(url, data, {"Content-Type": "application/json", **_login()}, method=method)
     for attempt in range(_ATTEMPTS):

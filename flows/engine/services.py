@@ -1,6 +1,6 @@
-"""Processes that serve together: started with a log each, watched, and stopped in the reverse order.
+"""Child processes of `flows.serve`: started with a log each, checked, and stopped in reverse order.
 
-All that they start carries the mark of gpt2ops/process/served.py, by which it is found after its parents were killed.
+They and their descendants carry the mark of gpt2ops/process/served.py, by which they are found after a kill.
 """
 
 import os
@@ -18,7 +18,7 @@ from gpt2core.errors import UserError
 from gpt2ops.process.served import served_mark, served_processes
 from gpt2ops.process.signals import is_alive
 
-# A variable in the environment of a flow run: where the MLflow answers that was started beside it.
+# Environment variable of a flow run: the URL of the MLflow server that was started with its worker.
 MLFLOW_PAGE = "GPT2_MLFLOW_PAGE"
 _START_SECONDS = 120.0
 _STOP_SECONDS = 40.0
@@ -27,7 +27,7 @@ _COMMAND_LENGTH = 120
 
 @dataclass
 class Service:
-    """A child process with a log file of its own, where it does not write to our output."""
+    """A child process, and its log file unless it writes to this process's output."""
 
     name: str
     process: "subprocess.Popen[bytes]"
@@ -35,11 +35,11 @@ class Service:
 
     def tail(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if self.log else []
-        return f"{lines[-1]} (all of it: {self.log})" if lines else "its lines are above"
+        return f"{lines[-1]} (log: {self.log})" if lines else "see its output above"
 
 
 class Services:
-    """What was started, in order; `stop` ends it in the reverse order."""
+    """Services in order of their start; `stop` ends them in reverse order."""
 
     def __init__(self, directory: Path, logs: Path, environment: Mapping[str, str]) -> None:
         self._directory = directory
@@ -53,7 +53,7 @@ class Services:
             log.parent.mkdir(parents=True, exist_ok=True)
         output = log.open("wb") if log else None
         try:
-            # A session of its own: a Ctrl-C in the terminal then reaches us alone, and we stop the others in order.
+            # A new session: Ctrl-C in the terminal then reaches only this process, which stops the others in order.
             process = subprocess.Popen(
                 [sys.executable, "-m", *command], cwd=self._directory, env=self.environment, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=output and subprocess.STDOUT, start_new_session=True,
@@ -82,12 +82,12 @@ class Services:
     def stop(self) -> None:
         while self._running:
             _stop(self._running.pop().process)
-        # The children of a service that was killed are nobody's children now.
+        # Descendants of a killed service have no parent any more.
         end([process for process, server in served_processes(self._directory) if server == os.getpid()])
 
 
 def listener(port: int) -> str | None:
-    """Who listens at a port: `process 123 (its command)`; None where the system does not tell."""
+    """The process that listens at a port, as `process 123 (its command)`; None where it is unknown."""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.pid and connection.status == psutil.CONN_LISTEN and tuple(connection.laddr)[1:] == (port,):
@@ -99,7 +99,7 @@ def listener(port: int) -> str | None:
 
 
 def end(processes: Sequence[psutil.Process]) -> None:
-    """SIGTERM, time to leave (a training saves its checkpoint), then SIGKILL to what is left."""
+    """SIGTERM, time to stop (a training saves a checkpoint), then SIGKILL for the rest."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -112,7 +112,7 @@ def end(processes: Sequence[psutil.Process]) -> None:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """SIGTERM to a process, time to leave for it and all it started, then SIGKILL to what is left."""
+    """SIGTERM to a process, time to stop for it and its descendants, then SIGKILL for the rest."""
     try:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     except psutil.NoSuchProcess:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from gpt2core.errors import UserError, as_one_line
+from gpt2core.errors import UserError
 from gpt2ops import paths
 
 _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
@@ -102,7 +102,7 @@ def dvc_settings(project: Path = Path()) -> Mapping[str, Any]:
         settings: Mapping[str, Any] = Config(folder)
         return {**settings, "cache": {"dir": str(folder / "cache"), **settings["cache"]}}
     except (ConfigError, OSError, ValueError) as error:
-        raise UserError(f"DVC's settings in {folder} cannot be read ({as_one_line(str(error))}); mend them.") from None
+        raise UserError(f"DVC's settings in {folder} cannot be read ({error}); correct them.") from None
 
 
 def cache_directory(project: Path = Path()) -> Path:

@@ -1,4 +1,4 @@
-"""Which code made a result: the package's version, a digest of its files, and the commit where they lie in git."""
+"""Which code made a result: the package's version, a digest of its files, and its git commit."""
 
 import hashlib
 import importlib.metadata
@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = "gpt2-workflow"
-# What a stage runs; the command, the flows and the page do not change a result.
+# The code that stages run; flows do not change a result.
 CODE = ("gpt2core", "gpt2ops", "tasks")
 
 
@@ -19,7 +19,7 @@ def code_root() -> Path:
 
 
 def package_version() -> str:
-    """The version that is installed; of a checkout that is not, the one it would have."""
+    """The version in the checkout's pyproject.toml, else of the installed package."""
     project = code_root() / "pyproject.toml"
     if project.is_file():
         return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
@@ -30,19 +30,19 @@ def package_version() -> str:
 
 
 def code_sha256(root: Path | None = None) -> str:
-    """A digest of all code that stages run, under `root`, or of this one."""
+    """SHA-256 of all code that stages run, under `root` (default: this code)."""
     return digest(CODE, root or code_root())
 
 
 def digest(names: Iterable[str], root: Path) -> str:
-    """Of the files that `names`, files or folders under `root`, are or hold."""
+    """SHA-256 of the files and folders `names` under `root`: relative paths and contents."""
     found = hashlib.sha256()
     for name in sorted(names):
         path = root / name
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
             if not file.is_file() or "__pycache__" in file.parts:
                 continue
-            # Line ends are git's affair, not the code's.
+            # git may convert line ends.
             content = file.read_bytes().replace(b"\r\n", b"\n")
             found.update(f"{file.relative_to(root).as_posix()}\0{len(content)}\0".encode() + content)
     return found.hexdigest()
@@ -50,7 +50,7 @@ def digest(names: Iterable[str], root: Path) -> str:
 
 @cache
 def code_commit() -> str | None:
-    """The commit of the checkout that this code lies in; None for what pip has installed, or an unzipped download."""
+    """The commit of this code's checkout; None for an installed package or an unzipped download."""
     command = ["git", "-C", str(code_root()), "ls-files", "--error-unmatch", "gpt2ops/pipeline/code_version.py"]
     try:
         subprocess.run(command, capture_output=True, timeout=20, check=True)

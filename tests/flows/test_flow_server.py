@@ -205,7 +205,7 @@ def test_runs_complete_queue_and_are_cancelled_with_a_checkpoint(server: Server)
     server.post(f"flow_runs/{endless}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
     server.wait_for(endless, "CANCELLED")
     assert max(path.parent.name for path in checkpoints.rglob("step-*/model.safetensors")) > "step-00000000"
-    assert f"go on with `prefect flow-run retry {endless}`" in server.log(endless)
+    assert f"resume with `prefect flow-run retry {endless}`" in server.log(endless)
     assert "dvc push" not in server.log(first)
 
     # The same inputs as the first: DVC restores the model, and the run says from which one.

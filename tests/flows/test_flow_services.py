@@ -158,9 +158,9 @@ def test_no_run_stays_cancelling_after_a_stop(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_last_line_of_a_cancelled_run_says_how_to_go_on(tmp_path: Path) -> None:
-    assert kept_line(tmp_path, "abc") == f"the workspace is kept: {tmp_path}; go on with `prefect flow-run retry abc`."
+    assert kept_line(tmp_path, "abc") == f"the workspace is kept: {tmp_path}; resume with `prefect flow-run retry abc`."
     checkpoint = tmp_path / "models/checkpoints/x/step-3/model.safetensors"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
-    line = f"the checkpoint is saved in {tmp_path / 'models/checkpoints'}; go on with `prefect flow-run retry abc`."
+    line = f"the checkpoint is saved in {tmp_path / 'models/checkpoints'}; resume with `prefect flow-run retry abc`."
     assert kept_line(tmp_path, "abc") == line

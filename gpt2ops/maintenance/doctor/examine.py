@@ -1,4 +1,4 @@
-"""What `gpt2 doctor` says: a line for each thing that a run depends on, whatever state the project is in."""
+"""All checks of `gpt2 doctor` in order. A check that fails is reported as a finding."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from gpt2ops.tracking.store import one_line
 
 
 def examine(root: Path) -> Iterator[Finding]:
-    """All findings in the project at `root`, one after the other; a check that fails is a finding too."""
+    """The findings of every check that applies to the folder `root`."""
     checks: list[tuple[str, Check]] = [
         ("python", machine.python),
         ("packages", machine.packages),
@@ -41,24 +41,24 @@ def examine(root: Path) -> Iterator[Finding]:
 
 
 def safely(area: str, check: Check) -> list[Finding]:
-    """What `check` finds; where it fails, that it did and why."""
+    """The findings of `check`; one that is WRONG where it raises."""
     try:
         return list(check())
     except UserError as error:
         return [Finding(WRONG, area, *_text_and_remedy(str(error).splitlines()[0]))]
-    except Exception as error:  # a sick project breaks things in ways that nobody has thought of
+    except Exception as error:  # a damaged project may raise anything
         return [
-            Finding(WRONG, area, f"cannot be looked at ({type(error).__name__}: {one_line(error)})", _remedy_of(error))
+            Finding(WRONG, area, f"cannot be examined ({type(error).__name__}: {one_line(error)})", _remedy_of(error))
         ]
 
 
 def _text_and_remedy(line: str) -> tuple[str, str]:
-    """A line of this project says what is wrong, a semicolon, and what to do."""
+    """A UserError says what is wrong, a semicolon, and what to do."""
     text, _, remedy = line.rstrip(".").partition("; ")
     return text, remedy
 
 
 def _remedy_of(error: Exception) -> str:
     if isinstance(error, PermissionError):
-        return "make it readable for you"
-    return "mend or move what it names" if isinstance(error, OSError) else ""
+        return "make it readable for your user"
+    return "repair or move that file" if isinstance(error, OSError) else ""
