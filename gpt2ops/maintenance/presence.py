@@ -1,5 +1,6 @@
 """What is running in a project: the holder of its stage lock, its stages' processes, its flow runs' workspaces."""
 
+import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from gpt2ops.process.stage import LOCK
 from gpt2ops.tracking.store import stored_run_id
 
 RECENT_SECONDS = 600.0  # a younger file or folder may still be in use
+_STAGE = re.compile(r"(?:tasks|gpt2ops\.stages)\.(\w+)")  # a module: of a checkout, of a project elsewhere
 
 
 def stage_at_work(folder: Path) -> str | None:
@@ -59,14 +61,14 @@ def stage_processes(root: Path) -> list[StageProcess]:
     for process in other_processes():
         with suppress(psutil.Error, OSError):
             command = process.cmdline()
-            stage = next((word for word in command if word.startswith("tasks.")), None)
+            stage = next(filter(None, map(_STAGE.fullmatch, command)), None)
             if stage is None or "-m" not in command or "torch.distributed.run" in command:
                 continue
             folder = Path(process.cwd())
             if folder.is_relative_to(root) and is_alive(process):
                 parent = process.parent()
                 is_orphan = parent is None or parent.pid == 1
-                found.append(StageProcess(process.pid, stage.removeprefix("tasks."), folder, is_orphan))
+                found.append(StageProcess(process.pid, stage[1], folder, is_orphan))
     return found
 
 

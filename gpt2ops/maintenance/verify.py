@@ -233,7 +233,7 @@ def md5_file(path: Path) -> str:
 
 def verify_store() -> Verification:
     """Run SQLite's integrity_check on the MLflow database."""
-    from gpt2ops.maintenance.doctor.store import database, open_database
+    from gpt2ops.tracking.local_store import database, open_database
 
     try:
         with open_database(database()) as connection:
