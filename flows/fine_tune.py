@@ -1,7 +1,7 @@
-"""Flow `fine-tune`: the stages of dvc.yaml one after the other, a Prefect task each, in a workspace of the run's own.
+"""Flow `fine-tune`: the stages of dvc.yaml in order, each a Prefect task, in the flow run's own workspace.
 
-`python -m flows.fine_tune [--set train.learning_rate=1e-3 ...]` runs it here and now; with `python -m flows.serve`,
-`prefect deployment run 'fine-tune/local' -p 'train={"learning_rate": 1e-3}'` hands it to the worker.
+`python -m flows.fine_tune [--set train.learning_rate=1e-3 ...]` runs it in this process; with `python -m flows.serve`,
+`prefect deployment run 'fine-tune/local' -p 'train={"learning_rate": 1e-3}'` sends it to the worker.
 """
 
 if __name__ == "__main__":
@@ -40,7 +40,7 @@ from flows.engine.overrides import (
     check_merged,
     parse_overrides,
 )
-from flows.engine.progress import Progress
+from flows.engine.progress import FlowProgress
 from flows.engine.workspace import open_workspace, remove_workspace
 from gpt2core.errors import UserError
 from gpt2ops import paths
@@ -52,15 +52,15 @@ from gpt2ops.process.startup import end_imports
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("download", "tokenize", "finetune", "evaluate", "sample", "plot", "register", "report")
 
-# Share of a run's time, roughly, so that the progress bar does not stand at 2/8 for all of the training.
+# Rough shares of a run's time: else the progress bar would stay at 2/8 during the whole training.
 _WEIGHTS = {"finetune": 14.0}
-# After each stage; there need not be a remote storage.
+# DVC prints it after each stage; a remote storage is optional.
 _DVC_ADVICE = "Use `dvc push` to send your updates"
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def run_stage(stage: str, workspace: Path, environment: Mapping[str, str], progress: Progress) -> Any:
-    """`dvc repro --single-item STAGE` in the workspace; a Failed state with the stage's own reason where it fails."""
+def run_stage(stage: str, workspace: Path, environment: Mapping[str, str], progress: FlowProgress) -> Any:
+    """Run `dvc repro --single-item STAGE` in the workspace; on a failure a Failed state with the stage's message."""
     logger = get_run_logger()
 
     def on_line(line: str) -> None:
@@ -79,7 +79,7 @@ def run_stage(stage: str, workspace: Path, environment: Mapping[str, str], progr
     return None
 
 
-# The section is called what params.yaml calls it; pydantic's metaclass happens to have a method of that name.
+# The section has its name in params.yaml; pydantic's metaclass has a method of that name.
 warnings.filterwarnings("ignore", message='Field name "register"', category=UserWarning)
 
 
@@ -93,7 +93,7 @@ def fine_tune(
     sample: SampleOverrides = SampleOverrides(),  # noqa: B008
     register: RegisterOverrides = RegisterOverrides(),  # noqa: B008
 ) -> Any:
-    """Fine-tune with params.yaml, and over it the keys given here. What is left empty stays as params.yaml has it."""
+    """Fine-tune with params.yaml and the keys given here. Empty fields keep the values of params.yaml."""
     logger = get_run_logger()
     sections = {
         "run": run, "data": data, "model": model, "train": train, "evaluate": evaluate, "sample": sample,
@@ -120,20 +120,20 @@ def fine_tune(
 
 
 def kept_line(workspace: Path, flow_run_id: str) -> str:
-    """The last line of a run that failed or was cancelled: what is left of it, and how to go on."""
+    """The last line of a failed or cancelled run: what is kept, and how to resume."""
     saved = any((workspace / paths.CHECKPOINTS).rglob("*.safetensors"))
     kept = (
         f"the checkpoint is saved in {workspace / paths.CHECKPOINTS}"
         if saved
         else f"the workspace is kept: {workspace}"
     )
-    return f"{kept}; go on with `prefect flow-run retry {flow_run_id}`."
+    return f"{kept}; resume with `prefect flow-run retry {flow_run_id}`."
 
 
 def _run_stages(workspace: Path, flow_run_id: str, say: Callable[..., None]) -> Any:
-    """All stages and the summary; the Failed state of the first stage that fails, else None."""
+    """Run all stages and write the summary; returns the Failed state of the first failed stage, else None."""
     environment = child_environment(flow_run_id)
-    progress = Progress([(stage, _WEIGHTS.get(stage, 1.0)) for stage in STAGES], get_run_logger().warning)
+    progress = FlowProgress([(stage, _WEIGHTS.get(stage, 1.0)) for stage in STAGES], get_run_logger().warning)
     for line in mend(workspace):
         get_run_logger().warning(line)
     for stage in STAGES:
@@ -154,7 +154,7 @@ def _run_stages(workspace: Path, flow_run_id: str, say: Callable[..., None]) -> 
 
 
 def child_environment(flow_run_id: str) -> dict[str, str]:
-    """Ours, with this Python as `python`, and what makes a stage write into the project's MLflow store."""
+    """This environment, with this Python as `python`, and the variables of a stage in a flow run."""
     return {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
@@ -167,7 +167,7 @@ def child_environment(flow_run_id: str) -> dict[str, str]:
 
 
 def _linked_run(workspace: Path, environment: Mapping[str, str], flow_run_id: str) -> tuple[str, str]:
-    """Its id, and `trained` or `restored`."""
+    """The MLflow run's id, and `trained` or `restored`."""
     lines: list[str] = []
     command = [sys.executable, "-m", "flows.engine.cached_run", flow_run_id]
     run_child(command, directory=workspace, environment=environment, on_line=lines.append)
@@ -176,10 +176,10 @@ def _linked_run(workspace: Path, environment: Mapping[str, str], flow_run_id: st
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the flow in this process: 0 for a finished run, 1 a failed one, 2 a wrong override, 130 for Ctrl-C."""
+    """Run the flow in this process. Exit codes: 0 finished, 1 failed, 2 a wrong override, 130 Ctrl-C."""
     end_imports()
     parser = argparse.ArgumentParser(
-        prog="python -m flows.fine_tune", description="Run the flow fine-tune here and now."
+        prog="python -m flows.fine_tune", description="Run the flow fine-tune in this process."
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="assignments",
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def server_settings() -> AbstractContextManager[Any]:
-    """The server that is configured, if it answers; else one that lives as long as this process."""
+    """Settings for the configured server if it answers, else for a temporary server in this process."""
     url = get_current_settings().api.url
     if "PREFECT_API_URL" in os.environ:
         return nullcontext()

@@ -1,6 +1,6 @@
-"""`python -m flows.serve`: Prefect's server, work pool and worker, and MLflow's page, on this machine only.
+"""`python -m flows.serve`: Prefect's server, work pool and worker, and MLflow's server, on this machine only.
 
-Ctrl-C or SIGTERM stops all of it, the worker first, so that a running training saves its checkpoint.
+Ctrl-C or SIGTERM stops them, the worker first, so that a running training saves its checkpoint.
 """
 
 if __name__ == "__main__":
@@ -34,10 +34,11 @@ from flows.engine.pool import (
     worker_is_online,
     worker_name,
 )
-from flows.engine.services import MLFLOW_PAGE, Service, Services, end, left_over, listener
+from flows.engine.services import MLFLOW_PAGE, Service, Services, end, listener
 from gpt2core.errors import UserError
 from gpt2ops import paths
-from gpt2ops.process.stage import say
+from gpt2ops.process.console import say
+from gpt2ops.process.served import left_by_serving
 from gpt2ops.process.startup import end_imports
 from gpt2ops.tracking.store import connect, redact, tracking_uri
 
@@ -45,20 +46,20 @@ ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 DEFAULT_PREFECT_PORT = 4200
 DEFAULT_MLFLOW_PORT = 5000
-# MLflow's jobs are for evaluating agents and traces; their runners take eight processes of 240 MB.
+# MLflow's job runners, for the evaluation of agents and traces, are eight processes of 240 MB.
 SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(prefect_port: int, mlflow_port: int) -> None:
-    """Start everything, say how to use it, and stay until a signal. Raises UserError where something does not start."""
-    end_left_over()
+    """Start the services, print how to use them, and wait for a signal. Raises UserError where a service fails."""
+    end_orphans()
     check_port(prefect_port, "--prefect-port")
     check_port(mlflow_port, "--mlflow-port")
     api = f"http://{HOST}:{prefect_port}/api"
     store = open_store()
     environment = {**SERVER_ENVIRONMENT, **os.environ, "PREFECT_API_URL": api, "PYTHONUNBUFFERED": "1"}
-    if login := auth_string():  # of the server; what we start is its client
+    if login := auth_string():  # of the server: its clients need it too
         environment["PREFECT_API_AUTH_STRING"] = login
     if not is_remote(store):
         environment[MLFLOW_PAGE] = f"http://{HOST}:{mlflow_port}"
@@ -73,8 +74,10 @@ def serve(prefect_port: int, mlflow_port: int) -> None:
             services.wait_until(server, lambda: answers(f"{api}/health"))
             say("serve: setting up the work pool and the deployment")
             create_pool(api)
-            if abandoned := close_abandoned(api):
-                say(f"serve: {abandoned} flow run(s) had lost their worker; retry them from Prefect's page")
+            if abandoned := close_abandoned(api, is_serving):
+                say(
+                    f"serve: {abandoned} flow run(s) lost their worker and have crashed; retry them from Prefect's page"
+                )
             deploy(environment)
             waiting = queued(api)
             worker = services.start(
@@ -87,7 +90,7 @@ def serve(prefect_port: int, mlflow_port: int) -> None:
             ready = welcome(prefect_port, f"http://{HOST}:{mlflow_port}" if mlflow else redact(store))
             if waiting:
                 ready += f"\n  {queue_line(waiting, paused=is_paused(api))}\n"
-            say(ready)  # all at once: who waits for the one has the other
+            say(ready)  # in one write: a reader of one line has all of them
             stay(services, api)
         except KeyboardInterrupt:
             ignore_signals()
@@ -98,7 +101,7 @@ def serve(prefect_port: int, mlflow_port: int) -> None:
 
 
 def stay(services: Services, api: str) -> None:
-    """Until a signal (KeyboardInterrupt), or until a service ends by itself (UserError)."""
+    """Wait for a signal (KeyboardInterrupt) or the end of a service (UserError), then cancel the running flow run."""
     try:
         while True:
             services.check()
@@ -106,14 +109,14 @@ def stay(services: Services, api: str) -> None:
     except (KeyboardInterrupt, UserError):
         ignore_signals()
         say("serve: stopping; a running training saves its checkpoint first")
-        with suppress(OSError):  # Prefect's server may be what ended
+        with suppress(OSError):  # the service that ended may be Prefect's server
             cancel_running(api)
         raise
 
 
-def end_left_over() -> None:
-    """End what a killed `flows.serve` of this folder left running; a training saves its checkpoint first."""
-    processes = left_over(ROOT)
+def end_orphans() -> None:
+    """End the processes of a killed `flows.serve` of this folder; a training saves its checkpoint first."""
+    processes = left_by_serving(ROOT)
     if not processes:
         return
     say(f"serve: ending {len(processes)} processes of a `flows.serve` that was killed")
@@ -122,9 +125,17 @@ def end_left_over() -> None:
         with suppress(psutil.Error):
             addresses.add(process.environ().get("PREFECT_API_URL"))
     for api in filter(None, addresses):
-        with suppress(OSError):  # its server may be gone
+        with suppress(OSError):  # its server may have ended
             cancel_running(api)
     end(processes)
+
+
+def is_serving(pid: int) -> bool:
+    """Whether the process `pid` is a `flows.serve`, other than this one."""
+    try:
+        return pid != os.getpid() and "flows.serve" in psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return False
 
 
 def check_port(port: int, option: str) -> None:
@@ -142,14 +153,14 @@ def check_port(port: int, option: str) -> None:
 
 
 def open_store() -> str:
-    """MLflow's store, created before two processes try to at once."""
+    """Create MLflow's store before two services try to at once; returns its URI."""
     os.environ["GPT2_PROJECT_ROOT"] = str(ROOT)
     connect()
     return tracking_uri()
 
 
 def is_remote(store: str) -> bool:
-    """A server of MLflow's that runs elsewhere has its own pages."""
+    """Whether the store is an MLflow server that runs elsewhere, with its own page."""
     return store.startswith(("http://", "https://", "databricks"))
 
 
@@ -203,17 +214,17 @@ def queue_line(waiting: int, *, paused: bool) -> str:
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT raise KeyboardInterrupt, also where a shell started us with SIGINT ignored (`... &`)."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in _SIGNALS}
+    """SIGTERM and SIGINT raise KeyboardInterrupt, also where a shell started this with SIGINT ignored (`... &`)."""
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in _SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def ignore_signals() -> None:
-    """A second Ctrl-C must not leave half of the services running."""
+    """So that a second Ctrl-C does not leave some services running."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

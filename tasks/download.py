@@ -10,7 +10,8 @@ from gpt2core.storage.files import write_json
 from gpt2ops import paths
 from gpt2ops.corpora.sources import collect
 from gpt2ops.params.schema import load_params
-from gpt2ops.process.stage import run_stage, say
+from gpt2ops.process.console import say
+from gpt2ops.process.stage import run_stage
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ from gpt2core.storage.files import atomic_path
 from gpt2ops import paths
 from gpt2ops.params.schema import load_params
 from gpt2ops.pipeline.results import read_report, read_rows
-from gpt2ops.process.stage import run_stage, say
+from gpt2ops.process.console import say
+from gpt2ops.process.stage import run_stage
 from gpt2ops.reporting.curves import CURVES, GREY, draw_curve, draw_level, draw_loss, stop_text
 from gpt2ops.tracking.api import tracked_run
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from gpt2core.storage.files import write_together
 from gpt2ops import paths
-from gpt2ops.process.stage import run_stage, say
+from gpt2ops.process.console import say
+from gpt2ops.process.stage import run_stage
 from gpt2ops.reporting import origin as report_origin
 from gpt2ops.reporting import results as report_results
 from gpt2ops.reporting.blocks import Report

@@ -14,8 +14,8 @@ from gpt2core.errors import UserError
 from gpt2ops import paths
 from gpt2ops.params.schema import load_params
 from gpt2ops.pipeline.results import read_report
-from gpt2ops.process.progress import progress_bar
-from gpt2ops.process.stage import run_stage, say
+from gpt2ops.process.console import progress_bar, say
+from gpt2ops.process.stage import run_stage
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""What a flow run stands on: workspace, child process, work pool, services, progress."""
+"""Parts of the flows: workspace, child process, work pool, services, progress."""

@@ -1,7 +1,7 @@
-"""`python -m flows.engine.cached_run FLOW_RUN_ID`, in a workspace at a flow run's end: prints its MLflow run's id.
+"""`python -m flows.engine.cached_run FLOW_RUN_ID`, in a workspace: prints the MLflow run id of a finished flow run.
 
-That is the run that trained the model, where this flow run trained it; the line then ends with `trained`. Where DVC
-restored the model, it is a second run that says `cached_from`, and the line ends with `restored`.
+The line is `ID trained` where this flow run trained the model, and `ID restored` where DVC restored it: then ID is that
+of a second run, which has the tag `cached_from`.
 """
 
 if __name__ == "__main__":
@@ -19,7 +19,7 @@ from gpt2ops.tracking.store import connect
 
 
 def flow_run_record(flow_run_id: str) -> str:
-    """The MLflow run of this flow run, and how it has its model. Raises UserError where the store cannot be used."""
+    """`ID trained` or `ID restored`. Raises UserError where the store cannot be used."""
     trained = str(read_json(paths.RUN)["run_id"])
     client = connect()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]

@@ -1,4 +1,4 @@
-"""A stage's process: its output line by line, its reason where it fails, and time to leave where it is stopped."""
+"""Runs a stage as a child process: output line by line, the reason of a failure, time to stop on a cancel."""
 
 import codecs
 import os
@@ -13,18 +13,18 @@ from typing import IO
 
 import psutil
 
-# Prefect's worker kills what is left 30 s after its SIGTERM.
-LEAVE_SECONDS = 28.0
+# Prefect's worker kills the remaining processes 30 s after its SIGTERM.
+STOP_SECONDS = 28.0
 _PROGRESS_SECONDS = 3.0
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 class ChildError(Exception):
-    """The child ended with an error; the text is the line that says why."""
+    """The child ended with an error; the text is the line with the reason."""
 
 
 class LineSplitter:
-    """Bytes in, whole lines out; of lines that end in a carriage return (progress bars) one every `every_seconds`."""
+    """Bytes in, whole lines out; lines that end in a carriage return (progress bars) once in `every_seconds`."""
 
     def __init__(self, on_line: Callable[[str], None], every_seconds: float = _PROGRESS_SECONDS) -> None:
         self._on_line = on_line
@@ -40,7 +40,7 @@ class LineSplitter:
         start = 0
         for end in _LINE_END.finditer(text, 0, limit):
             line, start = text[start : end.start()], end.end()
-            # First, for a cancel may arrive while the line is given: then it would be given once more.
+            # Before _give: a cancel during it must not give the line a second time.
             self._rest = text[start:]
             self._give(line, progress=end.group() == "\r")
         self._rest = text[start:]
@@ -62,10 +62,10 @@ class LineSplitter:
 def run_child(
     command: Sequence[str], *, directory: Path, environment: Mapping[str, str], on_line: Callable[[str], None]
 ) -> None:
-    """Run `command` to its end, each line of its output to `on_line`. Raises ChildError with the reason.
+    """Run `command`, and call `on_line` with each line of its output. Raises ChildError with the reason of a failure.
 
-    On an exception from outside (a cancel, Ctrl-C) the child and all it started get SIGTERM, unless they had it with
-    us, and up to LEAVE_SECONDS: training saves a checkpoint then.
+    On a cancel or Ctrl-C the child and its descendants get SIGTERM, unless the signal reached them too, and then up to
+    STOP_SECONDS, in which a training saves a checkpoint.
     """
     lines: list[str] = []
 
@@ -73,7 +73,7 @@ def run_child(
         lines.append(line)
         on_line(line)
 
-    # In our own process group, so that a signal to the group reaches the training too.
+    # In the same process group: a signal to the group reaches the training too.
     process = subprocess.Popen(
         command, cwd=directory, env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -88,14 +88,14 @@ def run_child(
         splitter.feed(b"", final=True)
         returncode = process.wait()
     except BaseException as stop:
-        _let_leave(process, chunks, splitter, forward=not isinstance(stop, KeyboardInterrupt))
+        _stop(process, chunks, splitter, forward=not isinstance(stop, KeyboardInterrupt))
         raise
     if returncode:
         raise ChildError(reason(lines) or f"{' '.join(command)} ended with exit code {returncode}")
 
 
 def reason(lines: Sequence[str]) -> str | None:
-    """The line that says why a stage failed: its own `error:` line, else what stands before DVC's report."""
+    """The line with the reason of a stage's failure: its own `error:` line, else the line before DVC's report."""
     own = [line for line in lines if re.match(r"\w+: error: ", line)]
     if own:
         return own[-1]
@@ -103,28 +103,28 @@ def reason(lines: Sequence[str]) -> str | None:
     if not dvc:
         return lines[-1] if lines else None
     before = lines[dvc[0] - 1] if dvc[0] else ""
-    # An exception's last line stands right before; after DVC's "Running stage" and "> command" nothing was said.
+    # An exception's last line is right before; "Running stage" and "> command" are DVC's own lines.
     return before if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", before) else lines[dvc[0]]
 
 
 def _read(pipe: IO[bytes], chunks: "queue.SimpleQueue[bytes]") -> None:
-    """Pipe to queue, an empty chunk at the end, which comes when the last process that holds the pipe has left."""
+    """Read the pipe into the queue, then an empty chunk at its end: when the last process that holds it has ended."""
     while data := os.read(pipe.fileno(), 65536):
         chunks.put(data)
     chunks.put(b"")
 
 
-def _let_leave(
+def _stop(
     process: "subprocess.Popen[bytes]", chunks: "queue.SimpleQueue[bytes]", splitter: LineSplitter, *, forward: bool
 ) -> None:
     family = _family(process.pid)
-    deadline = time.monotonic() + LEAVE_SECONDS
+    deadline = time.monotonic() + STOP_SECONDS
     forward_at = time.monotonic() + 1.0
     while time.monotonic() < deadline:
         try:
             data = chunks.get(timeout=0.2)
         except queue.Empty:
-            # DVC does not outlive a signal to the whole group: if it is still there, the signal was for us alone.
+            # A signal to the whole group ends DVC: if it still runs, only this process got the signal.
             if forward and time.monotonic() > forward_at:
                 forward = False
                 if process.poll() is None:

@@ -1,4 +1,4 @@
-"""Prefect's database file: its tables are made, and after an upgrade changed, by one process."""
+"""Creates and migrates Prefect's database file in one process at a time."""
 
 import subprocess
 import sys
@@ -11,10 +11,10 @@ from gpt2core.errors import UserError
 
 
 def prepare_database() -> None:
-    """Before a server starts in this process: two that start at once would both make the tables, and one of them fail.
+    """Call it before a server starts in this process: of two servers that both create the tables, one fails.
 
-    Does nothing where this version of Prefect has done it before, or where the database is a server's.
-    Raises UserError where it cannot be made.
+    Does nothing where this version of Prefect has migrated the database before, or where it is on a database server.
+    Raises UserError where the migration fails.
     """
     from filelock import FileLock
 
@@ -33,6 +33,6 @@ def prepare_database() -> None:
         command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode:
-            lines = (made.stderr or made.stdout).strip().splitlines() or ["it says nothing"]
-            raise UserError(f"Prefect cannot make its database in {home}: {lines[-1]}")
+            lines = (made.stderr or made.stdout).strip().splitlines() or ["no message"]
+            raise UserError(f"Prefect cannot create its database in {home}: {lines[-1]}")
         done.touch()

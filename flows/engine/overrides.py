@@ -1,6 +1,6 @@
-"""The flow's parameters: each section of gpt2ops/params/schema.py again, with every key optional: one schema.
+"""The flow's parameters: the sections of gpt2ops/params/schema.py with every key optional.
 
-Prefect draws their JSON schema as a form and holds each submission against it.
+Prefect shows their JSON schema as a form, and validates each submission against it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ from gpt2ops.params.schema import BY_RECIPE, Params, describe_problems, parse_pa
 
 
 class Overrides(BaseModel):
-    """Some keys of a section. `values()` are only those that were given."""
+    """Some keys of a section; `values()` has only the given ones."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
@@ -36,33 +36,33 @@ class Overrides(BaseModel):
 
     @model_serializer(mode="wrap")
     def _only_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Prefect serializes the empty default into the form; a null there would come back as an override."""
+        """Prefect puts the serialized default into the form: a null there would be submitted as an override."""
         given = {self.__class__.model_fields[name].alias or name for name in self.model_fields_set}
         return {key: value for key, value in serialize(self).items() if key in given | self.model_fields_set}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """A JSON schema's own complaint about an unknown key does not tell the known ones; `propertyNames` does."""
+        """`propertyNames` in place of `additionalProperties`: its error message lists the known keys."""
         schema = handler.resolve_ref_schema(handler(core_schema))
         del schema["additionalProperties"]
         properties = schema.get("properties", {})
         schema["propertyNames"] = {"enum": list(properties)}
         for branch in (one for field in properties.values() for one in field.get("anyOf", [field])):
             if branch.get("type") == "boolean":
-                # The form draws a boolean as a switch, and sends `false` for one that nobody has touched.
+                # The form shows a boolean as a switch, and submits `false` for an untouched one.
                 del branch["type"]
                 branch["enum"] = [True, False]
         return schema
 
 
 def overrides_of(section: type[BaseModel]) -> type[Overrides]:
-    """`section` with its own bounds, no key required, and no default: what is not given stays as params.yaml has it."""
+    """`section` with the same bounds, no required keys and no defaults: other keys keep the values of params.yaml."""
     fields: Any = {name: _optional(field) for name, field in section.model_fields.items()}
     return create_model(f"{section.__name__}Overrides", __base__=Overrides, **fields)
 
 
 def _optional(field: FieldInfo) -> tuple[Any, Any]:
-    """Annotation and default: a factory, for a plain default would go into the form, and from there into the run."""
+    """Annotation and default: a factory, because a plain default would be in the form, and submitted as an override."""
     kind: Any = field.annotation
     default: Any = lambda: None  # noqa: E731
     if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -103,5 +103,5 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def check_merged(base: Params, overrides: Mapping[str, Any]) -> Params:
-    """All parameters of a run. Raises UserError where they do not go together, which no single section can see."""
+    """All parameters of a run. Raises UserError where settings of different sections do not fit together."""
     return parse_params(merged(base.model_dump(mode="json", by_alias=True), overrides), source="parameters")

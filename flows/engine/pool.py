@@ -1,4 +1,4 @@
-"""The work pool that `flows.serve` keeps: one flow run at a time, none left running without a worker."""
+"""The Prefect work pool of `flows.serve`: one flow run at a time, and none left RUNNING without a worker."""
 
 import base64
 import json
@@ -6,22 +6,22 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-from flows.engine.services import is_serving
 from gpt2core.errors import UserError
 
 POOL = "local"
 _UNFINISHED = ("PENDING", "RUNNING", "CANCELLING")
-# Prefect gives a cancelled run 30 s, and the worker then reports what became of it.
+# Prefect gives a cancelled run 30 s; the worker then reports its final state.
 _CANCEL_SECONDS = 40.0
 _ATTEMPTS = 5
 
 
 def create_pool(api: str) -> None:
-    """One flow run at a time; others wait. A pool that is there keeps what its user has set."""
+    """Create the pool with one slot: other flow runs wait. An existing pool keeps its settings."""
     from prefect.workers.process import ProcessWorker
 
     pool = {
@@ -38,35 +38,36 @@ def create_pool(api: str) -> None:
 
 
 def worker_name() -> str:
-    """Says which `flows.serve` the worker belongs to: Prefect calls a killed worker ONLINE for a while yet."""
+    """Contains the process id of its `flows.serve`: Prefect reports a killed worker as ONLINE for a while."""
     return f"{POOL}-{os.getpid()}"
 
 
 def worker_is_online(api: str) -> bool:
-    """Whether the worker of this process is."""
+    """Whether the worker that this process started is ONLINE."""
     return any(worker["name"] == worker_name() and worker["status"] == "ONLINE" for worker in _workers(api))
 
 
-def close_abandoned(api: str) -> int:
-    """Before a worker starts: forget those of before, and mark as crashed what they left behind.
+def close_abandoned(api: str, is_serving: Callable[[int], bool]) -> int:
+    """Before a worker starts: remove earlier workers from the pool, and mark their unfinished flow runs as crashed.
 
-    It would hold the pool's only place for ever. Where a `flows.serve` at another port has the same database, its
-    runs are left alone.
+    An unfinished run would occupy the pool's only slot for ever. Returns how many there were. `is_serving` says whether
+    a process id is another `flows.serve` with the same database (at another port): its runs are left alone.
     """
     served = False
     for worker in _workers(api):
-        if _is_served(worker["name"]):
+        pid = worker["name"].removeprefix(f"{POOL}-")
+        if pid.isdecimal() and is_serving(int(pid)):
             served = True
         else:
             request("DELETE", f"{api}/work_pools/{POOL}/workers/{quote(worker['name'])}")
     abandoned = [] if served else _unfinished(api)
     for flow_run in abandoned:
-        _set_state(api, flow_run, "CRASHED", "The worker was gone.")
+        _set_state(api, flow_run, "CRASHED", "The worker had ended.")
     return len(abandoned)
 
 
 def queued(api: str) -> int:
-    """How many flow runs wait for a place, those of a later time not counted."""
+    """The number of flow runs that wait for a slot, without those scheduled for later."""
     query = {
         "work_pools": {"name": {"any_": [POOL]}},
         "flow_runs": {
@@ -82,9 +83,9 @@ def is_paused(api: str) -> bool:
 
 
 def cancel_running(api: str) -> None:
-    """Cancel what runs and wait until it has left, or mark it as crashed; what is queued stays queued.
+    """Cancel the running flow run and wait for its end, or mark it as crashed; queued ones stay queued.
 
-    A worker that is stopped kills its flow run at once; a cancelled one saves a checkpoint first.
+    A stopped worker kills its flow run at once; a cancelled flow run saves a checkpoint first.
     """
     paused = is_paused(api)
     request("PATCH", f"{api}/work_pools/{POOL}", {"is_paused": True})
@@ -95,7 +96,7 @@ def cancel_running(api: str) -> None:
         while _unfinished(api) and time.monotonic() < deadline:
             time.sleep(0.3)
         for flow_run in _unfinished(api):
-            _set_state(api, flow_run, "CRASHED", "Serving was stopped, and the run did not leave in time.")
+            _set_state(api, flow_run, "CRASHED", "Serving was stopped, and the run did not end in time.")
     finally:
         request("PATCH", f"{api}/work_pools/{POOL}", {"is_paused": paused})
 
@@ -103,11 +104,6 @@ def cancel_running(api: str) -> None:
 def _workers(api: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = request("POST", f"{api}/work_pools/{POOL}/workers/filter", {})
     return found
-
-
-def _is_served(worker: str) -> bool:
-    pid = worker.removeprefix(f"{POOL}-")
-    return pid.isdecimal() and is_serving(int(pid))
 
 
 def _unfinished(api: str) -> list[dict[str, Any]]:
@@ -125,7 +121,7 @@ def _set_state(api: str, flow_run: dict[str, Any], kind: str, message: str) -> N
 
 
 def auth_string() -> str | None:
-    """`user:password` of Prefect's API, where its user has set one for the client or only for the server."""
+    """`user:password` of Prefect's API, set for the client or only for the server; None where there is none."""
     from prefect.settings import get_current_settings
 
     for name in ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"):
@@ -142,7 +138,7 @@ def _login() -> dict[str, str]:
 
 
 def request(method: str, url: str, body: Any = None) -> Any:
-    """The answer of Prefect's server. It says 503 where its SQLite file was locked too long: try again then."""
+    """The response of Prefect's server. Retries after 503, which it sends while its SQLite file is locked."""
     data = None if body is None else json.dumps(body).encode()
     message = urllib.request.Request(url, data, {"Content-Type": "application/json", **_login()}, method=method)
     for attempt in range(_ATTEMPTS):

@@ -1,6 +1,6 @@
-"""What Prefect's page shows of a flow run while it runs: a bar for all stages, one for the training, the MLflow run.
+"""Artifacts on Prefect's page during a flow run: progress of all stages, progress of the training, the MLflow run.
 
-Showing it never stops a run: where Prefect does not answer, that is said once and the run goes on.
+A failed update never stops the run: it is reported once.
 """
 
 import os
@@ -18,12 +18,12 @@ from gpt2ops.tracking.store import redact, tracking_uri
 from gpt2ops.training.status import STATUS, LiveStatus, read_status
 
 UPDATE_SECONDS = 5.0
-# A cancel is not to wait for an update that Prefect does not answer.
+# A cancel must not wait for an update that Prefect does not answer.
 _LAST_UPDATE_SECONDS = 3.0
 
 
-class Progress:
-    """Artifacts `fine-tune-progress` (of all stages), `training-progress` (of the most steps) and `mlflow-run`."""
+class FlowProgress:
+    """The artifacts `fine-tune-progress` (all stages), `training-progress` (steps) and `mlflow-run` (a link)."""
 
     def __init__(self, weights: Sequence[tuple[str, float]], warn: Callable[[str], None]) -> None:
         """`weights`: the stages in order, with their shares of a run's time."""
@@ -45,9 +45,9 @@ class Progress:
 
     @contextmanager
     def of_training(self, workspace: Path) -> Iterator[None]:
-        """While this is open, show what the training in `workspace` writes of itself, every few seconds."""
+        """Show the live status of the training in `workspace` every UPDATE_SECONDS within this block."""
         file = workspace / STATUS
-        file.unlink(missing_ok=True)  # an earlier attempt's
+        file.unlink(missing_ok=True)  # of an earlier attempt
         closed = threading.Event()
 
         def follow() -> None:
@@ -55,7 +55,7 @@ class Progress:
                 self._follow(file)
             self._follow(file)
 
-        # Prefect keeps in context variables which server and which run this is.
+        # Prefect keeps the server and the flow run in context variables.
         thread = threading.Thread(target=copy_context().run, args=(follow,), name="progress", daemon=True)
         thread.start()
         try:
@@ -93,16 +93,16 @@ class Progress:
     def _try(self, action: Callable[[], Any]) -> None:
         try:
             action()
-        except Exception as error:  # of httpx, of Prefect, and of what they use
+        except Exception as error:  # of httpx, Prefect and their libraries
             if not self._warned:
                 self._warned = True
-                self._warn(f"Prefect does not take the progress ({type(error).__name__}); the run goes on without it.")
+                self._warn(f"Prefect rejects the progress ({type(error).__name__}); the run continues without it.")
 
 
 def run_page(status: LiveStatus) -> str | None:
-    """The page of the training's MLflow run, None where no server that shows it is known."""
+    """The URL of the training's MLflow run; None where no server is known."""
     uri = redact(tracking_uri())
     server = uri if uri.startswith("http") else os.environ.get(MLFLOW_PAGE)
-    if not server or not status.experiment_id:  # a run that MLflow has yet to hear of
+    if not server or not status.experiment_id:  # not yet created in MLflow
         return None
     return f"{server.rstrip('/')}/#/experiments/{status.experiment_id}/runs/{status.run_id}"

@@ -1,13 +1,13 @@
-"""Processes that serve together: started with a log each, watched, and stopped in the reverse order.
+"""Child processes of `flows.serve`: started with a log each, checked, and stopped in reverse order.
 
-All that they start carries a mark in its environment, by which it is found where its parents were killed.
+They and their descendants carry the mark of gpt2ops/process/served.py, by which they are found after a kill.
 """
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,19 @@ from pathlib import Path
 import psutil
 
 from gpt2core.errors import UserError
+from gpt2ops.process.served import served_mark, served_processes
+from gpt2ops.process.signals import is_alive
 
-# A variable in the environment of a flow run: where the MLflow answers that was started beside it.
+# Environment variable of a flow run: the URL of the MLflow server that was started with its worker.
 MLFLOW_PAGE = "GPT2_MLFLOW_PAGE"
 _START_SECONDS = 120.0
 _STOP_SECONDS = 40.0
 _COMMAND_LENGTH = 120
-_MARK = "GPT2_SERVED_BY"
 
 
 @dataclass
 class Service:
-    """A child process with a log file of its own, where it does not write to our output."""
+    """A child process, and its log file unless it writes to this process's output."""
 
     name: str
     process: "subprocess.Popen[bytes]"
@@ -34,16 +35,16 @@ class Service:
 
     def tail(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if self.log else []
-        return f"{lines[-1]} (all of it: {self.log})" if lines else "its lines are above"
+        return f"{lines[-1]} (log: {self.log})" if lines else "see its output above"
 
 
 class Services:
-    """What was started, in order; `stop` ends it in the reverse order."""
+    """Services in order of their start; `stop` ends them in reverse order."""
 
     def __init__(self, directory: Path, logs: Path, environment: Mapping[str, str]) -> None:
         self._directory = directory
         self._logs = logs
-        self.environment = {**environment, _MARK: _mark(os.getpid(), directory)}
+        self.environment = {**environment, **served_mark(directory)}
         self._running: list[Service] = []
 
     def start(self, name: str, *command: str, own_log: bool = True) -> Service:
@@ -52,7 +53,7 @@ class Services:
             log.parent.mkdir(parents=True, exist_ok=True)
         output = log.open("wb") if log else None
         try:
-            # A session of its own: a Ctrl-C in the terminal then reaches us alone, and we stop the others in order.
+            # A new session: Ctrl-C in the terminal then reaches only this process, which stops the others in order.
             process = subprocess.Popen(
                 [sys.executable, "-m", *command], cwd=self._directory, env=self.environment, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=output and subprocess.STDOUT, start_new_session=True,
@@ -81,30 +82,12 @@ class Services:
     def stop(self) -> None:
         while self._running:
             _stop(self._running.pop().process)
-        # The children of a service that was killed are nobody's children now.
-        end([process for process, mark in _marked() if mark == self.environment[_MARK]])
-
-
-def left_over(directory: Path) -> list[psutil.Process]:
-    """What a `flows.serve` of this folder left running when it was killed."""
-    found = []
-    for process, mark in _marked():
-        pid = mark.split(" ", 1)[0]
-        if pid.isdecimal() and mark == _mark(int(pid), directory) and not is_serving(int(pid)):
-            found.append(process)
-    return found
-
-
-def is_serving(pid: int) -> bool:
-    """Whether that process is there and a `flows.serve`, other than this one."""
-    try:
-        return pid != os.getpid() and "flows.serve" in psutil.Process(pid).cmdline()
-    except psutil.Error:
-        return False
+        # Descendants of a killed service have no parent any more.
+        end([process for process, server in served_processes(self._directory) if server == os.getpid()])
 
 
 def listener(port: int) -> str | None:
-    """Who listens at a port: `process 123 (its command)`; None where the system does not tell."""
+    """The process that listens at a port, as `process 123 (its command)`; None where it is unknown."""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.pid and connection.status == psutil.CONN_LISTEN and tuple(connection.laddr)[1:] == (port,):
@@ -116,39 +99,20 @@ def listener(port: int) -> str | None:
 
 
 def end(processes: Sequence[psutil.Process]) -> None:
-    """SIGTERM, time to leave (a training saves its checkpoint), then SIGKILL to what is left."""
+    """SIGTERM, time to stop (a training saves a checkpoint), then SIGKILL for the rest."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
     deadline = time.monotonic() + _STOP_SECONDS
-    while (alive := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
+    while (alive := [process for process in processes if is_alive(process)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     for process in alive:
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
 
-def _runs(process: psutil.Process) -> bool:
-    """A zombie does not; in a container without an init it stays for ever."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _mark(pid: int, directory: Path) -> str:
-    return f"{pid} {directory}"
-
-
-def _marked() -> Iterator[tuple[psutil.Process, str]]:
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):  # another user's, or gone
-            if process.pid != os.getpid() and (mark := process.environ().get(_MARK)):
-                yield process, mark
-
-
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """SIGTERM to a process, time to leave for it and all it started, then SIGKILL to what is left."""
+    """SIGTERM to a process, time to stop for it and its descendants, then SIGKILL for the rest."""
     try:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""What a flow run shows at its end: the numbers, the verdict and the curves, as one page of Markdown."""
+"""The summary of a flow run as one Markdown page: metrics, verdict and curves."""
 
 import base64
 from pathlib import Path
@@ -21,13 +21,13 @@ _TRAIN_ROWS = (
 
 
 def collect(workspace: Path) -> dict[str, Any]:
-    """The run's reports: `train`, `evaluate`, `registered`; empty where a stage wrote none."""
+    """The run's reports `train`, `evaluate` and `registered`; empty for a stage that wrote none."""
     files = {"train": paths.TRAIN_METRICS, "evaluate": paths.EVALUATE_METRICS, "registered": paths.REGISTERED}
     return {name: read_json(workspace / file) if (workspace / file).is_file() else {} for name, file in files.items()}
 
 
 def markdown(reports: dict[str, Any], *, run_id: str, trained_now: bool, picture: Path | None) -> str:
-    """The page; a number that a run has not (no target, no held-out split) has no row."""
+    """The page; a metric that the run does not have (no target, no held-out split) has no row."""
     train, evaluation, registered = reports["train"], reports["evaluate"], reports["registered"]
     before = evaluation.get("before", {})
     rows: list[tuple[str, Any]] = [(name, train.get(name)) for name in _TRAIN_ROWS]
@@ -54,7 +54,7 @@ def markdown(reports: dict[str, Any], *, run_id: str, trained_now: bool, picture
 
 
 def picture(workspace: Path) -> Path | None:
-    """The plot of the losses, else the first one."""
+    """The plot of the losses, else the first plot; None without plots."""
     plots = sorted((workspace / paths.PLOTS).glob("*.png"))
     return next((plot for plot in plots if plot.stem == "loss"), plots[0] if plots else None)
 

@@ -1,13 +1,12 @@
-"""A folder of its own for every flow run: `workspaces/<flow run id>/`, sharing only DVC's cache with the project.
+"""The workspace of a flow run: `workspaces/<flow run id>/`, which shares only DVC's cache with the project.
 
-Where the project is a git repository it is a worktree of HEAD with the uncommitted changes laid over, else a copy.
+In a git repository it is a worktree of HEAD with the uncommitted changes, elsewhere a copy.
 """
 
 import configparser
 import glob
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,25 @@ from gpt2core.errors import UserError
 from gpt2core.storage.files import atomic_path, write_text
 from gpt2ops import paths
 from gpt2ops.params.editing import merged, with_values
+from gpt2ops.pipeline.cache import cache_directory
 
 WORKSPACES = paths.WORKSPACES
 
-# What a run makes again, gets from DVC's cache or never reads. (git knows its ignored files itself.)
-_LEFT_OUT = frozenset(
+# Results, caches and files that a run does not read; a worktree has no ignored files in any case.
+_NOT_COPIED = frozenset(
     {".git", ".dvc/cache", ".dvc/tmp", ".dvc/config.local", "models", "logs", WORKSPACES.as_posix(), "node_modules"}
     | {path.as_posix() for path in (paths.RAW, paths.TOKENS, paths.PLOTS, paths.MLRUNS)}
 )
-_LEFT_OUT_ANYWHERE = frozenset({"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis"})
+_NOT_COPIED_ANYWHERE = frozenset({"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis"})
 
 # Keys that may name a local file or folder, which a workspace need not have.
 _LOCAL_NAMES = (("data", "source"), ("data", "watch"), ("model", "init"))
 
 
 def open_workspace(root: Path, name: str, overrides: Mapping[str, Any]) -> Path:
-    """The workspace `name` of the project at `root`: a new one with `overrides` in its params.yaml, or what is there.
+    """The workspace `name` of the project at `root`: the existing one, or a new one with `overrides` in params.yaml.
 
-    A retry finds its checkpoints this way. Raises UserError where git or DVC refuse, OSError for a full disk.
+    A retry thus finds its checkpoints. Raises UserError where git or DVC fail, OSError for a full disk.
     """
     root = root.resolve()
     workspace = root / WORKSPACES / name
@@ -49,13 +49,13 @@ def open_workspace(root: Path, name: str, overrides: Mapping[str, Any]) -> Path:
     else:
         copy_project(root, workspace)
     write_overrides(root, workspace, overrides)
-    # Last, for its presence says that the workspace is whole.
-    _write_dvc_config(ready, cache=shared_cache(root))
+    # Last: its presence means that the workspace is complete.
+    _write_dvc_config(ready, cache=cache_directory(root))
     return workspace
 
 
 def remove_workspace(root: Path, workspace: Path) -> None:
-    """Delete the folder and git's record of it; nothing happens where there is none."""
+    """Delete the folder, if any, and git's record of it."""
     if workspace.exists():
         shutil.rmtree(workspace)
     if is_git_root(root):
@@ -68,15 +68,6 @@ def is_git_root(root: Path) -> bool:
         return False
     done = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=root, capture_output=True, check=False)
     return done.returncode == 0
-
-
-def shared_cache(root: Path) -> Path:
-    """DVC's cache of the project, absolute, wherever its configuration puts it."""
-    command = [sys.executable, "-m", "dvc", "cache", "dir"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"dvc does not tell where its cache is: {_last_line(done.stderr)}")
-    return root / ".dvc" / _last_line(done.stdout)
 
 
 def write_overrides(root: Path, workspace: Path, overrides: Mapping[str, Any]) -> None:
@@ -104,7 +95,7 @@ def _absolute_names(root: Path, workspace: Path, values: Mapping[str, Any]) -> d
 
 
 def _add_worktree(root: Path, workspace: Path) -> None:
-    """HEAD, and over it what `git status` lists: changed, new and deleted files."""
+    """A worktree of HEAD with the changed, new and deleted files of `git status`."""
     _git(root, "worktree", "add", "--detach", "--force", str(workspace), "HEAD")
     changed = _git(root, "diff", "--name-only", "--no-renames", "-z", "HEAD").split("\0")
     new = _git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
@@ -119,25 +110,25 @@ def _add_worktree(root: Path, workspace: Path) -> None:
 
 
 def copy_project(root: Path, workspace: Path) -> None:
-    """All but results, caches and virtual environments."""
+    """Copy the project without results, caches and virtual environments."""
 
-    def left_out(folder: str, names: list[str]) -> list[str]:
+    def ignored(folder: str, names: list[str]) -> list[str]:
         here = Path(folder)
         return [
             name
             for name in names
-            if name in _LEFT_OUT_ANYWHERE
+            if name in _NOT_COPIED_ANYWHERE
             or name.endswith(".partial")
-            or (here / name).relative_to(root).as_posix() in _LEFT_OUT
+            or (here / name).relative_to(root).as_posix() in _NOT_COPIED
             or (here / name / "pyvenv.cfg").is_file()
         ]
 
-    shutil.copytree(root, workspace, symlinks=True, ignore=left_out)
+    shutil.copytree(root, workspace, symlinks=True, ignore=ignored)
 
 
 def _write_dvc_config(file: Path, *, cache: Path) -> None:
     config = configparser.ConfigParser(interpolation=None)
-    # Outside git DVC insists on no_scm; inside, it keeps DVC's advice to commit out of a throw-away worktree.
+    # DVC needs no_scm outside git; inside, it suppresses DVC's hints to commit in a temporary worktree.
     config["core"] = {"no_scm": "true", "analytics": "false"}
     config["cache"] = {"dir": str(cache)}
     file.parent.mkdir(exist_ok=True)
@@ -153,4 +144,4 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it says nothing"])[-1]
+    return (text.strip().splitlines() or ["no message"])[-1]

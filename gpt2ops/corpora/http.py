@@ -8,9 +8,8 @@ from urllib.parse import urlsplit
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import sha256_file
-from gpt2ops.process.progress import progress_bar
+from gpt2ops.process.console import progress_bar, say
 from gpt2ops.process.redact import redact
-from gpt2ops.process.stage import say
 
 if TYPE_CHECKING:
     import requests

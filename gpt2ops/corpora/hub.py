@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core.errors import UserError
-from gpt2ops.process.progress import progress_bar
+from gpt2ops.process.console import progress_bar
 
 # The splits most data sets have, in the order in which they are read; any others follow by name.
 SPLIT_ORDER = ("train", "validation", "test")

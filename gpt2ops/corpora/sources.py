@@ -24,8 +24,8 @@ from gpt2ops import paths
 from gpt2ops.corpora.globbing import matching_files
 from gpt2ops.corpora.http import download
 from gpt2ops.params.schema import Data
+from gpt2ops.process.console import say
 from gpt2ops.process.redact import check_no_secret, filled_in, redact
-from gpt2ops.process.stage import say
 
 BUNDLED_LICENCE = "public domain"
 DOWNLOADS = paths.RAW.parent / ".downloads"

@@ -1,7 +1,7 @@
-"""After the project's folder was moved or copied: MLflow keeps artifact places absolute, and they point to the old one.
+"""`gpt2 relocate`: updates the absolute artifact paths in the MLflow store after the project was moved or copied.
 
-The first run in the new place mends them on the way (`tracking_store.connect`); this does it for those who only want to
-load a model, says what it changed, and keeps a copy of the database as it was.
+The first run in the new folder updates them too (`gpt2ops.tracking.store.connect`); this command does it before a model
+is loaded, reports each change, and keeps a copy of the earlier database.
 """
 
 import sqlite3
@@ -19,30 +19,30 @@ BACKUP = "mlflow.db.before-relocate"
 
 @dataclass(frozen=True)
 class Relocation:
-    """What is, or would be, changed."""
+    """The changes made, or with `dry_run` to be made."""
 
     changes: tuple[Change, ...]
     backup: Path | None
 
     @property
     def old_folders(self) -> dict[str, int]:
-        """How many places named each earlier project."""
+        """The number of changed paths for each earlier project folder."""
         return dict(Counter(old_folder(store_of(change.old)) for change in self.changes))
 
 
 def relocate(*, dry_run: bool = False) -> Relocation:
-    """Point every place in the local store to this folder's `mlruns/`, all of them or, where one fails, none.
+    """Point every path in the local store to this folder's `mlruns/`: all of them, or none where one fails.
 
     Raises UserError for a remote store, none, or one that is damaged or not writable.
     """
     if not is_local():
         raise UserError(
-            f"the store is {redact(tracking_uri())}, not the one in mlruns/: its places are its server's. "
-            "Unset MLFLOW_TRACKING_URI to mend mlruns/."
+            f"the store is {redact(tracking_uri())}, not the one in mlruns/, and its server manages its paths; "
+            "unset MLFLOW_TRACKING_URI to update mlruns/."
         )
     database = mlruns() / "mlflow.db"
     if not database.is_file():
-        raise UserError(f"{database} is missing: there is no store here whose places could be mended.")
+        raise UserError(f"{database} is missing: there is no MLflow store here to update.")
     try:
         with closing(sqlite3.connect(database, timeout=20)) as connection:
             changes = tuple(misplaced(connection, mlruns()))
@@ -50,7 +50,7 @@ def relocate(*, dry_run: bool = False) -> Relocation:
                 return Relocation(changes, None)
             return Relocation(changes, _apply(connection, database, changes))
     except sqlite3.Error as error:
-        raise UserError(f"{database} cannot be mended ({one_line(error)}); nothing was changed.") from None
+        raise UserError(f"{database} cannot be updated ({one_line(error)}); nothing was changed.") from None
 
 
 def _apply(connection: sqlite3.Connection, database: Path, changes: tuple[Change, ...]) -> Path:

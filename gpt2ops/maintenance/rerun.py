@@ -1,4 +1,4 @@
-"""Making a run again from what it left in the store: its params.yaml, its text by hash, its code by digest."""
+"""`gpt2 rerun`: repeats a run from its record in the store: params.yaml, text by hash, code by digest."""
 
 import io
 import math
@@ -24,19 +24,19 @@ from gpt2ops.registry.runs import Run
 from gpt2ops.tracking.store import connect, mlruns
 
 MARKER = Path("rerun.json")
-# Those that make a model and measure it; a second version of the same model would only confuse the registry.
+# Stages that train and measure a model; a second version of the same model would only confuse the registry.
 STAGES = ("tokenize", "finetune", "evaluate")
-_COMMIT = re.compile("[0-9a-f]{7,64}")  # what the store says is no option for git
-# What a clock or the store adds is no result.
-_NO_RESULT = ("wall_seconds", "tokens_per_second", "epoch")
+_COMMIT = re.compile("[0-9a-f]{7,64}")  # so that no value in the store is an option for git
+# Metrics that depend on time, not on the training.
+_NOT_COMPARED = ("wall_seconds", "tokens_per_second", "epoch")
 
 
 @dataclass(frozen=True)
-class Result:
-    """How a run came out the second time."""
+class RerunResult:
+    """A rerun compared with the first run."""
 
     run_id: str
-    same_weights: bool | None  # None: the first run's weights are not known
+    same_weights: bool | None  # None: the hash of the first run's weights is unknown
     differences: dict[str, tuple[float, float | None]]  # metrics, (first, again)
 
     @property
@@ -45,17 +45,19 @@ class Result:
 
 
 def prepare(run: Run, folder: Path, *, any_code: bool) -> list[str]:
-    """Fill `folder` with what `run` was made of; returns the stages to run there.
+    """Write the settings, code and text of `run` into `folder`; returns the stages to run there.
 
-    Raises UserError where the folder holds something else, or the params, the code or the text are not to be had.
+    Raises UserError where the folder has other contents, or the settings, the code or the text are not available.
     """
     if (folder / MARKER).is_file() and read_json(folder / MARKER).get("run_id") == run.run_id:
-        return list(STAGES)  # of a rerun that was interrupted: its checkpoints are there
+        return list(STAGES)  # an interrupted rerun, whose checkpoints are there
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"--dir: {folder} is not empty; name a new folder.")
     params = _artifact(run, paths.PARAMS.name)
     if params is None:
-        raise UserError(f"run {run.run_id} kept no params.yaml: it was made before runs did, or the store lost it.")
+        raise UserError(
+            f"run {run.run_id} has no params.yaml: it is older than that record, or the store lost the file."
+        )
     code = None if any_code else _other_code(run)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / paths.PARAMS, params)
@@ -71,18 +73,18 @@ def prepare(run: Run, folder: Path, *, any_code: bool) -> list[str]:
 
 
 def check_data(run: Run, folder: Path) -> None:
-    """After `tokenize`: raises UserError where the text is not the one that `run` was trained on."""
+    """Raises UserError where the tokenized text is not the one that `run` was trained on. Call it after `tokenize`."""
     wanted = run.tags.get("data_sha256")
     found = str(read_json(folder / paths.TOKENS / "manifest.json")["sha256"])
     if wanted not in (None, found):
         raise UserError(
-            f"the text of run {run.run_id} is not to be had: {run.params.get('data.source')} has changed since "
+            f"the text of run {run.run_id} is not available: {run.params.get('data.source')} has changed since "
             f"(sha256 {found[:12]}, the run's was {wanted[:12]}), and DVC's cache has no copy of it."
         )
 
 
-def compare(run: Run, again: Run, folder: Path) -> Result:
-    """`run` against the one that was made in `folder`; tells the store whose rerun it is."""
+def compare(run: Run, again: Run, folder: Path) -> RerunResult:
+    """Compare `run` with its rerun `again` in `folder`, and tag the rerun `rerun_of` in the store."""
     connect().set_tag(again.run_id, "rerun_of", run.run_id)
     wanted = weights_of(run)
     found = sha256_file(folder / paths.BEST_MODEL / "model.safetensors")
@@ -90,13 +92,13 @@ def compare(run: Run, again: Run, folder: Path) -> Result:
     differences = {
         key: (run.metrics[key], again.metrics.get(key))
         for key in keys
-        if key not in _NO_RESULT and not _equal(run.metrics[key], again.metrics.get(key))
+        if key not in _NOT_COMPARED and not _equal(run.metrics[key], again.metrics.get(key))
     }
-    return Result(again.run_id, None if wanted is None else wanted == found, differences)
+    return RerunResult(again.run_id, None if wanted is None else wanted == found, differences)
 
 
 def weights_of(run: Run) -> str | None:
-    """The hash of a run's best weights, from its tags or its version in the registry."""
+    """SHA-256 of a run's best weights, from its tags or its registered version; None where neither has it."""
     if "weights_sha256" in run.tags:
         return run.tags["weights_sha256"]
     return next((version.weights_sha256 for version in registered_versions() if version.run_id == run.run_id), None)
@@ -110,24 +112,22 @@ def _equal(first: float, second: float | None) -> bool:
 
 
 def _other_code(run: Run) -> bytes | None:
-    """A tar archive of the run's code; None where it is the code that is running. Raises UserError for neither."""
+    """A tar archive of the run's code; None where this code is the same. Raises UserError where it is not found."""
     wanted = run.tags.get("code_sha256")
     if wanted == code_sha256():
         return None
     commit = run.tags.get("code_commit") or run.tags.get("git_commit") or "unknown"
-    name = f"run {run.run_id} was made by other code (version {run.tags.get('code_version', 'unknown')}"
-    way_out = "install that version, or take the code that is here with --any-code."
+    name = f"run {run.run_id} was made by different code (version {run.tags.get('code_version', 'unknown')}"
+    remedy = "install that version, or use the present code with --any-code."
     archive = _archive(commit) if _COMMIT.fullmatch(commit) else None
     if archive is None:
-        where = (
-            f", commit {commit[:12]}, which is in no repository here" if commit != "unknown" else ", no commit known"
-        )
-        raise UserError(f"{name}{where}); {way_out}")
+        where = f", commit {commit[:12]}, which is in no repository here" if commit != "unknown" else ", commit unknown"
+        raise UserError(f"{name}{where}); {remedy}")
     dirty = run.tags.get("git_dirty") == "true"
     with tempfile.TemporaryDirectory() as folder:
         _unpack(archive, Path(folder))
         if (wanted and digest(CODE, Path(folder)) != wanted) or (not wanted and dirty):
-            raise UserError(f"{name}, commit {commit[:12]} with changes that were never committed); {way_out}")
+            raise UserError(f"{name}, commit {commit[:12]} with uncommitted changes); {remedy}")
     return archive
 
 
@@ -150,21 +150,20 @@ def _unpack(archive: bytes, folder: Path) -> None:
 
 
 def _restore_text(run: Run, folder: Path) -> bool:
-    """data/raw as the run's dvc.lock names it, out of the cache of the project that made it; False where it is not."""
+    """Restore data/raw by the run's dvc.lock from its project's DVC cache; False where the cache does not have it."""
     lock = _artifact(run, paths.DVC_LOCK.name)
-    project = _project(run)
-    cache = cache_directory(project) if lock is not None and project.is_dir() else None
-    if lock is None or cache is None:
+    if lock is None:
         return False
     try:
+        cache = cache_directory(_project(run))
         output = next(out for out in yaml.safe_load(lock)["stages"]["download"]["outs"])
         return restore({"path": str(folder / paths.RAW), "md5": output["md5"]}, cache)
-    except (KeyError, TypeError, StopIteration, yaml.YAMLError):
+    except (UserError, KeyError, TypeError, StopIteration, yaml.YAMLError):
         return False
 
 
 def _use_absolute_names(run: Run, folder: Path, *, text: bool) -> None:
-    """In params.yaml: names of files that were relative to the run's project."""
+    """Make file names in params.yaml that were relative to the run's project absolute."""
     names = {"model": "init", **({"data": "source"} if text else {})}
     changes = {}
     for section, key in names.items():
@@ -182,7 +181,7 @@ def _project(run: Run) -> Path:
 
 
 def _artifact(run: Run, name: str) -> str | None:
-    """The text of one of the run's artifacts; None where it has none of that name."""
+    """The text of the run's artifact `name`; None where it has none."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = connect().download_artifacts(run.run_id, name, folder)
@@ -191,7 +190,7 @@ def _artifact(run: Run, name: str) -> str | None:
         return Path(file).read_text(encoding="utf-8")
 
 
-def as_dict(result: Result, folder: Path) -> dict[str, Any]:
+def as_dict(result: RerunResult, folder: Path) -> dict[str, Any]:
     return {
         "run_id": result.run_id,
         "identical": result.identical,

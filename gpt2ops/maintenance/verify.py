@@ -1,4 +1,4 @@
-"""`gpt2 verify`: token sets, checkpoints, the last run's model and what DVC tracks, held against their hashes."""
+"""`gpt2 verify`: compares token sets, checkpoints, the last run's model and DVC's outputs with their hashes."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json, sha256_file
 from gpt2core.training import checkpoint
 from gpt2ops import paths
+from gpt2ops.pipeline.cache import cache_directory
 from gpt2ops.pipeline.lockfile import read_stages
 from gpt2ops.tracking.store import is_local, mlruns, one_line, stored_run_id
 
@@ -20,8 +21,8 @@ STEP_FORM = "step-*"
 
 
 @dataclass(frozen=True)
-class Result:
-    """`damage` names each file that is not what was written, `absent` is for what is tracked but not here at all."""
+class Verification:
+    """`damage` has a line for each file that differs from its hash; `absent`: a tracked output that does not exist."""
 
     what: str
     kind: str
@@ -33,8 +34,8 @@ class Result:
         return "damaged" if self.damage else "absent" if self.absent else "whole"
 
 
-def verify_project(root: Path) -> Iterator[Result]:
-    """Everything in the project that has a hash. A token set that DVC tracks is held against both."""
+def verify_project(root: Path) -> Iterator[Verification]:
+    """Verify everything in the project that has a hash. A token set is compared with its manifest and with dvc.lock."""
     if (root / paths.TOKENS).is_dir():
         yield verify_tokens(root / paths.TOKENS)
     for directory in sorted((root / paths.CHECKPOINTS).glob(f"*/{STEP_FORM}")):
@@ -48,10 +49,10 @@ def verify_project(root: Path) -> Iterator[Result]:
         yield verify_store()
 
 
-def verify_path(path: Path, root: Path) -> list[Result]:
-    """What `path` is: a token set, a checkpoint, a folder of checkpoints, models/best, or something that DVC tracks.
+def verify_path(path: Path, root: Path) -> list[Verification]:
+    """Verify `path`: a token set, a checkpoint, a folder of checkpoints, models/best, or an output that DVC tracks.
 
-    Raises UserError where it is not there, or is nothing that has hashes.
+    Raises UserError where it does not exist, or has no recorded hashes.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist.")
@@ -69,9 +70,7 @@ def verify_path(path: Path, root: Path) -> list[Result]:
         if full in (there, *there.parents) or there in full.parents:
             found.append(verify_output(root, output))
     if not found:
-        raise UserError(
-            f"{path} is no token set, checkpoint or output of the pipeline: nobody has written down its hashes."
-        )
+        raise UserError(f"{path} is no token set, checkpoint or output of the pipeline: it has no recorded hashes.")
     return found
 
 
@@ -85,7 +84,7 @@ def _kind(path: Path) -> str | None:
     return "tokens" if isinstance(manifest, dict) and "splits" in manifest else None
 
 
-def verify_tokens(directory: Path) -> Result:
+def verify_tokens(directory: Path) -> Verification:
     damage = []
     try:
         opened = tokens.open_tokens(directory)
@@ -97,11 +96,11 @@ def verify_tokens(directory: Path) -> Result:
         damage.append(_reason(error))
     except (AttributeError, TypeError, KeyError, ValueError):
         damage.append(f"{directory / tokens.MANIFEST} is damaged")
-    return Result(str(directory), "tokens", tuple(damage))
+    return Verification(str(directory), "tokens", tuple(damage))
 
 
 def _split_damage(opened: tokens.TokenSet, name: str) -> list[str]:
-    """Every file of the split that is not what was written, not only the first."""
+    """A line for each damaged file of the split."""
     entry = opened.manifest["splits"][name]
     index = {**entry["document_index"], "size": entry["documents"] * tokens.START_DTYPE.itemsize}
     shards = [{**shard, "size": shard["tokens"] * tokens.TOKEN_DTYPE.itemsize} for shard in entry["shards"]]
@@ -112,7 +111,7 @@ def _split_damage(opened: tokens.TokenSet, name: str) -> list[str]:
     }
     damage = []
     for part in (*shards, index):
-        # Only the file's name counts: a manifest must not lead out of its directory.
+        # Only the name: a manifest must not lead out of its directory.
         path = opened.directory / Path(part["file"]).name
         if not path.is_file():
             damage.append(f"{path} is missing")
@@ -120,20 +119,20 @@ def _split_damage(opened: tokens.TokenSet, name: str) -> list[str]:
             damage.append(f"{path} has {path.stat().st_size:,} bytes, expected {part['size']:,}")
         elif (found := sha256_file(path)) != part["sha256"]:
             other = owners.get(found)
-            damage.append(f"{path} holds what belongs in {other}" if other else f"{path} was changed (sha256)")
+            damage.append(f"{path} has the contents of {other}" if other else f"{path} was changed (sha256)")
     return damage
 
 
-def verify_checkpoint(directory: Path) -> Result:
+def verify_checkpoint(directory: Path) -> Verification:
     try:
         checkpoint.verify_checkpoint(directory)
     except UserError as error:
-        return Result(str(directory), "checkpoint", (_reason(error),))
-    return Result(str(directory), "checkpoint")
+        return Verification(str(directory), "checkpoint", (_reason(error),))
+    return Verification(str(directory), "checkpoint")
 
 
-def verify_best(root: Path) -> Result:
-    """models/best against what its run registered."""
+def verify_best(root: Path) -> Verification:
+    """Compare models/best with the hash that its run registered."""
     weights = root / paths.BEST_MODEL / "model.safetensors"
     damage = []
     try:
@@ -142,13 +141,13 @@ def verify_best(root: Path) -> Result:
         same_run = registered["run_id"] == stored_run_id(record["run_id"])
         expected = registered["weights_sha256"] if same_run else None
     except (OSError, ValueError, KeyError, TypeError):
-        expected = None  # not registered yet: dvc.lock has its hash
+        expected = None  # not registered yet: only dvc.lock has its hash
     if not weights.is_file():
         damage.append(f"{weights} is missing")
     elif expected is not None and sha256_file(weights) != expected:
         damage.append(f"{weights} is not what its run {registered['run_id'][:8]} registered (sha256)")
     damage += [] if damage else _layout_damage(weights)
-    return Result(str(root / paths.BEST_MODEL), "model", tuple(damage))
+    return Verification(str(root / paths.BEST_MODEL), "model", tuple(damage))
 
 
 def _layout_damage(weights: Path) -> list[str]:
@@ -167,7 +166,7 @@ def _layout_damage(weights: Path) -> list[str]:
 
 
 def tracked_outputs(root: Path) -> list[dict[str, Any]]:
-    """What dvc.lock lists of outputs, with their hashes. Raises UserError where it cannot be read."""
+    """The outputs with hashes in dvc.lock. Raises UserError where it cannot be read."""
     file = root / paths.DVC_LOCK
     if not file.is_file():
         return []
@@ -183,22 +182,22 @@ def tracked_outputs(root: Path) -> list[dict[str, Any]]:
         ) from None
 
 
-def verify_output(root: Path, output: dict[str, Any]) -> Result:
-    """An output against the MD5 that dvc.lock has; the files of a folder are named where DVC's cache has its list."""
+def verify_output(root: Path, output: dict[str, Any]) -> Verification:
+    """Compare an output with its MD5 in dvc.lock, file by file where DVC's cache has the folder's list."""
     path, md5 = root / output["path"], str(output["md5"])
     if not path.exists():
-        return Result(output["path"], "output", absent=True)
+        return Verification(output["path"], "output", absent=True)
     if not (path.is_file() or path.is_dir()):
-        return Result(output["path"], "output", (f"{path} is no file, but a pipe or a device",))
+        return Verification(output["path"], "output", (f"{path} is a pipe or a device, not a file",))
     if not md5.endswith(".dir"):
         damage = [] if md5_file(path) == md5 else [f"{path} is not what dvc.lock has (md5)"]
-        return Result(output["path"], "output", tuple(damage))
+        return Verification(output["path"], "output", tuple(damage))
     found = {file.relative_to(path).as_posix(): md5_file(file) for file in sorted(path.rglob("*")) if file.is_file()}
     if listing_md5(found) == md5:
-        return Result(output["path"], "output")
+        return Verification(output["path"], "output")
     expected = listed_files(root, md5)
     if expected is None:
-        return Result(
+        return Verification(
             output["path"], "output", (f"{path} is not what dvc.lock has (md5), and DVC's cache has no list",)
         )
     damage = [f"{path / name} is missing" for name in expected if name not in found]
@@ -208,11 +207,11 @@ def verify_output(root: Path, output: dict[str, Any]) -> Result:
         if found[name] != expected.get(name, found[name])
     ]
     damage += [f"{path / name} is new: dvc.lock does not have it" for name in found if name not in expected]
-    return Result(output["path"], "output", tuple(damage))
+    return Verification(output["path"], "output", tuple(damage))
 
 
 def listing_md5(files: dict[str, str]) -> str:
-    """DVC's hash of a folder: the MD5 of its files' names and hashes as JSON."""
+    """DVC's hash of a folder: the MD5 of the JSON list of its files and their MD5s."""
     entries = [
         {"md5": md5, "relpath": name} for name, md5 in sorted(files.items(), key=lambda item: item[0].split("/"))
     ]
@@ -220,10 +219,8 @@ def listing_md5(files: dict[str, str]) -> str:
 
 
 def listed_files(root: Path, md5: str) -> dict[str, str] | None:
-    from gpt2ops.maintenance.doctor.project import dvc_cache
-
     try:
-        entries = read_json(dvc_cache(root) / "files" / "md5" / md5[:2] / md5[2:])
+        entries = read_json(cache_directory(root) / "files" / "md5" / md5[:2] / md5[2:])
         return {entry["relpath"]: entry["md5"] for entry in entries}
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
@@ -234,8 +231,8 @@ def md5_file(path: Path) -> str:
         return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def verify_store() -> Result:
-    """SQLite's full check of the MLflow database."""
+def verify_store() -> Verification:
+    """Run SQLite's integrity_check on the MLflow database."""
     from gpt2ops.tracking.local_store import database, open_database
 
     try:
@@ -244,7 +241,7 @@ def verify_store() -> Result:
     except sqlite3.Error as error:
         found = [one_line(error)]
     damage = [f"{database()}: {' '.join(line.split())}" for line in found if line != "ok"]
-    return Result(str(database()), "store", tuple(damage))
+    return Verification(str(database()), "store", tuple(damage))
 
 
 def _reason(error: UserError) -> str:

@@ -1,17 +1,16 @@
-"""A stage's earlier outputs, brought back from DVC's cache after it failed: DVC removes them before it starts one."""
+"""DVC's cache: where it is, and restoring a failed stage's earlier outputs, which DVC removes before a stage starts."""
 
 import json
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
+from gpt2core.errors import UserError
 from gpt2ops import paths
 
 _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
@@ -19,14 +18,14 @@ _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 @dataclass
 class Restored:
-    """`back` is in place again; `kept` is whole in the cache, and the disk does not take it now."""
+    """`back` is in place again; `kept` is complete in the cache, but could not be written now."""
 
     back: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
 
 
 def restore_outputs(stage: str) -> Restored:
-    """Copy what dvc.lock lists of `stage`, and is not there, out of the cache."""
+    """Copy the missing outputs of `stage` in dvc.lock out of the cache."""
     restored = Restored()
     try:
         lock = yaml.safe_load(paths.DVC_LOCK.read_text(encoding="utf-8"))
@@ -34,8 +33,9 @@ def restore_outputs(stage: str) -> Restored:
     except (OSError, KeyError, TypeError, ValueError, RecursionError, yaml.YAMLError):
         return restored
     missing = [path for path in outputs if not path.exists()]
-    cache = cache_directory() if missing else None
-    if cache is None:
+    try:
+        cache = cache_directory() if missing else Path()
+    except UserError:
         return restored
     for path in missing:
         try:
@@ -47,9 +47,10 @@ def restore_outputs(stage: str) -> Restored:
 
 
 def restore(output: dict[str, Any], cache: Path) -> bool:
-    """Whether the cache held it as a whole. Raises OSError, with nothing left behind, where the disk does not take it.
+    """Copy an output of dvc.lock out of the cache; False where the cache does not have all of it.
 
-    What the lock file or the cache calls by a name that leads out of its folder is not restored.
+    Raises OSError, with no partial copy left, where it cannot be written. A name in the lock file or the cache that
+    leads out of the output's folder is not restored.
     """
     target = Path(output["path"])
     try:
@@ -72,7 +73,7 @@ def restore(output: dict[str, Any], cache: Path) -> bool:
 
 
 def cached_files(md5: str, target: Path, cache: Path) -> Iterator[tuple[Path, Path]]:
-    """Pairs of a file in the cache and the path it belongs to; a folder is a JSON list of its files."""
+    """Pairs of a file in the cache and its path in the project. The cache stores a folder as a JSON list of files."""
     if not _MD5.fullmatch(md5):
         raise ValueError(md5)
     listing = cache / "files" / "md5" / md5[:2] / md5[2:]
@@ -86,8 +87,24 @@ def cached_files(md5: str, target: Path, cache: Path) -> Iterator[tuple[Path, Pa
         yield cache / "files" / "md5" / entry["md5"][:2] / entry["md5"][2:], target / entry["relpath"]
 
 
-def cache_directory(project: Path = Path()) -> Path | None:
-    """DVC's cache of the project, wherever its configuration puts it; None where there is no project."""
-    command = [sys.executable, "-P", "-m", "dvc", "cache", "dir"]  # -P: nothing in that folder is imported
-    found = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-    return project / found.stdout.strip() if found.returncode == 0 else None
+def dvc_settings(project: Path = Path()) -> Mapping[str, Any]:
+    """DVC's settings for `project`: the project's own over the user's and the system's, paths made absolute.
+
+    Raises UserError outside a DVC project, and where DVC cannot read them.
+    """
+    from dvc.config import Config, ConfigError
+
+    project = project.resolve()
+    folder = next((parent / ".dvc" for parent in (project, *project.parents) if (parent / ".dvc").is_dir()), None)
+    if folder is None:
+        raise UserError(f"{project} is no DVC project; run `dvc init` (outside git `dvc init --no-scm`).")
+    try:
+        settings: Mapping[str, Any] = Config(folder)
+        return {**settings, "cache": {"dir": str(folder / "cache"), **settings["cache"]}}
+    except (ConfigError, OSError, ValueError) as error:
+        raise UserError(f"DVC's settings in {folder} cannot be read ({error}); correct them.") from None
+
+
+def cache_directory(project: Path = Path()) -> Path:
+    """DVC's cache of `project`, absolute. Raises UserError as `dvc_settings`."""
+    return Path(dvc_settings(project)["cache"]["dir"])

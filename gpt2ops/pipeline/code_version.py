@@ -1,4 +1,4 @@
-"""Which code made a result: the package's version, a digest of its files, and the commit where they lie in git.
+"""Which code made a result: the package's version, a digest of its files, and its git commit.
 
 Files have the names of the repository: the wheel has those of `tasks/` in `gpt2ops/stages/`.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from gpt2core import __version__
 
 PACKAGE = "gpt2-workflow"
-# What a stage runs; the command, the flows and the page do not change a result.
+# The code that stages run; flows do not change a result.
 CODE = ("gpt2core", "gpt2ops", "tasks")
 _STAGES = "gpt2ops/stages"
 # Parts of gpt2ops that only the wheel or only the checkout has.
@@ -29,18 +29,18 @@ def package_version() -> str:
 
 
 def code_sha256(root: Path | None = None) -> str:
-    """A digest of all code that stages run, under `root`, or of this one."""
+    """SHA-256 of all code that stages run, under `root` (default: this code)."""
     return digest(CODE, root or code_root())
 
 
 def digest(names: Iterable[str], root: Path) -> str:
-    """SHA-256 of the files that `names`, files or folders under `root`, are or hold.
+    """SHA-256 of the files and folders `names` under `root`: relative paths and contents.
 
     It is the same in a checkout and in what its wheel installs.
     """
     found = hashlib.sha256()
     for shown, file in (pair for name in sorted(names) for pair in _files(name, root)):
-        # Line ends are git's affair, not the code's.
+        # git may convert line ends.
         content = file.read_bytes().replace(b"\r\n", b"\n")
         found.update(f"{shown}\0{len(content)}\0".encode() + content)
     return found.hexdigest()
@@ -59,7 +59,7 @@ def _files(name: str, root: Path) -> Iterator[tuple[str, Path]]:
 
 @cache
 def code_commit() -> str | None:
-    """The commit of the checkout that this code lies in; None for what pip has installed, or an unzipped download."""
+    """The commit of this code's checkout; None for an installed package or an unzipped download."""
     command = ["git", "-C", str(code_root()), "ls-files", "--error-unmatch", "gpt2ops/pipeline/code_version.py"]
     try:
         subprocess.run(command, capture_output=True, timeout=20, check=True)

@@ -1,7 +1,7 @@
-"""`python -m gpt2ops.pipeline.lockfile`: mends what a killed DVC left half-written of its own files.
+"""`python -m gpt2ops.pipeline.lockfile`: repairs DVC's own files after DVC was killed while writing them.
 
-DVC 3.67 writes dvc.lock and .dvc/tmp/rwlock in place: killed in that moment, it refuses to work from then on. Nothing
-is lost with them, for every finished stage is in its run cache.
+DVC 3.67 writes dvc.lock and .dvc/tmp/rwlock in place, and refuses to run where one is truncated. Removing them loses
+nothing: every finished stage is in DVC's run cache.
 """
 
 if __name__ == "__main__":
@@ -27,9 +27,9 @@ LOCK = Path(".dvc/tmp/lock")  # DVC holds it while it writes
 
 
 def mend(root: Path) -> list[str]:
-    """Set aside a dvc.lock and remove a list of locks that cannot be read; a line on each."""
-    with _dvc_is_away(root) as away:
-        return [*_mend_lock_file(root / paths.DVC_LOCK), *_mend_rwlock(root / RWLOCK)] if away else []
+    """Rename an unreadable dvc.lock and remove an unreadable rwlock, unless DVC is running; returns a line for each."""
+    with _dvc_lock(root) as held:
+        return [*_mend_lock_file(root / paths.DVC_LOCK), *_mend_rwlock(root / RWLOCK)] if held else []
 
 
 def read_stages(file: Path) -> dict[str, dict[str, Any]]:
@@ -54,7 +54,7 @@ def _mend_lock_file(file: Path) -> Iterator[str]:
     except (ValueError, Invalid):
         aside = file.with_name(f"{file.name}.damaged")
         file.replace(aside)
-        yield f"dvc.lock was cut off by a kill and is now {aside.name}; finished stages come back from DVC's cache"
+        yield f"dvc.lock was truncated by a kill and is now {aside.name}; DVC restores finished stages from its cache"
 
 
 def _mend_rwlock(file: Path) -> Iterator[str]:
@@ -64,12 +64,12 @@ def _mend_rwlock(file: Path) -> Iterator[str]:
         json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         file.unlink()
-        yield f"{RWLOCK} was cut off by a kill and is removed"
+        yield f"{RWLOCK} was truncated by a kill and is removed"
 
 
 @contextmanager
-def _dvc_is_away(root: Path) -> Iterator[bool]:
-    """Whether no DVC is writing in `root`, nor begins to meanwhile."""
+def _dvc_lock(root: Path) -> Iterator[bool]:
+    """Hold DVC's lock; False where another process holds it, or `root` has no DVC project."""
     if not (root / LOCK).parent.is_dir():
         yield False
         return

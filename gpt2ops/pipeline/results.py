@@ -1,4 +1,4 @@
-"""Reading what an earlier stage has written."""
+"""Reading the JSON files that an earlier stage wrote."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The line a user reads where a library, not this project, noticed what is wrong: a full disk, no memory, no access."""
+"""One line for an error that a library raised and a user can fix: a full disk, no memory, no access."""
 
 import errno
 
@@ -7,7 +7,7 @@ from gpt2ops.process.redact import redact
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
-# PyTorch raises RuntimeError for the CPU's memory, and a kind of it with the second text for a GPU's.
+# PyTorch raises RuntimeError for the CPU's memory, and a subclass with the second text for a GPU's.
 NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "not enough memory")
 # The extra of pyproject.toml that has a library; `pipeline` has the others.
 EXTRAS = {"gradio": "app", "transformers": "export", "ctranslate2": "export", "prefect": "serve", "fastapi": "serve"}
@@ -21,7 +21,7 @@ SMALLER = {
 
 
 def failure_line(name: str, error: BaseException) -> str | None:
-    """What to tell the user of the stage or command `name`; None for an error that is this project's own."""
+    """The message for the user of the stage or command `name`; None for an error that is a bug of this project."""
     if isinstance(error, UserError):
         return redact(str(error))
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -35,18 +35,17 @@ def failure_line(name: str, error: BaseException) -> str | None:
         line = _os_error_line(error)
         return line and as_one_line(line)
     if type(error).__name__ == "MlflowException":  # by its name: most stages fail before they import MLflow
-        first = (str(error).splitlines() or ["no reason given"])[0]
-        said = redact(first)
-        return as_one_line(f"the MLflow store failed: {said}; free disk space or mend the store, and run again.")
+        reason = redact((str(error).splitlines() or ["no reason given"])[0])
+        return as_one_line(f"the MLflow store failed: {reason}; free disk space or repair the store, and run again.")
     return None
 
 
 def _os_error_line(error: OSError) -> str | None:
-    # A copy that fails names its source first.
+    # For a failed copy, filename is the source.
     file = error.filename2 or error.filename
     where = f" at {file}" if file else ""
     if error.errno in NO_SPACE:
         return f"no space left on the disk{where}; free some and run again."
     if error.errno in NO_ACCESS:
         return f"no access{where} ({error.strerror}); change its permissions or run from a folder you may write to."
-    return f"{file}: {error.strerror}; mend or move it and run again." if file else None
+    return f"{file}: {error.strerror}; repair or move it and run again." if file else None

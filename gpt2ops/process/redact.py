@@ -1,4 +1,4 @@
-"""Secrets in addresses: taken out of what is shown or kept, filled in from the environment where they are used."""
+"""Secrets in addresses: removed from what is shown or stored, filled in from environment variables on use."""
 
 import os
 import re
@@ -6,23 +6,23 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from gpt2core.errors import UserError
 
-# Between :// and the host. A password with a slash is one to SQLAlchemy and S3, to a web address it is a path.
+# Between :// and the host. A slash may be in a password for SQLAlchemy and S3; in a web address it starts the path.
 _LOGIN = re.compile(r"(?<=://)[^/?#\s]*@|(?<!http://)(?<!https://)(?<=://)[^/\s@:]*:[^\s@]*@", re.I)
 _NAMES = r"token|key|sig|secret|passw|pwd|credential|auth"
 _IN_QUERY = re.compile(rf"([?&#;][\w.-]*(?:{_NAMES})[\w.-]*)=[^&#;\s'\"]+", re.I)
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-# What is surely one: `author` or `signed` is none.
+# Names of parameters that are surely secrets: `author` or `signed` is none.
 _SURE = re.compile(r"(?:.*[-_.])?(?:\w*(?:token|secret|passw\w*|signature|credentials?|key|keyid)|pwd|sig|auth)", re.I)
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 def redact(text: str) -> str:
-    """`text` without the hub's tokens and the secrets of addresses: `user:password@`, tokens, keys and signatures."""
+    """`text` without Hugging Face tokens and the secrets in addresses: `user:password@`, tokens, keys, signatures."""
     return _HUB_TOKEN.sub("hf_REDACTED", _IN_QUERY.sub(r"\1=REDACTED", _LOGIN.sub("", text)))
 
 
 def check_no_secret(url: str, key: str) -> None:
-    """Raises UserError for an address with a secret in it, which the file of `key` must not hold."""
+    """Raises UserError where the address `url`, the value of the setting `key`, contains a secret."""
     try:
         parts = urlsplit(url)
     except ValueError as error:
@@ -38,17 +38,19 @@ def check_no_secret(url: str, key: str) -> None:
 
 
 def filled_in(url: str, key: str) -> str:
-    """`url` with each `${NAME}` as the environment has it, coded where it is of a login; else as it stands.
+    """`url` with the environment variable NAME in place of each `${NAME}`, percent-encoded within user and password.
 
-    Raises UserError where the environment has none.
+    Raises UserError where the variable is not set.
     """
     host = urlsplit(url).netloc
-    end = url.index(host) + max(host.rfind("@"), 0)  # of the login
+    login_end = url.index(host) + max(host.rfind("@"), 0)
 
     def value(match: re.Match[str]) -> str:
         found = os.environ.get(match[1])
         if not found:
-            raise UserError(f"{key}: the environment variable {match[1]} is not set; set it to what belongs there.")
-        return quote(found, safe="") if match.start() < end else found
+            raise UserError(
+                f"{key}: the environment variable {match[1]} is not set; set it to the secret of this address."
+            )
+        return quote(found, safe="") if match.start() < login_end else found
 
     return _VARIABLE.sub(value, url)

@@ -1,4 +1,4 @@
-"""A stage's process among others: its ranks, signals, listeners, the death of its parent."""
+"""Signals, the end of the parent process, and output whose reader has gone."""
 
 import io
 import os
@@ -14,11 +14,11 @@ import psutil
 
 SHELLS = {"sh", "bash", "dash", "zsh"}
 WATCH_SECONDS = 0.5
-FLOW_PROCESS = "GPT2_FLOW_PROCESS"  # a variable: the process of the flow run, which DVC outlives
+FLOW_PROCESS = "GPT2_FLOW_PROCESS"  # environment variable: process id of the flow run, which DVC may outlive
 
 
 def spawn_ranks(count: int) -> NoReturn:
-    """Become `torchrun` with `count` processes on this machine, each of the module that this process runs."""
+    """Replace this process by `torchrun` with `count` processes on this machine, which run the module of this one."""
     module = sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]  # a stage is started by `python -m`
     arguments = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", module]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -29,21 +29,21 @@ def spawn_ranks(count: int) -> NoReturn:
 
 @contextmanager
 def handling(numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """`handler` hears these signals, and afterwards whoever heard them before."""
-    before = {number: signal.signal(number, handler) for number in numbers}
+    """Install `handler` for these signals; the previous handlers come back at the end."""
+    previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, earlier in before.items():
+        for number, earlier in previous.items():
             signal.signal(number, earlier)
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM or the terminal's end, raised where the process stands, so that what is open is closed."""
+    """SIGTERM or SIGHUP as an exception, so that `with` and `finally` blocks close what is open."""
 
 
 class Interruption:
-    """Hears SIGTERM, SIGHUP and SIGINT and lets the work come to a good place; a second SIGINT ends it at once."""
+    """Records SIGTERM, SIGHUP and SIGINT, so that a training stops after its step; a second SIGINT ends it at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -52,14 +52,14 @@ class Interruption:
         return self.signal is not None
 
     def __enter__(self) -> Self:
-        self._handling = handling((*leave_signals(), signal.SIGINT), self._hear)
+        self._handling = handling((*leave_signals(), signal.SIGINT), self._record)
         self._handling.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._handling.__exit__(*error)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
@@ -67,42 +67,42 @@ class Interruption:
 
 
 def leave_signals() -> list[int]:
-    """Signals that ask this process to leave, but those that whoever started it has told it to ignore (`nohup`)."""
+    """SIGTERM and SIGHUP, without those that the parent process made this one ignore (`nohup`)."""
     asked = [signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])]
     return [number for number in asked if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager
 def raise_when_asked_to_leave() -> Iterator[list[int]]:
-    """SIGTERM and SIGHUP raise TerminatedError: files and MLflow's run are closed on the way out.
+    """SIGTERM and SIGHUP raise TerminatedError, SIGINT KeyboardInterrupt.
 
-    Gives the signals heard, SIGINT among them: what C code was at work may have made another error of the exception.
+    Gives the list of signals received: C code may have replaced the exception by another one.
     """
-    heard: list[int] = []
+    received: list[int] = []
 
     def leave(number: int, frame: FrameType | None) -> None:
-        heard.append(number)
+        received.append(number)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        signal.signal(number, signal.SIG_IGN)  # once is enough; a second one must not cut the closing short
+        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the closing of files
         raise TerminatedError(number)
 
     interrupt = [] if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else [signal.SIGINT]
     with handling((*leave_signals(), *interrupt), leave):
-        yield heard
+        yield received
 
 
 @contextmanager
 def leave_with_parent() -> Iterator[None]:
-    """This process gets SIGTERM as soon as what started it is gone.
+    """Send this process SIGTERM when the process that started it has ended.
 
-    DVC leaves its stages running when it is killed; the next `dvc repro` would start a second writer.
+    A killed DVC leaves its stages running; the next `dvc repro` would start a second writer.
     """
-    ancestors, left = _starters(), threading.Event()
+    ancestors, finished = _watched_ancestors(), threading.Event()
 
     def watch() -> None:
         while all(map(is_alive, ancestors)):
-            if left.wait(WATCH_SECONDS):
+            if finished.wait(WATCH_SECONDS):
                 return
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -110,65 +110,66 @@ def leave_with_parent() -> Iterator[None]:
     try:
         yield
     finally:
-        left.set()
+        finished.set()
 
 
-class _Lasting(io.TextIOWrapper):
-    """Text to a terminal or pipe; when that is gone (a closed window, a killed reader) what is said goes nowhere.
+class _LastingStream(io.TextIOWrapper):
+    """Text to a terminal or pipe; discarded once that is closed (a closed window, a killed reader).
 
-    A training must not end because nobody listens: its log file and MLflow have every line.
+    A training must not fail because nobody reads its output: the log file and MLflow have every line.
     """
 
     def write(self, text: str) -> int:
         try:
             return super().write(text)
         except OSError:
-            self._listen_no_more()
+            self._discard_from_here()
             return len(text)
 
     def flush(self) -> None:
         try:
             super().flush()
         except OSError:
-            self._listen_no_more()
+            self._discard_from_here()
 
-    def _listen_no_more(self) -> None:
+    def _discard_from_here(self) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self.fileno())
         os.close(null)
 
 
-def outlive_listeners() -> None:
-    """Standard output and error that neither a closed terminal nor a character it cannot show brings down."""
+def keep_output_open() -> None:
+    """Make standard output and error survive a closed terminal, and characters that it cannot encode."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        # Whoever has put a stream of his own there, such as a test, keeps it.
+        # A stream that other code put there, such as pytest, stays.
         if stream is getattr(sys, f"__{name}__") and type(stream) is io.TextIOWrapper:
             encoding = stream.encoding
-            lasting = _Lasting(stream.detach(), encoding, errors="replace", line_buffering=True)
+            lasting = _LastingStream(stream.detach(), encoding, errors="replace", line_buffering=True)
             setattr(sys, name, lasting)
-            setattr(sys, f"__{name}__", lasting)  # the detached one can no longer be flushed
+            setattr(sys, f"__{name}__", lasting)  # the detached stream can no longer be flushed
 
 
-def is_alive(process: psutil.Process) -> bool:
-    """Whether it runs; a dead one that nobody has waited for yet does not."""
+def is_alive(process: psutil.Process | int) -> bool:
+    """Whether a process, or the one with this process id, runs. A zombie does not: it waits for its parent only."""
     try:
+        process = psutil.Process(process) if isinstance(process, int) else process
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # or no process id at all
         return False
 
 
-def _starters() -> list[psutil.Process]:
-    """What started this process: DVC, behind the shell it runs its stages by and behind torchrun, and a flow's process.
+def _watched_ancestors() -> list[psutil.Process]:
+    """The processes that started this one: DVC, with the shell or torchrun in between, and a flow run's process.
 
-    None where a person typed the command: whoever closes the terminal after `nohup` wants it to go on.
+    Empty where a person typed the command: with `nohup` it continues after the terminal is closed.
     """
     processes: list[psutil.Process] = []
     if flow := os.environ.get(FLOW_PROCESS):
         try:
             processes.append(psutil.Process(int(flow)))
         except psutil.NoSuchProcess:
-            raise TerminatedError from None  # it was killed before this began
+            raise TerminatedError from None  # it was killed before this process started
     try:
         parent = psutil.Process().parent()
         while parent is not None and parent.pid > 1:

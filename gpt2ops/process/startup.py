@@ -1,6 +1,6 @@
-"""Starting a process that imports large libraries: its allocator, Ctrl-C meanwhile, and no search for garbage.
+"""Starting a process that imports large libraries: allocator, Ctrl-C during imports, garbage collection off.
 
-Imports leave no garbage, and MLflow and PyTorch take a quarter longer where it is searched for.
+Imports leave no garbage, and importing MLflow and PyTorch takes a quarter longer with the garbage collector on.
 """
 
 import gc
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
-# glibc gives every large block back to the system and faults it in again at the next step; told to keep its memory,
-# a training step on a CPU runs about twice as fast.
+# By default glibc returns every large block to the system, and page faults bring it back at the next step; with these
+# settings it keeps its memory, and a training step on a CPU runs about twice as fast.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "68719476736", "MALLOC_TOP_PAD_": "67108864"}
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -20,50 +20,50 @@ INTERRUPTED = 128 + signal.SIGINT
 def start_process(*, large_tensors: bool = False) -> None:
     """Call it under `if __name__ == "__main__":` before the large imports, and `end_imports` after them.
 
-    With `large_tensors` the process starts anew with an allocator that keeps its memory. Ctrl-C is one line and exit
-    code 130 from here on.
+    With `large_tensors` the process restarts with an allocator that keeps its memory. From here on Ctrl-C prints one
+    line and exits with code 130.
     """
     if large_tensors:
         keep_freed_memory()
     gc.disable()
     sys.excepthook = _say_interrupted
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the starter has it ignored
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the parent process made it ignored
         signal.signal(signal.SIGINT, _leave_imports)
 
 
 def end_imports() -> None:
-    """Ctrl-C raises KeyboardInterrupt again, and garbage is searched for; nothing without `start_process` before."""
+    """Undo `start_process`: Ctrl-C raises KeyboardInterrupt, the garbage collector is on. Does nothing without it."""
     if signal.getsignal(signal.SIGINT) is _leave_imports:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not gc.isenabled():
-        _search_from_here()
+        _collect_from_here()
 
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """No search for garbage within; nor later among what was made within, which stays to the end of the process."""
-    searching = gc.isenabled()
+    """No garbage collection in this block; objects made in it are never collected later either."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if searching:
-            _search_from_here()
+        if enabled:
+            _collect_from_here()
 
 
 def keep_freed_memory() -> None:
-    """Start this process anew with glibc told to keep its memory: it reads its settings only at start."""
+    """Restart this process with glibc set to keep its memory: glibc reads these settings only at start."""
     if sys.platform == "linux" and not any(key in os.environ for key in KEEP_MEMORY):
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP_MEMORY})
 
 
-def _search_from_here() -> None:
+def _collect_from_here() -> None:
     gc.freeze()
     gc.enable()
 
 
 def _leave_imports(number: int, frame: FrameType | None) -> None:
-    """Nothing is open yet, and C code that imports a module makes another error of a KeyboardInterrupt, or none."""
+    """Exit at once: nothing is open yet, and an importing C extension may replace or swallow a KeyboardInterrupt."""
     os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)
 

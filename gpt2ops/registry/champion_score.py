@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import UserError
 from gpt2ops import paths
-from gpt2ops.process.stage import say
+from gpt2ops.process.console import say
 from gpt2ops.registry.gate import Champion, HeldOut, held_out_of
 from gpt2ops.registry.versions import Versions
 from gpt2ops.tracking.store import one_line

@@ -8,7 +8,7 @@ from gpt2core.errors import UserError
 from gpt2core.storage.files import sha256_file
 from gpt2ops import paths
 from gpt2ops.params.schema import Params
-from gpt2ops.process.stage import say
+from gpt2ops.process.console import say
 from gpt2ops.registry.champion import make_champion, registry_lock
 from gpt2ops.registry.champion_score import find_champion
 from gpt2ops.registry.gate import HeldOut, Verdict, held_out_of, judge

@@ -10,7 +10,7 @@ from gpt2core.runtime import pick_device
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.params.decoding import in_our_words
 from gpt2ops.params.schema import Params, SampleSetting
-from gpt2ops.process.stage import say
+from gpt2ops.process.console import say
 from gpt2ops.sampling.texts import Text, passages, write_texts
 from gpt2ops.training.initial_model import best_model, initial_model
 

@@ -48,8 +48,8 @@ class RunFacts:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something that looks wrong at `step`. `name` tells the kinds apart."""
+class TrainingWarning:
+    """A problem at `step`; `name` is its kind."""
 
     name: str
     step: int
@@ -60,8 +60,8 @@ class Finding:
         return f"warning: step {self.step:,}: {self.problem}; try {self.advice}"
 
 
-# Of a check: (problem, advice) where something looks wrong, True where it does not, None where that stays open.
-Verdict = tuple[str, str] | bool | None
+# (problem, advice) for a problem, True for none, None where the rows do not tell yet.
+CheckResult = tuple[str, str] | bool | None
 
 
 class Diagnostics:
@@ -69,7 +69,7 @@ class Diagnostics:
 
     def __init__(self, facts: RunFacts) -> None:
         self.facts = facts
-        self.findings: list[Finding] = []
+        self.findings: list[TrainingWarning] = []
         self._active: set[str] = set()
         self._steps: list[int] = []
         self._losses: list[float] = []
@@ -86,7 +86,7 @@ class Diagnostics:
         self._best_evaluation: tuple[int, float, float] | None = None
         self._above_best = 0  # evaluations in a row clearly above the best one
 
-    def first_loss(self, loss: float) -> list[Finding]:
+    def first_loss(self, loss: float) -> list[TrainingWarning]:
         """The loss of the very first batch, before any update."""
         return self._update(1, "first_loss", self._check_first_loss(loss))
 
@@ -95,7 +95,7 @@ class Diagnostics:
         for row in rows:
             self.row(row)
 
-    def row(self, row: Row) -> list[Finding]:
+    def row(self, row: Row) -> list[TrainingWarning]:
         """Microseconds a row, tens of them; `row` as in `Trainer.history`."""
         step, found = int(row["step"] or 0), []
         if (loss := row.get("train_loss")) is not None:
@@ -112,13 +112,13 @@ class Diagnostics:
             found += self._update(step, "overfitting", self._check_held_out(step, val_loss, train_loss))
         return found
 
-    def _update(self, step: int, name: str, verdict: Verdict) -> list[Finding]:
+    def _update(self, step: int, name: str, verdict: CheckResult) -> list[TrainingWarning]:
         if verdict is True:
             self._active.discard(name)
         if not isinstance(verdict, tuple) or name in self._active:
             return []
         self._active.add(name)
-        finding = Finding(name, step, *verdict)
+        finding = TrainingWarning(name, step, *verdict)
         self.findings.append(finding)
         return [finding]
 
@@ -135,7 +135,7 @@ class Diagnostics:
 
     # -- the training loss ---------------------------------------------------------------------------------------
 
-    def _check_first_loss(self, loss: float) -> Verdict:
+    def _check_first_loss(self, loss: float) -> CheckResult:
         facts = self.facts
         noise = 3 * TOKEN_LOSS_SPREAD / math.sqrt(facts.tokens_per_step)
         if facts.from_scratch and loss < facts.uniform_loss - 1.0:
@@ -170,7 +170,7 @@ class Diagnostics:
         recent = np.asarray(self._losses[-MAX_SMOOTH_ROWS:])
         return 1.25 * _spread(np.diff(recent)) / math.sqrt(2 * SMOOTH_ROWS)
 
-    def _check_uniform(self, smooth: float | None) -> Verdict:
+    def _check_uniform(self, smooth: float | None) -> CheckResult:
         if smooth is None:
             return None
         uniform = self.facts.uniform_loss
@@ -181,7 +181,7 @@ class Diagnostics:
             )
         return True if smooth < uniform else None
 
-    def _check_rising(self, smooth: float | None) -> Verdict:
+    def _check_rising(self, smooth: float | None) -> CheckResult:
         if smooth is None:
             return None
         self._best_smooth = min(self._best_smooth, smooth)
@@ -199,7 +199,7 @@ class Diagnostics:
         at_frequencies = smooth is not None and smooth > self.facts.unigram_loss - 0.15
         return "only_frequencies" if at_frequencies else "loss_flat"
 
-    def _check_flat(self, smooth: float | None) -> Verdict:
+    def _check_flat(self, smooth: float | None) -> CheckResult:
         """Whether the loss fell over the second half of the run so far, as a healthy one does however long it is.
 
         Asked each time the run has grown by a twentieth, so it costs next to nothing.
@@ -242,7 +242,7 @@ class Diagnostics:
             "a learning rate that decays (train.schedule: cosine), a larger model, or stopping here",
         )
 
-    def _check_rate(self, smooth: float | None) -> Verdict:
+    def _check_rate(self, smooth: float | None) -> CheckResult:
         facts, left = self.facts, self.facts.total_steps - self._steps[-1]
         if smooth is None or self._warm_from is None or left <= 0:
             return None
@@ -262,7 +262,7 @@ class Diagnostics:
 
     # -- gradients and speed -------------------------------------------------------------------------------------
 
-    def _check_gradients(self) -> Verdict:
+    def _check_gradients(self) -> CheckResult:
         if len(self._usual_gradients) < GRADIENT_ROWS:
             return None
         recent, usual = median(list(self._gradients)[-5:]), np.log(self._usual_gradients)
@@ -278,7 +278,7 @@ class Diagnostics:
             )
         return True if ratio < GRADIENT_CALM_RATIO else None
 
-    def _check_clipping(self) -> Verdict:
+    def _check_clipping(self) -> CheckResult:
         limit = self.facts.max_grad_norm
         gradients = self._gradients
         if limit is None or self._warm_from is None or len(gradients) < CLIPPED_ROWS or self._active & _DIVERGING:
@@ -291,7 +291,7 @@ class Diagnostics:
             )
         return True if median(gradients) < 0.5 * CLIPPED_RATIO * limit else None
 
-    def _check_speed(self, row: Row) -> Verdict:
+    def _check_speed(self, row: Row) -> CheckResult:
         speed, tokens = row.get("tokens_per_second"), int(row.get("tokens_seen") or 0)
         new_tokens, self._last_tokens = tokens - self._last_tokens, tokens
         if not speed:
@@ -312,7 +312,7 @@ class Diagnostics:
 
     # -- held-out text -------------------------------------------------------------------------------------------
 
-    def _check_held_out(self, step: int, val_loss: float, train_loss: float) -> Verdict:
+    def _check_held_out(self, step: int, val_loss: float, train_loss: float) -> CheckResult:
         self._evaluations.append((step, val_loss, train_loss))
         best = self._best_evaluation
         if best is None or val_loss <= best[1]:

@@ -10,7 +10,7 @@ import psutil
 
 from gpt2core.training.events import Row, TrainerEvents, TrainerView
 from gpt2ops.tracking.api import TrackedRun
-from gpt2ops.training.diagnostics import Diagnostics, Finding, RunFacts
+from gpt2ops.training.diagnostics import Diagnostics, RunFacts, TrainingWarning
 from gpt2ops.training.pace import Pace
 from gpt2ops.training.references import LossReference
 from gpt2ops.training.status import LiveStatus, write_status
@@ -54,7 +54,7 @@ class Warnings(TrainerEvents):
         if self._diagnostics is not None:
             self._report(self._diagnostics.row(row))
 
-    def _report(self, findings: list[Finding]) -> None:
+    def _report(self, findings: list[TrainingWarning]) -> None:
         for finding in findings:
             line = finding.line() + (f" ({machine_state()})" if finding.name == "throughput" else "")
             self.lines.append(line)

@@ -87,7 +87,7 @@ def test_runs_queue_are_cancelled_with_a_checkpoint_and_restored_from_the_cache(
     server.post(f"flow_runs/{endless}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
     server.wait_for(endless, "CANCELLED")
     assert max(path.parent.name for path in checkpoints.rglob("step-*/model.safetensors")) > "step-00000000"
-    assert f"go on with `prefect flow-run retry {endless}`" in server.log(endless)
+    assert f"resume with `prefect flow-run retry {endless}`" in server.log(endless)
 
     # The same inputs as the completed one: DVC restores the model, and the run says from which one.
     server.wait_for(again, "COMPLETED")

@@ -14,9 +14,10 @@ import pytest
 
 from flows import serve
 from flows.engine import pool
-from flows.engine.services import Services, end, left_over
+from flows.engine.services import Services, end
 from flows.fine_tune import kept_line
 from gpt2core.errors import UserError
+from gpt2ops.process.served import left_by_serving
 
 # As `python -m flows.serve` does: a service that has a child of its own, in a session of its own.
 SERVING = """
@@ -43,7 +44,7 @@ def serving(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     finally:
         process.kill()
         process.wait()
-        end(left_over(tmp_path))
+        end(left_by_serving(tmp_path))
 
 
 def wait_for(condition: Any, seconds: float = 60) -> None:
@@ -59,12 +60,12 @@ def runs(process: psutil.Process) -> bool:
 
 def test_all_that_a_killed_serve_left_is_found_and_ended(serving: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
     family = psutil.Process(serving.pid).children(recursive=True)
-    assert left_over(tmp_path) == []  # it serves
+    assert left_by_serving(tmp_path) == []  # it serves
     serving.kill()
     serving.wait()
-    assert left_over(tmp_path / "elsewhere") == []
-    assert {process.pid for process in left_over(tmp_path)} == {process.pid for process in family}
-    end(left_over(tmp_path))
+    assert left_by_serving(tmp_path / "elsewhere") == []
+    assert {process.pid for process in left_by_serving(tmp_path)} == {process.pid for process in family}
+    end(left_by_serving(tmp_path))
     assert not any(runs(process) for process in family)
 
 
@@ -129,7 +130,7 @@ def served_by(monkeypatch: pytest.MonkeyPatch, api: Api) -> None:
 def test_a_killed_workers_runs_are_closed_while_prefect_still_calls_it_online(monkeypatch: pytest.MonkeyPatch) -> None:
     api = Api(["ProcessWorker 1", "local-999999999"], one="RUNNING", two="SCHEDULED", three="CANCELLING")
     served_by(monkeypatch, api)
-    assert pool.close_abandoned("api") == 2
+    assert pool.close_abandoned("api", serve.is_serving) == 2
     assert api.states == {"one": "CRASHED", "two": "SCHEDULED", "three": "CRASHED"}
     assert not pool.worker_is_online("api")
     api.workers.append(pool.worker_name())
@@ -142,7 +143,7 @@ def test_runs_of_another_serve_with_the_same_database_are_left_alone(
     other = f"local-{serving.pid}"
     api = Api([other, "local-999999999"], one="RUNNING")
     served_by(monkeypatch, api)
-    assert pool.close_abandoned("api") == 0
+    assert pool.close_abandoned("api", serve.is_serving) == 0
     assert (api.states, api.workers) == ({"one": "RUNNING"}, [other])
     assert not pool.worker_is_online("api")
 
@@ -157,9 +158,9 @@ def test_no_run_stays_cancelling_after_a_stop(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_last_line_of_a_cancelled_run_says_how_to_go_on(tmp_path: Path) -> None:
-    assert kept_line(tmp_path, "abc") == f"the workspace is kept: {tmp_path}; go on with `prefect flow-run retry abc`."
+    assert kept_line(tmp_path, "abc") == f"the workspace is kept: {tmp_path}; resume with `prefect flow-run retry abc`."
     checkpoint = tmp_path / "models/checkpoints/x/step-3/model.safetensors"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
-    line = f"the checkpoint is saved in {tmp_path / 'models/checkpoints'}; go on with `prefect flow-run retry abc`."
+    line = f"the checkpoint is saved in {tmp_path / 'models/checkpoints'}; resume with `prefect flow-run retry abc`."
     assert kept_line(tmp_path, "abc") == line

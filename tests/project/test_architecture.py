@@ -13,8 +13,9 @@ from gpt2ops.params.schema import Params, load_params, parse_params
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = {
     "gpt2core": {"gpt2ops", "tasks", "flows", "mlflow", "prefect", "dvc", "pandas"},
-    "gpt2ops": {"flows", "prefect"},
+    "gpt2ops": {"tasks", "flows", "prefect"},
     "tasks": {"flows", "prefect"},
+    "flows": {"tasks"},
 }
 
 

@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Exits 1 where something is wrong."""
-    from gpt2ops.maintenance.doctor.examine import WRONG, examine, safely
+    from gpt2ops.maintenance.doctor.examine import examine, safely
+    from gpt2ops.maintenance.doctor.finding import WRONG
     from gpt2ops.tracking.store import project_root
 
     root = project_root()
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def mend(root: Any) -> list[Any]:
-    from gpt2ops.maintenance.doctor.examine import OK, Finding
+    from gpt2ops.maintenance.doctor.finding import OK, Finding
     from gpt2ops.maintenance.doctor.store import close_abandoned
     from gpt2ops.pipeline.lockfile import mend as mend_dvc_files
 

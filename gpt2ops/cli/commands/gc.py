@@ -36,11 +36,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Raises UserError where a stage is at work here."""
     from contextlib import nullcontext
 
-    from gpt2ops.maintenance.garbage.collect import collect, nobody_writes, remove
+    from gpt2ops.maintenance.garbage.collect import collect, exclusive_access, remove
     from gpt2ops.tracking.store import project_root
 
     root = project_root()
-    with nobody_writes(root) if arguments.yes else nullcontext():
+    with exclusive_access(root) if arguments.yes else nullcontext():
         found = collect(root, checkpoints_too=arguments.checkpoints)
         items = [(item, item.size_bytes) for item in found.garbage]
         if arguments.yes:

@@ -10,7 +10,7 @@ from gpt2ops.cli.output import number, put, put_json, put_table
 from gpt2ops.projects.pipeline import INTERRUPTED, InterruptedPipelineError, PipelineError, run_stage
 
 if TYPE_CHECKING:
-    from gpt2ops.maintenance.rerun import Result
+    from gpt2ops.maintenance.rerun import RerunResult
     from gpt2ops.registry.runs import Run
 
 DESCRIPTION = """\
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         show(wanted, again, result, folder)
 
 
-def show(wanted: "Run", again: "Run", result: "Result", folder: Path) -> None:
+def show(wanted: "Run", again: "Run", result: "RerunResult", folder: Path) -> None:
     put(f"\n{wanted.run_id[:8]} again is run {again.run_id[:8]}, in {os.fspath(folder)}\n")
     weights = {True: "the same to the last bit", False: "other weights", None: "not known of the first run"}
     put(f"weights: {weights[result.same_weights]}\n")

@@ -18,7 +18,7 @@ from gpt2core.tokenizer import check_unicode
 from gpt2ops.cli.flags.decoding import given_flags, parse_setting
 from gpt2ops.cli.generation.prompts import decode, prompt_file, read_bytes
 from gpt2ops.params.decoding import DecodingSetting
-from gpt2ops.process.progress import progress_bar
+from gpt2ops.process.console import progress_bar
 
 if TYPE_CHECKING:
     from gpt2ops.cli.commands.generate import Writer

@@ -1,1 +1,1 @@
-"""What `gpt2 doctor` examines."""
+"""`gpt2 doctor`: the checks of the machine, the project and the MLflow store."""

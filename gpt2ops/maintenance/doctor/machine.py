@@ -1,4 +1,4 @@
-"""Doctor: Python, packages, the device and what it computes well with, memory and disk."""
+"""Checks of the machine: Python, packages, device and precision, memory, disk."""
 
 import importlib.metadata
 import os
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from gpt2core.errors import UserError
 from gpt2ops import paths
-from gpt2ops.maintenance.doctor.examine import LOOK, OK, WRONG, Finding
+from gpt2ops.maintenance.doctor.finding import LOOK, OK, WRONG, Finding
+from gpt2ops.pipeline.cache import cache_directory
 from gpt2ops.pipeline.code_version import PACKAGE, code_root
 from gpt2ops.tracking.store import is_local, mlruns
 
@@ -33,7 +34,7 @@ def python() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """requirements.txt against what is installed."""
+    """Compare the installed packages with requirements.txt."""
     from packaging.requirements import Requirement
 
     missing, other, count = [], [], 0
@@ -54,13 +55,13 @@ def packages() -> Iterator[Finding]:
     if missing:
         yield Finding(WRONG, "packages", f"not installed: {', '.join(missing)}", remedy)
     if other:
-        yield Finding(LOOK, "packages", f"other versions than the tested ones: {', '.join(other)}", remedy)
+        yield Finding(LOOK, "packages", f"not the tested versions: {', '.join(other)}", remedy)
     if not missing and not other:
         yield Finding(OK, "packages", f"all {count} as pinned in requirements.txt")
 
 
 def requirement_lines() -> list[str]:
-    """Of the checkout's requirements.txt, else of the package's own record."""
+    """Requirements from the checkout's requirements.txt, else from the installed package's metadata."""
     file = code_root() / "requirements.txt"
     if file.is_file():
         lines = (line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines())
@@ -69,7 +70,7 @@ def requirement_lines() -> list[str]:
 
 
 def device(root: Path) -> Iterator[Finding]:
-    """What params.yaml's device and precision come to here; `auto` where there is no such file."""
+    """The device and precision that params.yaml selects on this machine; `auto` without that file."""
     from gpt2core import runtime
     from gpt2ops.training.environment import cpu_name, device_name
 
@@ -79,7 +80,7 @@ def device(root: Path) -> Iterator[Finding]:
         wanted_device, wanted_precision = params.run.device, params.run.precision
         wanted_threads = params.run.threads
     except (UserError, OSError):
-        pass  # the line of params.yaml says so
+        pass  # the check of params.yaml reports it
     threads = runtime.set_threads(wanted_threads)
     chosen = runtime.pick_runtime(wanted_device, wanted_precision)
     name = cpu_name() if chosen.device.type == "cpu" else device_name(chosen.device)
@@ -89,7 +90,7 @@ def device(root: Path) -> Iterator[Finding]:
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     text = f"{threads} for {cores} physical cores"
     if threads > cores:
-        yield Finding(LOOK, "threads", f"{text}: they wait for each other", "set run.threads to null")
+        yield Finding(LOOK, "threads", f"{text}: threads compete for cores", "set run.threads to null")
     else:
         yield Finding(OK, "threads", text)
 
@@ -119,7 +120,7 @@ def memory(root: Path) -> Iterator[Finding]:
 
 
 def disk(root: Path) -> Iterator[Finding]:
-    """Free space of each file system that a run writes to, once."""
+    """Free space of each file system that a run writes to."""
     seen: dict[int, list[str]] = {}
     free: dict[int, int] = {}
     for name, place in _places(root):
@@ -139,12 +140,10 @@ def disk(root: Path) -> Iterator[Finding]:
 
 
 def _places(root: Path) -> Iterator[tuple[str, Path]]:
-    from gpt2ops.maintenance.doctor.project import dvc_cache
-
     yield "the project", root
     try:
-        cache = dvc_cache(root)
-    except (UserError, OSError):
+        cache = cache_directory(root)
+    except UserError:
         cache = None
     if cache is not None:
         yield "DVC's cache", cache
@@ -153,7 +152,7 @@ def _places(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _bytes_of_a_run(root: Path) -> int:
-    """Checkpoints with two moments, one more while it is written, the best, models/best, the cache and MLflow's two."""
+    """Checkpoints with two moments (one more during a save), the best one, models/best, DVC's cache, MLflow's two."""
     try:
         params = _params(root)
         from gpt2core.config import GPTConfig

@@ -1,18 +1,16 @@
-"""Doctor: the project's files, its parameters, DVC and Prefect."""
+"""Checks of the project's files, params.yaml, DVC and Prefect."""
 
-import configparser
 import os
 import tomllib
 import urllib.request
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from gpt2core.errors import UserError
-from gpt2core.storage.files import with_home
 from gpt2ops import paths
-from gpt2ops.maintenance.doctor.examine import LOOK, OK, WRONG, Finding
+from gpt2ops.maintenance.doctor.finding import LOOK, OK, WRONG, Finding
+from gpt2ops.pipeline.cache import dvc_settings
 from gpt2ops.pipeline.lockfile import read_stages
 from gpt2ops.projects.project import PIPELINE
 from gpt2ops.tracking.store import one_line, redact
@@ -56,28 +54,29 @@ def params(root: Path) -> Iterator[Finding]:
     except UserError as error:
         for line in str(error).splitlines():
             text = line.removeprefix(f"{file}: ").removeprefix(str(root) + os.sep)
-            yield Finding(WRONG, "params.yaml", text, "mend that line; gpt2ops/params/schema.py has every key")
+            yield Finding(WRONG, "params.yaml", text, "correct that line; gpt2ops/params/schema.py has every key")
         return
     yield Finding(OK, "params.yaml", "valid")
 
 
 def dvc(root: Path) -> Iterator[Finding]:
-    """DVC's files, and whether its cache takes files."""
+    """DVC's files, and whether its cache is writable."""
     yield from _pipeline(root)
     if not (root / ".dvc").is_dir():
         yield Finding(WRONG, "dvc", ".dvc is missing", "`dvc init` (outside git `dvc init --no-scm`)")
         return
-    place = dvc_cache(root)
+    settings = dvc_settings(root)
+    place = Path(settings["cache"]["dir"])
     there = next(parent for parent in (place, *place.parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         remedy = "make it writable, or `dvc cache dir --local FOLDER`"
-        yield Finding(WRONG, "dvc", f"its cache {place} cannot be written", remedy)
-    elif place != root / ".dvc" / "cache" and not place.exists() and _is_configured(root):
-        text = f"its cache {place} is not there (a moved folder, or a disk that is not mounted?)"
+        yield Finding(WRONG, "dvc", f"its cache {place} is not writable", remedy)
+    elif place != root.resolve() / ".dvc" / "cache" and not place.exists():
+        text = f"its cache {place} does not exist (a moved folder, or a disk that is not mounted?)"
         yield Finding(LOOK, "dvc", text, "mount it, or `dvc cache dir --local FOLDER`")
     else:
         yield Finding(OK, "dvc", f"cache {place}")
-    if not (root / ".git").exists() and not _in_git(root) and not _no_scm(root):
+    if not (root / ".git").exists() and not _in_git(root) and not settings["core"]["no_scm"]:
         yield Finding(
             WRONG, "dvc", "this is no git repository, and DVC expects one", "`dvc config --local core.no_scm true`"
         )
@@ -93,12 +92,14 @@ def _pipeline(root: Path) -> Iterator[Finding]:
         try:
             read_stages(root / name)
         except ValueError as error:
-            remedy = "take it from git" if name == PIPELINE else "`gpt2 doctor --mend`; `dvc repro` then writes it anew"
+            remedy = (
+                "take it from git" if name == PIPELINE else "`gpt2 doctor --mend`; `dvc repro` then writes a new one"
+            )
             yield Finding(WRONG, str(name), f"cannot be read ({' '.join(str(error).split())[:120]})", remedy)
 
 
 def outputs(root: Path) -> Iterator[Finding]:
-    """What dvc.lock lists and is not here."""
+    """Whether every output in dvc.lock exists."""
     file = root / paths.DVC_LOCK
     if not file.exists():
         yield Finding(LOOK, "outputs", "the pipeline has not run here yet", "`dvc repro`")
@@ -106,40 +107,13 @@ def outputs(root: Path) -> Iterator[Finding]:
     try:
         listed = [out["path"] for stage in read_stages(file).values() for out in stage.get("outs", [])]
     except (ValueError, TypeError, KeyError):
-        return  # the line of dvc.lock says so
+        return  # the check of dvc.lock reports it
     missing = [path for path in listed if not (root / path).exists()]
     if missing:
         names = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-        yield Finding(LOOK, "outputs", f"not here: {names}", "`dvc checkout`, `dvc pull` or `dvc repro`")
+        yield Finding(LOOK, "outputs", f"missing: {names}", "`dvc checkout`, `dvc pull` or `dvc repro`")
     else:
-        yield Finding(OK, "outputs", f"all {len(listed)} of dvc.lock are here; `gpt2 verify` checks their hashes")
-
-
-@cache
-def _dvc_config(root: Path) -> configparser.ConfigParser:
-    """The project's and, over it, this checkout's own settings. Raises UserError where they cannot be read."""
-    found = configparser.ConfigParser(interpolation=None)
-    for name in ("config", "config.local"):
-        file = root / ".dvc" / name
-        try:
-            found.read(file, encoding="utf-8")
-        except (configparser.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]}); mend it.") from None
-    return found
-
-
-def dvc_cache(root: Path) -> Path:
-    """DVC's cache by the project's own settings; relative ones count from the file that has them."""
-    place = _dvc_config(root).get("cache", "dir", fallback="cache")
-    return (root / ".dvc" / with_home(place)).resolve()
-
-
-def _is_configured(root: Path) -> bool:
-    return _dvc_config(root).has_option("cache", "dir")
-
-
-def _no_scm(root: Path) -> bool:
-    return _dvc_config(root).get("core", "no_scm", fallback="false").lower() in ("true", "1", "on", "yes")
+        yield Finding(OK, "outputs", f"all {len(listed)} of dvc.lock exist; `gpt2 verify` checks their hashes")
 
 
 def _in_git(root: Path) -> bool:
@@ -147,7 +121,7 @@ def _in_git(root: Path) -> bool:
 
 
 def prefect(root: Path) -> Iterator[Finding]:
-    """Whether the server that is configured answers; none is needed for `dvc repro`."""
+    """Whether the configured server answers; `dvc repro` needs none."""
     url, origin = prefect_url(root)
     if url is None:
         yield Finding(OK, "prefect", "no server is configured: a flow starts its own")
@@ -156,8 +130,8 @@ def prefect(root: Path) -> Iterator[Finding]:
     try:
         urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=PREFECT_SECONDS).close()
     except (OSError, ValueError) as error:
-        if origin == "prefect.toml":  # what `make serve` listens at; flows do without
-            yield Finding(OK, "prefect", f"nobody serves at {shown}: a flow starts its own; `make serve` starts one")
+        if origin == "prefect.toml":  # the address of `make serve`; a flow runs without it
+            yield Finding(OK, "prefect", f"no server at {shown}: a flow starts its own; `make serve` starts one")
         else:
             remedy = "start it (`make serve`), or unset PREFECT_API_URL / `prefect config unset PREFECT_API_URL`"
             yield Finding(WRONG, "prefect", f"no answer from {shown} ({one_line(error)})", remedy)
@@ -166,7 +140,7 @@ def prefect(root: Path) -> Iterator[Finding]:
 
 
 def prefect_url(root: Path) -> tuple[str | None, str]:
-    """The configured API, and where that is: the environment, else this folder's prefect.toml, else the profile."""
+    """The configured API and its origin: the environment, else this folder's prefect.toml, else the profile."""
     if url := os.environ.get("PREFECT_API_URL"):
         return url, "PREFECT_API_URL"
     if url := (_toml(root / "prefect.toml").get("api") or {}).get("url"):

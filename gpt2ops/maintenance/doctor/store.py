@@ -1,6 +1,6 @@
-"""Doctor: the MLflow store, its runs that nobody works on, its models' files. Looks only; `close_abandoned` mends.
+"""Checks of the MLflow store, abandoned runs and registered models. They only read; `close_abandoned` changes.
 
-The local store is read without MLflow: its import takes a second, and it would create or mend what is looked at.
+The local store is read without MLflow, whose import takes a second, and which would create or migrate the store.
 """
 
 import sqlite3
@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ops import paths
-from gpt2ops.maintenance import presence as at_work
-from gpt2ops.maintenance.doctor.examine import LOOK, OK, WRONG, Finding
+from gpt2ops.maintenance import presence
+from gpt2ops.maintenance.doctor.finding import LOOK, OK, WRONG, Finding
 from gpt2ops.tracking.artifact_paths import misplaced, old_folder, path_of, store_of
 from gpt2ops.tracking.local_store import database, open_database
 from gpt2ops.tracking.store import is_local, mlruns, one_line, redact, tracking_uri
 
 SERVER_SECONDS = 2.0
-READ_SECONDS = 1.0  # for SQLite's own check, which reads all of the file
+CHECK_SECONDS = 1.0  # for SQLite's quick_check, which reads the whole file
 
 
 def store(root: Path) -> Iterator[Finding]:
-    """Whether the store answers, and is whole."""
+    """Whether the store answers and is undamaged."""
     if not is_local():
         yield _remote_store()
         return
@@ -31,11 +31,11 @@ def store(root: Path) -> Iterator[Finding]:
         return
     try:
         with open_database(database()) as connection:
-            problem = integrity_problem(connection, READ_SECONDS)
+            problem = integrity_problem(connection, CHECK_SECONDS)
             count = connection.execute("SELECT count(*) FROM runs").fetchone()[0]
             changes = misplaced(connection, mlruns())
     except sqlite3.Error as error:
-        remedy = "restore it from a copy, or move it away: the next run starts a new store"
+        remedy = "restore it from a copy, or move it away: the next run creates a new store"
         yield Finding(WRONG, "mlflow", f"{database()} cannot be read ({one_line(error)})", remedy)
         return
     if problem:
@@ -50,7 +50,7 @@ def store(root: Path) -> Iterator[Finding]:
 
 
 def integrity_problem(connection: sqlite3.Connection, seconds: float) -> str | None:
-    """What SQLite's check finds, None where all is well or the file is too large to read in the time."""
+    """The first problem that SQLite's quick_check finds in `seconds`; None where it finds none."""
     deadline = time.monotonic() + seconds
     connection.set_progress_handler(lambda: int(time.monotonic() > deadline), 10_000)
     try:
@@ -69,7 +69,7 @@ def _remote_store() -> Finding:
     if tracking_uri().startswith("sqlite:///"):
         return _other_file(Path(tracking_uri().removeprefix("sqlite:///")))
     if not tracking_uri().startswith(("http://", "https://")):
-        return Finding(OK, "mlflow", f"{uri}: a store that only MLflow itself can look at")
+        return Finding(OK, "mlflow", f"{uri}: a store that only MLflow itself can read")
     remedy = "start its server, or unset MLFLOW_TRACKING_URI to use mlruns/"
     try:
         _ask("experiments/search", {"max_results": 1})
@@ -81,10 +81,10 @@ def _remote_store() -> Finding:
 def _other_file(file: Path) -> Finding:
     """A SQLite store that MLFLOW_TRACKING_URI names."""
     if not file.is_file():
-        return Finding(LOOK, "mlflow", f"{file} (MLFLOW_TRACKING_URI) is not there yet", "the first run creates it")
+        return Finding(LOOK, "mlflow", f"{file} (MLFLOW_TRACKING_URI) does not exist yet", "the first run creates it")
     try:
         with open_database(file) as connection:
-            problem = integrity_problem(connection, READ_SECONDS)
+            problem = integrity_problem(connection, CHECK_SECONDS)
     except sqlite3.Error as error:
         problem = one_line(error)
     if problem:
@@ -103,7 +103,7 @@ def _ask(what: str, body: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Abandoned:
-    """A run that says RUNNING though no process works on it."""
+    """A run with status RUNNING and no process."""
 
     run_id: str
     name: str
@@ -114,16 +114,16 @@ def runs(root: Path) -> Iterator[Finding]:
         return
     found, unknown = abandoned_runs(root)
     for run in found:
-        text = f"the run {run.name} ({run.run_id[:8]}) says RUNNING, but no process works on it"
-        yield Finding(LOOK, "runs", text, "`dvc repro` goes on with it; `gpt2 doctor --mend` closes it as KILLED")
+        text = f"the run {run.name} ({run.run_id[:8]}) has status RUNNING, but no process"
+        yield Finding(LOOK, "runs", text, "`dvc repro` resumes it; `gpt2 doctor --mend` closes it as KILLED")
     if not found:
-        yield Finding(OK, "runs", f"at work: {unknown}" if unknown else "none that says RUNNING without a process")
+        yield Finding(OK, "runs", f"in progress: {unknown}" if unknown else "none has status RUNNING without a process")
 
 
 def abandoned_runs(root: Path) -> tuple[list[Abandoned], int]:
-    """Runs of the local store whose folder has no stage at work; and how many RUNNING ones may be worked on.
+    """RUNNING runs of the local store whose folder has no running stage, and the number of the other RUNNING ones.
 
-    A folder's lock does not say which of its runs the stage works on, so it keeps all of them.
+    A held stage lock protects all runs of its folder: it does not say which one the stage writes.
     """
     with open_database(database()) as connection:
         rows = connection.execute(
@@ -133,19 +133,19 @@ def abandoned_runs(root: Path) -> tuple[list[Abandoned], int]:
             run_id: dict(connection.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run_id,)).fetchall())
             for run_id, _ in rows
         }
-    processes = {process.folder for process in at_work.stage_processes(root)}
+    processes = {process.folder for process in presence.stage_processes(root)}
     found = []
     for run_id, name in rows:
         folder = folder_of(tags[run_id], root)
-        if folder is None or folder in processes or at_work.stage_at_work(folder):
+        if folder is None or folder in processes or presence.stage_at_work(folder):
             continue
-        if not at_work.is_held(mlruns() / "spool" / f"{run_id}.lock"):
+        if not presence.is_held(mlruns() / "spool" / f"{run_id}.lock"):
             found.append(Abandoned(str(run_id), str(name)))
     return found, len(rows) - len(found)
 
 
 def folder_of(tags: dict[str, str], root: Path) -> Path | None:
-    """Where a run's stages work; None for a run that this product did not start."""
+    """The folder where a run's stages run; None for a run of another program."""
     if flow_run_id := tags.get("prefect_flow_run_id"):
         return root / paths.WORKSPACES / flow_run_id
     if "project_folder" in tags:
@@ -154,7 +154,7 @@ def folder_of(tags: dict[str, str], root: Path) -> Path | None:
 
 
 def close_abandoned(root: Path) -> list[Abandoned]:
-    """Mark them as KILLED. Raises UserError where the store cannot be used."""
+    """Set the status of abandoned runs to KILLED, and return them. Raises UserError where the store cannot be used."""
     if not is_local() or not database().exists():
         return []
     found, _ = abandoned_runs(root)
@@ -168,24 +168,24 @@ def close_abandoned(root: Path) -> list[Abandoned]:
 
 
 def models(root: Path) -> Iterator[Finding]:
-    """Whether the files of every registered version are here."""
+    """Whether the files of every registered version exist."""
     if not is_local() or not database().exists():
         return
     with open_database(database()) as connection:
         versions = connection.execute("SELECT name, version, storage_location, source FROM model_versions").fetchall()
         aliases = connection.execute("SELECT name, version, alias FROM registered_model_aliases").fetchall()
-    crowned = {(name, version) for name, version, alias in aliases if alias == "champion"}
-    gone = []
+    champions = {(name, version) for name, version, alias in aliases if alias == "champion"}
+    missing = []
     for name, version, storage, source in versions:
         path = path_of(storage or source or "")
         if path is not None and not (path / "MLmodel").is_file():
-            gone.append((name, version, path))
-    for name, version, path in gone:
-        champion = " (champion)" if (name, version) in crowned else ""
+            missing.append((name, version, path))
+    for name, version, path in missing:
+        champion = " (champion)" if (name, version) in champions else ""
         text = f"{name} version {version}{champion} has no files at {path}"
         remedy = "`gpt2 relocate` after a move; else restore them, or `gpt2 rerun` the run that made it"
         yield Finding(WRONG if champion else LOOK, "models", text, remedy)
-    if not gone:
+    if not missing:
         yield Finding(OK, "models", f"registered versions: {len(versions)}, all with their files")
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that nothing refers to: of writes that were cut, of checkpoints, of flow runs."""
+"""Files and folders that nothing refers to: of interrupted writes, of other runs' checkpoints, of flow runs."""
 
 import json
 import re
@@ -8,21 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from gpt2core.storage.files import read_json
 from gpt2core.training.checkpoint import STATE, step_directories
 from gpt2ops import paths
-from gpt2ops.maintenance import presence as at_work
+from gpt2ops.maintenance import presence
+from gpt2ops.process.signals import is_alive
 
-_PARTIAL = re.compile(r"\.(?:.+\.)?(\d+)\.partial")  # of `atomic_path`: it names the process
-_RUN_FOLDER = re.compile("[0-9a-f]{12}")  # of `checkpoints_of`: one of another name is somebody's own copy
+_PARTIAL = re.compile(r"\.(?:.+\.)?(\d+)\.partial")  # written by `atomic_path`, with its process id
+_RUN_FOLDER = re.compile("[0-9a-f]{12}")  # named by `checkpoints_of`; other names are a user's own copies
 _FLOW_RUN = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that may go. `kind` is what gc calls it, `why` what nobody needs it for."""
+    """A file or folder that may be removed: its kind, as a key of the JSON output, and why nothing needs it."""
 
     path: Path
     kind: str
@@ -46,19 +45,19 @@ class Leftover:
 
 
 def half_written_paths(root: Path) -> list[Leftover]:
-    """What a killed write left where the product writes; not what is being written now.
+    """What interrupted writes left where this project writes, without files that a live process is writing.
 
-    A download goes on where it stopped, so its part is no leftover.
+    An interrupted download is not among them: it is resumed.
     """
     found = []
     for path in _candidates(root):
         name = path.name
         if name.startswith(".") and name.endswith(".partial"):
             match = _PARTIAL.fullmatch(name)
-            writer_lives = psutil.pid_exists(int(match[1])) if match else _is_fresh(path)
+            writer_lives = is_alive(int(match[1])) if match else _is_recent(path)
             if not writer_lives:
                 found.append(Leftover(path))
-        elif name.startswith(".") and name.endswith(".old") and path.is_dir():  # a file would be somebody's own
+        elif name.startswith(".") and name.endswith(".old") and path.is_dir():  # a file of this name is a user's own
             original = path.with_name(name.removeprefix(".").removesuffix(".old"))
             found.append(Leftover(path, holds_the_original=not original.exists()))
         elif name.startswith("damaged-step-"):
@@ -75,7 +74,7 @@ def _candidates(root: Path) -> Iterator[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Everything in `folder`, but nothing within what is itself half-written; links are not followed."""
+    """Everything below `folder`, without the contents of half-written folders; links are not followed."""
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
@@ -85,9 +84,9 @@ def _below(folder: Path) -> Iterator[Path]:
             yield from _below(path)
 
 
-def _is_fresh(path: Path) -> bool:
+def _is_recent(path: Path) -> bool:
     newest = max((file.lstat().st_mtime for file in (path, *path.rglob("*"))), default=0.0)
-    return time.time() - newest < at_work.FRESH_SECONDS
+    return time.time() - newest < presence.RECENT_SECONDS
 
 
 def half_written(root: Path) -> list[Garbage]:
@@ -95,7 +94,7 @@ def half_written(root: Path) -> list[Garbage]:
         Garbage(
             leftover.path,
             "leftovers",
-            "a damaged checkpoint" if leftover.path.name.startswith("damaged-") else "of a write that was cut short",
+            "a damaged checkpoint" if leftover.path.name.startswith("damaged-") else "of an interrupted write",
         )
         for leftover in half_written_paths(root)
         if not leftover.holds_the_original
@@ -103,10 +102,10 @@ def half_written(root: Path) -> list[Garbage]:
 
 
 def checkpoints(root: Path, *, unfinished_too: bool) -> list[Garbage]:
-    """Checkpoints of runs other than the one that params.yaml describes or models/run.json names.
+    """Checkpoints of runs other than those of params.yaml and models/run.json.
 
-    One that can still be gone on with is there only with `unfinished_too`.
-    Raises UserError where params.yaml or the tokens cannot be read: then nobody can tell.
+    Runs that could be resumed are included only with `unfinished_too`.
+    Raises UserError where params.yaml or the tokens cannot be read, so that the current run is unknown.
     """
     top = root / paths.CHECKPOINTS
     folders = sorted(folder for folder in top.iterdir() if folder.is_dir()) if top.is_dir() else []
@@ -137,7 +136,7 @@ def _is_current(state: dict[str, Any] | None, described: dict[str, Any], run_id:
 
 
 def fingerprint_now(root: Path) -> dict[str, Any]:
-    """What params.yaml and the tokens here say of a checkpoint's fingerprint; what they leave open is not in it."""
+    """The fingerprint of a training started here now, without the keys that params.yaml and the tokens leave open."""
     from gpt2core.config import GPTConfig
     from gpt2core.data.tokens import open_tokens
     from gpt2ops.params.schema import load_params
@@ -145,16 +144,16 @@ def fingerprint_now(root: Path) -> dict[str, Any]:
 
     params = load_params(root / paths.PARAMS)
     tokens = open_tokens(root / paths.TOKENS).manifest["sha256"] if (root / paths.TOKENS).is_dir() else None
-    new = params.model.init == "scratch"  # otherwise the architecture is that of weights which lie elsewhere
+    new = params.model.init == "scratch"  # otherwise the architecture is that of the initial weights
     config = GPTConfig.from_preset(params.model.preset, **params.model.overrides).as_dict() if new else {}
     fingerprint = fingerprint_of(params, config, tokens or "", "")
     open_keys = {"precision"} | (set() if tokens else {"data_sha256"})
-    # As a checkpoint's JSON has it: lists for tuples.
+    # As read from a checkpoint's JSON: lists for tuples.
     return json.loads(json.dumps({key: value for key, value in fingerprint.items() if key not in open_keys}))
 
 
 def newest_state(folder: Path) -> dict[str, Any] | None:
-    """What the newest readable checkpoint in `folder` says of its run."""
+    """The trainer's state in the newest readable checkpoint of `folder`; None where there is none."""
     for directory in reversed(step_directories(folder)):
         try:
             state = read_json(directory / STATE)
@@ -173,10 +172,10 @@ def run_of_best(root: Path) -> str | None:
 
 
 def flow_runs(root: Path, *, unfinished_too: bool) -> list[Garbage]:
-    """Folders of flow runs that have ended; those that a retry goes on in only with `unfinished_too`."""
-    states = {"finished", "half made"} | ({"unfinished"} if unfinished_too else set())
+    """Workspaces of ended flow runs; those that a retry would resume in only with `unfinished_too`."""
+    states = {"finished", "incomplete"} | ({"unfinished"} if unfinished_too else set())
     return [
         Garbage(workspace.folder, "workspaces", f"a flow run's folder, {workspace.state}")
-        for workspace in at_work.workspaces(root)
+        for workspace in presence.workspaces(root)
         if workspace.state in states and _FLOW_RUN.fullmatch(workspace.flow_run_id)
     ]

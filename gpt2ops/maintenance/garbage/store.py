@@ -1,4 +1,4 @@
-"""What the local MLflow store holds that nothing refers to: deleted runs, files of runs that are not in it, spools."""
+"""The local MLflow store: deleted runs, artifacts of unknown runs, and spooled data that it has or does not need."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpt2ops.maintenance import presence as at_work
+from gpt2ops.maintenance import presence
 from gpt2ops.maintenance.garbage.files import Garbage, size_of
 from gpt2ops.tracking.artifact_paths import path_of
 from gpt2ops.tracking.journal import Point
@@ -18,7 +18,7 @@ from gpt2ops.tracking.store import mlruns, stored_run_id
 
 @dataclass(frozen=True)
 class DeletedRun(Garbage):
-    """A run that was deleted in MLflow and that no registered version came from, with the models it logged."""
+    """A run that was deleted in MLflow and has no registered version, with the models it logged."""
 
     run_id: str = ""
     model_ids: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class DeletedRun(Garbage):
 
 
 def deleted_runs() -> list[DeletedRun]:
-    """As `mlflow gc` finds them, but for those that a registered version came from: their checkpoint is its weights."""
+    """Deleted runs without a registered version: `mlflow gc` would remove the source runs of versions too."""
     if not database().exists():
         return []
     with open_database(database()) as connection:
@@ -55,7 +55,7 @@ def deleted_runs() -> list[DeletedRun]:
 
 
 def remove_deleted_runs(runs: Iterable[DeletedRun]) -> None:
-    """Their files, and then what the store has of them, by the functions that `mlflow gc` uses."""
+    """Remove their files, then their rows by the functions that `mlflow gc` uses."""
     runs = list(runs)
     if not runs:
         return
@@ -74,9 +74,9 @@ def remove_deleted_runs(runs: Iterable[DeletedRun]) -> None:
 
 
 def _own_folder(place: str | None, inside: str) -> Path | None:
-    """The folder `inside` of this project's artifacts, where that is what `place` names; None for any other place.
+    """The folder `inside` the project's artifacts, where `place` names it; None for any other place.
 
-    A store may name whatever it likes, also what belongs to another run: only what MLflow makes here is taken.
+    A damaged or foreign store may name any folder, another run's too: only the one that MLflow creates here counts.
     """
     path, own = path_of(place or ""), mlruns() / "artifacts" / inside
     try:
@@ -87,7 +87,7 @@ def _own_folder(place: str | None, inside: str) -> Path | None:
 
 
 def unknown_artifacts() -> list[Garbage]:
-    """Folders of artifacts whose run or model the store does not have: removed for good, or never finished."""
+    """Artifact folders whose run or model is not in the store: it was removed, or never completed."""
     top = mlruns() / "artifacts"
     if not top.is_dir() or not database().exists():
         return []
@@ -124,7 +124,7 @@ def spools() -> list[Garbage]:
     found = []
     with open_database(database()) as connection:
         for run_id, entries in runs.items():
-            if at_work.is_held(spool() / f"{run_id}.lock"):
+            if presence.is_held(spool() / f"{run_id}.lock"):
                 continue
             if is_begun(run_id):
                 continue

@@ -295,6 +295,7 @@ class TestOneRun:
         result = run_here(capsys, monkeypatch, "rerun", run, "--dir", "other")
         assert result.code == 1
         assert (
-            "was made by other code (version 0.1.0, commit abababababab, which is in no repository here)" in result.err
+            "was made by different code (version 0.1.0, commit abababababab, which is in no repository here)"
+            in result.err
         )
         assert not (folder.root / "other").exists()

@@ -191,7 +191,7 @@ def test_a_run_whose_stage_is_at_work_is_left_alone(project, gpt2) -> None:
     with FileLock(project / "logs/.stage.lock"), FileLock(project / "workspaces/1f/logs/.stage.lock"):
         (project / "logs/.stage.holder").write_text("the stage finetune (process 7)")
         found = findings(gpt2, "--mend")
-        assert found["runs"] == [("ok", "at work: 2", "")]
+        assert found["runs"] == [("ok", "in progress: 2", "")]
         assert found["locks"][0][1] == "the stage finetune (process 7) is writing in this folder"
     client = connect()
     assert {client.get_run(run).info.status for run in (own, flow)} == {"RUNNING"}
@@ -279,7 +279,7 @@ def test_stages_at_work_and_what_a_killed_server_left_behind_are_named_by_their_
     try:
         stage.stdout.readline(), served.stdout.readline()
         at_work, left = findings(gpt2)["processes"]
-        assert at_work == ("ok", f"the stage napping (process {stage.pid}) works in {project}", "")
+        assert at_work == ("ok", f"the stage napping (process {stage.pid}) runs in {project}", "")
         assert left == ("look", f"a killed `make serve` left processes {served.pid}", f"kill {served.pid}")
     finally:
         for process in (stage, served):

@@ -131,7 +131,7 @@ def test_checkpoints_stay_where_params_cannot_be_read_and_gc_says_so(project, gp
     (project / "params.yaml").write_text("run: [")
     result = gpt2("gc", "--json")
     assert result.json["garbage"] == []
-    assert "checkpoints are left alone: " in result.json["notes"][0]
+    assert "checkpoints are skipped: " in result.json["notes"][0]
 
 
 def workspace(project: Path, name: str) -> Path:
@@ -249,7 +249,7 @@ def test_a_store_that_cannot_be_read_keeps_nothing_else_from_being_cleaned(proje
     make(project / "models/checkpoints/ab/damaged-step-00000004/x")
     result = gpt2("gc", "--json", "--yes")
     assert [item["kind"] for item in result.json["garbage"]] == ["leftovers"]
-    assert [note.split(" are left")[0] for note in result.json["notes"]] == ["deleted runs", "artifacts"]
+    assert [note.split(" are skipped")[0] for note in result.json["notes"]] == ["deleted runs", "artifacts"]
     assert (project / f"mlruns/artifacts/{'ab' * 16}/artifacts/x.txt").exists()
 
 

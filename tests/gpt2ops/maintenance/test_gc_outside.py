@@ -143,7 +143,7 @@ def test_the_same_things_go_where_they_lie_in_the_project_itself(project, outsid
 def test_what_is_behind_a_link_is_said(project, outside, monkeypatch, capsys) -> None:
     link("models/checkpoints", "ck")(project, outside)
     out = Commands(monkeypatch, capsys)("gc").out
-    assert "note: models/checkpoints is a link: what is behind it may be another project's too" in out
+    assert "note: models/checkpoints is a link: its target may belong to another project too" in out
 
 
 def test_links_within_what_goes_are_not_followed(project, outside, monkeypatch, capsys) -> None:

@@ -94,8 +94,8 @@ def test_shards_that_were_cut_changed_swapped_or_lost_are_each_named(project, gp
     flip(tokens / "val-00000.bin")
     flip(tokens / "test-documents.bin")
     assert damage(gpt2, "data/tokens") == [
-        "data/tokens/train-00000.bin holds what belongs in train-00001.bin",
-        "data/tokens/train-00001.bin holds what belongs in train-00000.bin",
+        "data/tokens/train-00000.bin has the contents of train-00001.bin",
+        "data/tokens/train-00001.bin has the contents of train-00000.bin",
         "data/tokens/train-00002.bin has 118 bytes, expected 120",
         "data/tokens/train-00003.bin is missing",
         "data/tokens/val-00000.bin was changed (sha256)",

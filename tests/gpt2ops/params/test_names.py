@@ -79,6 +79,6 @@ def test_a_commit_that_a_store_names_is_no_option_for_git(tmp_path, monkeypatch)
         run = rerun.Run.__new__(rerun.Run)
         object.__setattr__(run, "tags", {"code_sha256": "other", "code_commit": commit})
         object.__setattr__(run, "run_id", "0" * 32)
-        with pytest.raises(UserError, match="was made by other code"):
+        with pytest.raises(UserError, match="was made by different code"):
             rerun._other_code(run)
     assert asked == []

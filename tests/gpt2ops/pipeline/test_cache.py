@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from gpt2core.errors import UserError
 from gpt2ops.pipeline import cache as outputs
 
 
@@ -98,3 +102,37 @@ def test_what_a_full_disk_does_not_take_stays_in_the_cache_and_the_rest_comes_ba
     assert restored == outputs.Restored(back=[Path("small.json")], kept=[Path("large.bin")])
     assert not (project / "large.bin").exists()
     assert outputs.restore_outputs("finetune").back == [Path("large.bin")]
+
+
+@pytest.mark.parametrize(
+    ("file", "directory"),
+    [
+        ("project/.dvc/config", None),
+        ("project/.dvc/config", "../../shared"),
+        ("project/.dvc/config.local", "/big-disk/cache"),
+        ("user/config", "~/cache"),
+    ],
+)
+def test_the_cache_is_where_dvc_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, directory: str
+) -> None:
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "user"))
+    for name in ("project/.dvc", "user"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "project/.dvc/config").write_text("[core]\n    no_scm = true\n")
+    if directory is not None:
+        with (tmp_path / file).open("a") as config:
+            config.write(f"[cache]\n    dir = {directory}\n")
+    command = [sys.executable, "-m", "dvc", "cache", "dir"]
+    told = subprocess.run(command, cwd=tmp_path / "project", capture_output=True, text=True, check=True).stdout.strip()
+    assert outputs.cache_directory(tmp_path / "project") == Path(os.path.normpath(tmp_path / "project" / told))
+
+
+def test_outside_a_dvc_project_and_with_damaged_settings_there_is_a_line_for_the_user(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no DVC project"):
+        outputs.cache_directory(tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    for content in (b"][", b"\xff\xfe", b"[cache]\nunknown = 1\n"):
+        (tmp_path / ".dvc/config").write_bytes(content)
+        with pytest.raises(UserError, match="DVC's settings in .* cannot be read"):
+            outputs.cache_directory(tmp_path)

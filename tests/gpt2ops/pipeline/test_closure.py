@@ -21,7 +21,7 @@ NEUTRAL = {
     "gpt2core.extras": "words of a failure",
     "gpt2ops.params.problems": "words of a failure",
     "gpt2ops.training.memory": "whether a run can start",
-    "gpt2ops.process.progress": "the console",
+    "gpt2ops.process.console": "the console",
     "gpt2ops.training.log": "the console and the log",
     "gpt2ops.training.watch": "warnings and live status",
     "gpt2ops.training.references": "lines to compare a loss with",

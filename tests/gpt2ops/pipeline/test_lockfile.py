@@ -35,7 +35,7 @@ def test_a_lock_file_that_was_cut_off_is_set_aside(share: float, folder: Path) -
     cut = content[: middle + len("\n      hash")] if share else b""
     (folder / "dvc.lock").write_bytes(cut)
     (line,) = mend(folder)
-    assert "dvc.lock was cut off by a kill and is now dvc.lock.damaged" in line
+    assert "dvc.lock was truncated by a kill and is now dvc.lock.damaged" in line
     assert not (folder / "dvc.lock").exists()
     assert (folder / "dvc.lock.damaged").read_bytes() == cut
 
@@ -43,7 +43,7 @@ def test_a_lock_file_that_was_cut_off_is_set_aside(share: float, folder: Path) -
 def test_a_list_of_locks_that_was_cut_off_is_removed(folder: Path) -> None:
     (folder / ".dvc/tmp/rwlock").write_text('{"read": {"/a": [{"pid": 1')
     (line,) = mend(folder)
-    assert "rwlock was cut off by a kill and is removed" in line
+    assert "rwlock was truncated by a kill and is removed" in line
     assert not (folder / ".dvc/tmp/rwlock").exists()
 
 
@@ -73,7 +73,7 @@ def test_the_stages_come_back_from_the_cache_after_a_lock_file_was_cut_off(
     told: Result = run_here(capsys, monkeypatch, "doctor")
     assert "doctor --mend" in told.out
     told = run_here(capsys, monkeypatch, "doctor", "--mend")
-    assert "dvc.lock was cut off by a kill" in " ".join(told.out.split())
+    assert "dvc.lock was truncated by a kill" in " ".join(told.out.split())
     output = project.dvc("repro").stdout
     assert "Running stage 'finetune'" not in output
     assert (run.read_bytes(), (tmp_path / "models/best/model.safetensors").read_bytes()) == before

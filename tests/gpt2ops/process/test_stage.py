@@ -14,7 +14,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 STAGE = """
 import pathlib, sys, time
-from gpt2ops.process.stage import run_stage, say
+from gpt2ops.process.console import say
+from gpt2ops.process.stage import run_stage
 def main():
     try:
         say("working")
@@ -57,7 +58,8 @@ def test_a_stage_works_on_when_nobody_listens_any_more(tmp_path: Path, environme
 
 
 def test_a_character_that_the_terminal_cannot_show_is_no_error(tmp_path: Path, environment) -> None:
-    code = "from gpt2ops.process.stage import run_stage, say; run_stage('say', lambda: say('naïve 日本'))"
+    imports = "from gpt2ops.process.console import say; from gpt2ops.process.stage import run_stage"
+    code = f"{imports}; run_stage('say', lambda: say('naïve 日本'))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={**environment, "PYTHONIOENCODING": "ascii"},
         capture_output=True, check=False,
@@ -104,14 +106,14 @@ def test_closing_the_terminal_after_nohup_leaves_a_stage_that_a_person_started(t
 
 def test_a_failed_stage_says_what_came_back_and_what_waits_for_room() -> None:
     from gpt2ops.pipeline.cache import Restored
-    from gpt2ops.process.stage import _said_of
+    from gpt2ops.process.stage import _restored_lines
 
-    lines = list(_said_of(Restored(back=[Path("run.json")], kept=[Path("a.html"), Path("a.pdf")])))
+    lines = list(_restored_lines(Restored(back=[Path("run.json")], kept=[Path("a.html"), Path("a.pdf")])))
     assert lines == [
-        "the earlier run.json are back in place",
-        "no room to bring back the earlier a.html, a.pdf, which DVC's cache keeps: free some, then `dvc repro`",
+        "restored the earlier run.json",
+        "no space to restore the earlier a.html, a.pdf, which stay in DVC's cache: free some, then `dvc repro`",
     ]
-    assert list(_said_of(Restored())) == []
+    assert list(_restored_lines(Restored())) == []
 
 
 # Written at each start of Python and at each first import of torch.

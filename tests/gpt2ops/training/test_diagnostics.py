@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gpt2core.training.events import ROW_KEYS, Row
-from gpt2ops.training.diagnostics import Diagnostics, Finding, RunFacts
+from gpt2ops.training.diagnostics import Diagnostics, RunFacts, TrainingWarning
 from gpt2ops.training.references import LossReference, published_for
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -61,7 +61,7 @@ def rows(
     return made
 
 
-def findings(history: list[Row], facts: RunFacts = FACTS) -> list[Finding]:
+def findings(history: list[Row], facts: RunFacts = FACTS) -> list[TrainingWarning]:
     diagnostics = Diagnostics(facts)
     return [finding for row in history for finding in diagnostics.row(row)]
 

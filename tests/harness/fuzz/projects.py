@@ -17,7 +17,7 @@ from gpt2core.model import GPT
 from gpt2core.storage.files import sha256_file, write_json
 from gpt2core.training.checkpoint import save_checkpoint
 from gpt2ops import paths
-from gpt2ops.maintenance import presence as at_work
+from gpt2ops.maintenance import presence
 from gpt2ops.maintenance.doctor.processes import locks
 from gpt2ops.maintenance.garbage import files as garbage_files
 from gpt2ops.maintenance.verify import verify_path, verify_project
@@ -143,7 +143,7 @@ READERS: dict[Path, tuple[Callable[[], Any], ...]] = {
     paths.HISTORY: (lambda: read_rows(paths.HISTORY, "finetune"),),
     paths.TRAIN_METRICS: (summary_lines,),
     paths.EVALUATE_METRICS: (summary_lines, lambda: _facts()),
-    paths.REGISTERED: (summary_lines, lambda: at_work.workspaces(Path())),
+    paths.REGISTERED: (summary_lines, lambda: presence.workspaces(Path())),
     STATUS: (lambda: _said(read_status(STATUS)),),
     Path("mlruns/restored_runs.json"): (restored_runs,),
     Path(".dvc/tmp/rwlock"): (lambda: list(locks(Path())),),
@@ -174,7 +174,7 @@ def prepare_reports(folder: Path) -> dict[str, Any]:
     (root / paths.BEST_MODEL).mkdir()
     (root / "reports/plots").mkdir()
     (root / "params.yaml").write_text("sample: {prompts: [ROMEO.]}\n")
-    outputs.cache_directory = lambda project=Path(): project / ".dvc/cache"  # asking DVC takes a second
+    outputs.cache_directory = lambda project=Path(): project / ".dvc/cache"
     return {"root": root, "contents": [json.dumps(value).encode() for value in VALID.values()]}
 
 
