@@ -19,8 +19,7 @@ import yaml
 
 from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
-from gpt2core.storage.directories import replaced_directory
-from gpt2core.storage.files import sha256_file, with_home, write_json
+from gpt2core.storage.files import replaced_directory, sha256_file, with_home, write_json
 from gpt2ops import paths
 from gpt2ops.params.schema import Params, check_sequence_length, load_params
 from gpt2ops.pipeline.code_version import code_sha256

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
-from gpt2core.storage.directories import replaced_directory
+from gpt2core.storage.files import replaced_directory
 from gpt2core.training import checkpoint as ckpt
 
 # So many saves may wait for the disk, each with its copy of the weights: the best ones and a checkpoint of one step.
