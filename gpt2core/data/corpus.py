@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from gpt2core.errors import UserError
+from gpt2core.extras import needs_extra
 from gpt2core.tokenizer import END_OF_TEXT, check_unicode
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
@@ -116,7 +117,8 @@ def _ungzip(handle: IO[bytes]) -> Iterator[bytes]:
 
 
 def _unzstd(handle: IO[bytes]) -> Iterator[bytes]:
-    import zstandard
+    with needs_extra("a .zst file"):
+        import zstandard
 
     decompressor = zstandard.ZstdDecompressor()
     frame = decompressor.decompressobj()
@@ -209,7 +211,7 @@ def _text_of(record: Any, text_field: str, where: str) -> str:
         raise UserError(f"{where}: not a JSON object but {type(record).__name__}; each line must be one.")
     if text_field not in record:
         fields = ", ".join(map(repr, record)) or "none"
-        raise UserError(f"{where}: no field {text_field!r} (it has {fields}); set data.text_field.")
+        raise UserError(f"{where}: no field {text_field!r} (it has {fields}); set text_field.")
     text = record[text_field]
     if not isinstance(text, str):
         raise UserError(f"{where}: field {text_field!r} is not a text but {type(text).__name__}.")
@@ -221,8 +223,9 @@ def _text_of(record: Any, text_field: str, where: str) -> str:
 
 
 def _parquet_texts(path: Path, text_field: str, on_bytes: Callable[[int], None]) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    with needs_extra("a .parquet file"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
     if not path.exists():
         raise UserError(f"{path} is missing.")
@@ -251,11 +254,11 @@ def _check_column(path: Path, schema: Any, text_field: str) -> None:
 
     if text_field not in schema.names:
         columns = ", ".join(map(repr, schema.names))
-        raise UserError(f"{path}: no column {text_field!r} (it has {columns}); set data.text_field.")
+        raise UserError(f"{path}: no column {text_field!r} (it has {columns}); set text_field.")
     kind = schema.field(text_field).type
     values = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(values) or pa.types.is_large_string(values)):
-        raise UserError(f"{path}: column {text_field!r} is not text but {kind}; set data.text_field.")
+        raise UserError(f"{path}: column {text_field!r} is not text but {kind}; set text_field.")
 
 
 # Documents
