@@ -108,14 +108,14 @@ def theirs(job: dict[str, Any]) -> Any:
     import torch
     from transformers import GPT2LMHeadModel
 
-    way, weights = job["side"].split()
+    kind, weights = job["side"].split()
     dtype = torch.float32 if weights == "fp32" else torch.bfloat16
     model = GPT2LMHeadModel.from_pretrained(job["model"], torch_dtype=dtype).eval().to(job["device"])
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
     options = {"do_sample": False, **job["options"]}
-    if way != "default":
+    if kind != "default":
         options["cache_implementation"] = "static"
-    if way == "compiled":
+    if kind == "compiled":
         model.forward = torch.compile(model.forward)
     return lambda ids, new: model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, **options)
 

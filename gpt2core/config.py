@@ -6,7 +6,7 @@ from typing import Any
 
 from gpt2core.errors import UserError
 
-# transformers' names, with what torch's GELU calls them.
+# transformers' name of an activation -> the `approximate` of torch's GELU.
 ACTIVATIONS = {"gelu_new": "tanh", "gelu": "none"}
 
 
@@ -58,7 +58,7 @@ class GPTConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the model, a tied head counted once; known before there is one."""
+        """Parameters of a model of this config, a tied head counted once."""
         width, inner = self.n_embd, self.feed_forward_width
         attention = 4 * width * width + width + (3 * width if self.qkv_bias else 0)
         block = attention + 2 * width * inner + inner + width + 4 * width

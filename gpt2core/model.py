@@ -18,17 +18,18 @@ from gpt2core.errors import UserError
 from gpt2core.kernels.attention import short_attention, short_attention_is_faster
 from gpt2core.kernels.dropout import Dropout
 from gpt2core.kernels.head_loss import head_loss, head_loss_is_faster
+from gpt2core.storage.hf import find_weights, load_state, read_model, write_model
 
 
 class Cache(Protocol):
-    """Keys and values of the tokens already seen."""
+    """Keys and values of the tokens so far, layer by layer."""
 
     @property
     def length(self) -> int:
-        """Tokens already seen."""
+        """Tokens that the cache holds."""
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the new k, v (B, H, T, D) of a layer; returns those of all tokens, (B, H, S, D)."""
+        """Append the new k, v (B, H, T, D) of a layer; returns those of all tokens, (B, H, S, D)."""
 
 
 class SelfAttention(nn.Module):
@@ -163,7 +164,7 @@ class GPT(nn.Module):
         return self.ln_f(x)
 
     def set_drop_rate(self, drop_rate: float) -> None:
-        """Change the dropout of a loaded model, in all its places."""
+        """Change the dropout rate of every layer."""
         self.config = replace(self.config, drop_rate=drop_rate)
         for module in self.modules():
             if isinstance(module, (Dropout, SelfAttention)):
@@ -183,17 +184,17 @@ class GPT(nn.Module):
     def from_pretrained(cls, name_or_directory: str | Path) -> "GPT":
         """Weights of a released size by name, or of a directory in the Hugging Face layout, as fp32 in eval mode.
 
-        Raises UserError where they are not to be had, or are of another architecture.
+        Raises UserError where they cannot be found or fetched, or have another architecture.
         """
-        from gpt2core.storage.hf import load_pretrained
+        directory = find_weights(name_or_directory)
+        config, tensors = read_model(directory)
+        model = cls(config)
+        load_state(model, config, tensors, directory)
+        return model.eval()
 
-        return load_pretrained(name_or_directory)
-
-    def save_pretrained(self, directory: str | Path) -> None:
+    def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write `config.json`, `generation_config.json` and `model.safetensors` as `transformers` reads them."""
-        from gpt2core.storage.hf import save_pretrained
-
-        save_pretrained(self, Path(directory))
+        write_model(self.config, dict(self.named_parameters()), Path(directory), dtype)
 
 
 def _causal_mask(T: int, S: int, device: torch.device) -> Tensor:

@@ -1,6 +1,6 @@
 """GPT-2's byte-level BPE (Radford et al. 2019), offline, from the merge table in `assets/`.
 
-gigatoken does the encoding where its ids are known to be those of tiktoken, and else tiktoken; `save` writes the same
+gigatoken encodes where its ids are known to equal tiktoken's, and tiktoken elsewhere; `save` writes the same
 vocabulary in the Hugging Face layout.
 """
 
@@ -48,7 +48,7 @@ class Tokenizer:
         return self.encode_by_tiktoken(text)
 
     def encode_by_tiktoken(self, text: str) -> "np.ndarray":
-        """The same ids by the reference implementation, which is slower."""
+        """The ids of `encode` by tiktoken, the slower reference implementation."""
         import numpy as np
 
         parts = [self._encoding.encode_to_numpy(part, allowed_special="all") for part in _cut_long_blanks(text)]
@@ -133,14 +133,14 @@ def check_unicode(text: str) -> bytes:
         ) from None
 
 
-# tiktoken's regular expression gives up on about a million blanks that a word follows.
+# tiktoken's regular expression fails on about a million whitespace characters before a word.
 LONG_BLANK = 500_000
-# What the pattern takes for a blank: Python's own blanks but for four separators.
+# The pattern's whitespace: Python's, without four separators.
 _BLANKS = re.compile(r"[^\S\x1c-\x1f]{64,}+")
 
 
 def _cut_long_blanks(text: str) -> list[str]:
-    """`text` cut before the last of very many blanks, where the pattern always starts a new piece."""
+    """`text` cut before the last of very many whitespace characters, where the pattern always starts a new piece."""
     if len(text) < LONG_BLANK:
         return [text]
     cuts = [0]

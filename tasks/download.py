@@ -5,8 +5,7 @@ if __name__ == "__main__":
 
     start_process()
 
-from gpt2core.storage.directories import replaced_directory
-from gpt2core.storage.files import write_json
+from gpt2core.storage.files import replaced_directory, write_json
 from gpt2ops import paths
 from gpt2ops.corpora.sources import collect
 from gpt2ops.params.schema import load_params

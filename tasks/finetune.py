@@ -12,8 +12,7 @@ import sys
 from typing import Any
 
 from gpt2core import runtime
-from gpt2core.storage.directories import replaced_directory
-from gpt2core.storage.files import write_json
+from gpt2core.storage.files import replaced_directory, write_json
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.training.events import TrainResult
 from gpt2core.training.trainer import Trainer

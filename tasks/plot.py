@@ -8,8 +8,7 @@ if __name__ == "__main__":
 from pathlib import Path
 from typing import Any
 
-from gpt2core.storage.directories import replaced_directory
-from gpt2core.storage.files import atomic_path
+from gpt2core.storage.files import atomic_path, replaced_directory
 from gpt2ops import paths
 from gpt2ops.params.schema import load_params
 from gpt2ops.pipeline.results import read_report, read_rows

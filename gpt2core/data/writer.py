@@ -13,8 +13,7 @@ import numpy as np
 from gpt2core.data.splits import SPLITS, choose_split
 from gpt2core.data.tokens import FORMAT_VERSION, MANIFEST, START_DTYPE, TOKEN_DTYPE
 from gpt2core.errors import UserError
-from gpt2core.storage.directories import replaced_directory
-from gpt2core.storage.files import sha256_file, write_json
+from gpt2core.storage.files import replaced_directory, sha256_file, write_json
 from gpt2core.tokenizer import Tokenizer
 
 SHARD_TOKENS = 100_000_000

@@ -1,6 +1,6 @@
-"""Texts that several threads ask for: decoded one batch at a time, those that wait with equal options in one batch.
+"""Dynamic batching: requests of several threads that wait with equal options are decoded as one batch.
 
-Batches form by themselves: what is asked for while one is decoded makes up the next. Nothing waits for company.
+Requests that arrive while a batch is decoded form the next one. No request waits for others to arrive.
 """
 
 import threading
@@ -20,10 +20,10 @@ MAX_ROWS = 32
 
 @dataclass(eq=False)
 class Job:
-    """One prompt; `seeds` has one for each text that is drawn, and is empty where none is."""
+    """One prompt; `seeds` holds one for each sampled text, and is empty for deterministic decoding."""
 
     token_ids: list[int]
-    options: dict[str, Any]  # of `generate`, but for the seed
+    options: dict[str, Any]  # of `generate`, without the seed
     seeds: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)  # what follows the prompt, without the end of text
     error: Exception | None = None
@@ -37,7 +37,7 @@ class Job:
 
 
 class SharedDecoder:
-    """A model for many threads. `seconds` is the longest that a job waits, and then that it is decoded."""
+    """A model for many threads. `seconds` limits a job's waiting time, and then its decoding time."""
 
     def __init__(self, model: Callable[[Tensor], Tensor], tokenizer: Tokenizer, seconds: float | None = None) -> None:
         self.model, self.tokenizer, self.seconds = model, tokenizer, seconds
@@ -46,7 +46,7 @@ class SharedDecoder:
         self._decoding = False
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Fill in the texts of the jobs. Raises what `generate` raises, and TimeoutError where others took too long."""
+        """Fill in the jobs' texts. Raises what `generate` raises, and TimeoutError after `seconds` of waiting."""
         deadline = None if self.seconds is None else time.monotonic() + self.seconds
         with self._changed:
             self._waiting.extend(jobs)
@@ -62,24 +62,24 @@ class SharedDecoder:
                 raise job.error
 
     def _next_batch(self, jobs: Sequence[Job], deadline: float | None) -> list[Job]:
-        """Wait until the model is free, and take what has waited longest with what goes with it; none once all is done.
+        """Wait until the model is free; returns the oldest job and those that fit its batch; [] once all are done.
 
-        It is not always the caller's own: whoever waits decodes for all.
+        The batch need not hold the caller's own jobs: any waiting thread decodes the next batch.
         """
         with self._changed:
             while True:
                 if all(job.done for job in jobs):
                     return []
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
                     self._waiting = [job for job in self._waiting if job not in jobs]
                     raise TimeoutError
                 if not self._decoding:
                     self._decoding = True
-                    return self._take()
-                self._changed.wait(left)
+                    return self._take_batch()
+                self._changed.wait(remaining)
 
-    def _take(self) -> list[Job]:
+    def _take_batch(self) -> list[Job]:
         batch: list[Job] = []
         rows = 0
         for job in self._waiting:
@@ -92,18 +92,18 @@ class SharedDecoder:
 
     def _decode(self, batch: list[Job]) -> None:
         try:
-            self._decode_together(batch)
+            self._generate_texts(batch)
         except Exception as error:
             if len(batch) == 1:
                 batch[0].error = error
-            else:  # one's mistake is not another's
+            else:  # only the faulty job may fail
                 for job in batch:
                     self._decode([job])
         finally:
             for job in batch:
                 job.done = True
 
-    def _decode_together(self, batch: list[Job]) -> None:
+    def _generate_texts(self, batch: list[Job]) -> None:
         options = dict(batch[0].options)
         if self.seconds is not None:
             options["max_time"] = min(options.get("max_time", self.seconds), self.seconds)

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens already seen, written in place.
+"""Keys and values of earlier tokens, written in place.
 
 Shapes: B batch, H n_head, T new tokens, S tokens so far, D head_dim.
 """
@@ -9,15 +9,15 @@ from torch import Tensor
 
 from gpt2core.config import GPTConfig
 
-# Tokens a row has room for at first at most, where it may hold more; from there the room doubles.
+# Upper limit of the initial capacity in tokens; a longer row doubles its capacity.
 FIRST_CAPACITY = 1024
 
 
 class KVCache:
-    """Keys and values of every layer for B rows of at most `max_length` tokens, often of no more than `likely_length`.
+    """Keys and values of every layer for B rows of at most `max_length` tokens; `likely_length` sizes the first buffer.
 
-    `select` moves only what differs: each stored token has a number, and a row that takes the place of another copies
-    from the first token at which their numbers part. Beams share nearly all of their past, so this is a few tokens.
+    `select` copies only what differs: each stored token has a number, and a row that replaces another copies from the
+    first token at which their numbers differ. Beams share nearly all earlier tokens, so this is a few tokens.
     """
 
     def __init__(
@@ -32,9 +32,9 @@ class KVCache:
         self._layers, self._heads, self._width = config.n_layer, config.n_head, config.head_dim
         self._device, self._dtype = device, dtype
         self._batch_size, self._max_length = batch_size, max_length
-        # A layer's rows lie together: a product of all its heads then needs no copy.
+        # A layer's rows are contiguous, so that attention over all its heads needs no copy.
         self._store = self._allocate(batch_size, min(max_length, likely_length or max_length, FIRST_CAPACITY))
-        self._numbers = np.full((batch_size, self._store.shape[4]), -1, dtype=np.int64)
+        self._token_numbers = np.full((batch_size, self._store.shape[4]), -1, dtype=np.int64)
         self._next_number = 0
         self._lengths = [0] * config.n_layer
 
@@ -74,7 +74,7 @@ class KVCache:
     def reserve(self, count: int) -> Tensor:
         """Count `count` more tokens as held; the caller writes them. All that is stored, (L, 2, B, H, room, D).
 
-        It lies where it lay before, unless it had to grow, and what was never written is 0.
+        The buffer keeps its address unless it had to grow; unwritten entries are 0.
         """
         stop = self.length + count
         self._open(self.length, stop)
@@ -87,21 +87,21 @@ class KVCache:
         if len(wanted) > self._store.shape[2]:
             self._reallocate(len(wanted), self._store.shape[4])
         length = self.length
-        numbers = self._numbers[wanted, :length]  # what each row shall hold
-        differs = numbers != self._numbers[: len(wanted), :length]
+        numbers = self._token_numbers[wanted, :length]  # what each row shall hold
+        differs = numbers != self._token_numbers[: len(wanted), :length]
         moves = []
         moved = np.flatnonzero(differs.any(axis=1)).tolist()
         for row in moved:
             start, source = int(differs[row].argmax()), int(wanted[row])
             tail = self._store[:, :, source, :, start:length]
             moves.append((row, start, tail.clone() if source in moved else tail))
-        for row, start, tail in moves:  # after all that are overwritten were read: rows may change places
+        for row, start, tail in moves:  # after all reads: rows may swap
             self._store[:, :, row, :, start:length] = tail
-        self._numbers[: len(wanted), :length] = numbers
+        self._token_numbers[: len(wanted), :length] = numbers
         self._batch_size = len(wanted)
 
     def keep(self, places: Tensor) -> None:
-        """Keep of each row the tokens at `places` (B, S') int64, in that order; those that stay are not moved."""
+        """Keep each row's tokens at `places` (B, S') int64, in that order; tokens that stay in place are not moved."""
         wanted = np.asarray(places.tolist(), dtype=np.int64)
         stop = wanted.shape[1]
         moving = (wanted != np.arange(stop)).any(axis=0)
@@ -110,29 +110,30 @@ class KVCache:
             for row in range(len(wanted)):
                 held = self._store[:, :, row]  # (L, 2, H, room, D)
                 held[:, :, :, first:stop] = held[:, :, :, places[row, first:]]
-                self._numbers[row, first:stop] = self._numbers[row, wanted[row, first:]]
+                self._token_numbers[row, first:stop] = self._token_numbers[row, wanted[row, first:]]
         self._lengths = [stop] * self._layers
 
     def crop(self, length: int) -> None:
-        """Forget what follows the first `length` tokens."""
+        """Keep the first `length` tokens."""
         self._lengths = [min(length, held) for held in self._lengths]
 
     def _open(self, start: int, stop: int) -> None:
-        """Make room for tokens start..stop of every row and number them."""
+        """Allocate tokens start..stop of every row and number them."""
         if stop > self._store.shape[4]:
             grown = max(stop, min(2 * self._store.shape[4], self._max_length))
             self._reallocate(self._store.shape[2], grown)
         count = self._batch_size * (stop - start)
         first = self._next_number
-        self._numbers[: self._batch_size, start:stop] = np.arange(first, first + count).reshape(self._batch_size, -1)
+        numbers = np.arange(first, first + count).reshape(self._batch_size, -1)
+        self._token_numbers[: self._batch_size, start:stop] = numbers
         self._next_number += count
 
     def _reallocate(self, batch_size: int, capacity: int) -> None:
-        old, old_numbers = self._store, self._numbers
+        old, old_numbers = self._store, self._token_numbers
         self._store = self._allocate(batch_size, capacity)
         self._store[:, :, : old.shape[2], :, : self.length] = old[:, :, :, :, : self.length]
-        self._numbers = np.full((batch_size, capacity), -1, dtype=np.int64)
-        self._numbers[: len(old_numbers), : old.shape[4]] = old_numbers
+        self._token_numbers = np.full((batch_size, capacity), -1, dtype=np.int64)
+        self._token_numbers[: len(old_numbers), : old.shape[4]] = old_numbers
 
     def _allocate(self, batch_size: int, capacity: int) -> Tensor:
         shape = (self._layers, 2, batch_size, self._heads, capacity, self._width)

@@ -27,7 +27,7 @@ class GenerateOutput(Decoded):
     finish_reasons: tuple[str, ...] = ()  # (B*R,) each eos, stop, length or time
 
     def copy(self) -> "GenerateOutput":
-        """The same with tensors of its own."""
+        """A deep copy."""
         return replace(self, **{field.name: _copied(getattr(self, field.name)) for field in fields(self)})
 
 

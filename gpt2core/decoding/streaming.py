@@ -1,6 +1,6 @@
-"""Text while it is written: pieces that never split a UTF-8 character.
+"""Text while it is generated, in pieces that never split a UTF-8 character.
 
-A token of GPT-2 is bytes, and a character may take several tokens: its bytes wait until it is whole.
+A token of GPT-2 is bytes, and a character may take several tokens: its bytes are held back until it is complete.
 """
 
 import codecs
@@ -29,12 +29,12 @@ class TextStream:
         return self._decoder.decode(self._tokenizer.token_bytes(token_ids))
 
     def end(self) -> str:
-        """What is left: U+FFFD where the last character never became whole."""
+        """The rest: U+FFFD where the last character is incomplete."""
         return self._decoder.decode(b"", final=True)
 
 
 class PieceWriter:
-    """A streamer for `generate`: hands the text of each token, maybe none, to `write`; no prompt, no end of text."""
+    """A streamer for `generate`: passes each token's text, possibly empty, to `write`; no prompt, no end of text."""
 
     def __init__(self, tokenizer: Tokenizer, write: Callable[[str], object], eos_ids: Sequence[int] = ()) -> None:
         self._text = TextStream(tokenizer)
@@ -55,11 +55,11 @@ class PieceWriter:
 
 
 class _AbandonedError(Exception):
-    """Nobody reads the pieces any more."""
+    """The reader has closed the iterator."""
 
 
 class _End:
-    """Behind the last piece, with what went wrong, if anything did."""
+    """Follows the last piece, with the error that ended the generation, if any."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
@@ -72,10 +72,10 @@ def stream(
     seed: int | None = None,
     **options: Any,
 ) -> Iterator[str]:
-    """Pieces of the text that continues one prompt, (T,) or (1, T), as they are written; options as for `generate`.
+    """Pieces of the text that continues one prompt, (T,) or (1, T), as they are generated; options as for `generate`.
 
     Joined, they are the text of the tokens that `generate` returns after the prompt, up to the end of text. Closing the
-    iterator, or dropping it, stops the generation, which works in a thread of its own. Raises UserError as `generate`
+    iterator, or dropping it, stops the generation, which runs in another thread. Raises UserError as `generate`
     does: at once for the options, at the first piece for the rest.
     """
     settings = parse_options(options)
@@ -95,7 +95,7 @@ def _pieces(
     options: dict[str, Any],
     eos_ids: Sequence[int],
 ) -> Iterator[str]:
-    # One piece may wait: a reader that is slow slows the writing, and one that leaves has not paid for what follows.
+    # A queue of one piece: a slow reader slows the generation, and one that stops early has caused little extra work.
     pieces: Queue[str | _End] = Queue(maxsize=1)
     abandoned = threading.Event()
 
@@ -105,16 +105,16 @@ def _pieces(
         if abandoned.is_set():
             raise _AbandonedError
 
-    def work() -> None:
+    def generate_pieces() -> None:
         error: BaseException | None = None
         try:
             writer = PieceWriter(tokenizer, write, eos_ids)
             generate(model, prompts, seed=seed, tokenizer=tokenizer, streamer=writer, **options)
-        except BaseException as raised:  # it belongs to the reader's thread, whatever it is
+        except BaseException as raised:  # raised again in the reader's thread
             error = raised
         pieces.put(_End(error))
 
-    thread = threading.Thread(target=work, name="gpt2core.stream", daemon=True)
+    thread = threading.Thread(target=generate_pieces, name="gpt2core.stream", daemon=True)
     thread.start()
     try:
         while not isinstance(piece := pieces.get(), _End):

@@ -1,7 +1,7 @@
-"""Other people's GPT-2 weights into this project's: `import_model(path)`.
+"""Import GPT-2 weights made by other programs: `import_model(path)`.
 
-`source` reads the file, `layouts` and `parts` say what its names stand for, `sizes` how large it is, `assemble` builds
-the model, `probing` tries it.
+`readers` read the file, `layouts` and `parts` map its names, `sizes` infers the config, `assemble` builds the model,
+`probing` tries it on a text.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from pathlib import Path
 from gpt2core.errors import UserError
 from gpt2core.importing.assemble import build_model
 from gpt2core.importing.parts import sort_parts
-from gpt2core.importing.probing import ENGLISH, Probe, choose_reading, probe
+from gpt2core.importing.probing import ENGLISH, Probe, choose_heads_and_orientation, probe
+from gpt2core.importing.readers import read_source
 from gpt2core.importing.sizes import infer_config
-from gpt2core.importing.source import read_source
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
 
@@ -21,7 +21,7 @@ __all__ = ["ImportedModel", "import_model"]
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """`layout` says whose names the weights had, `notes` each choice that was made on the way."""
+    """`layout` names the source's format and tensor names, `notes` each choice that the import made."""
 
     model: GPT
     layout: str
@@ -32,10 +32,10 @@ class ImportedModel:
 def import_model(
     path: Path, *, n_head: int | None = None, activation: str | None = None, text: str | None = None
 ) -> ImportedModel:
-    """The GPT whose weights lie at `path`, a file or a directory; nothing in it is ever run.
+    """The GPT whose weights are at `path`, a file or a directory; no code in it is ever executed.
 
-    `n_head` and `activation` (gelu_new | gelu) are for what a file does not say. The result was tried on `text`, by
-    default a paragraph of English. Raises UserError, one line, for a file that is no whole GPT-2.
+    `n_head` and `activation` (gelu_new | gelu) are for files that do not record them. The result's loss is measured on
+    `text`, by default a paragraph of English. Raises UserError, one line, for a file that is not a complete GPT-2.
     """
     source = read_source(path)
     try:
@@ -47,10 +47,10 @@ def import_model(
     layout = f"{source.kind}, {parts.layout.name}"
     notes = [*source.notes, *parts.notes]
     token_ids = Tokenizer().encode(ENGLISH if text is None else text)
-    turnable = not parts.layout.linear and not parts.has("attn.qkv.weight")
-    if turnable or "n_head" not in source.sizes:
+    may_transpose = not parts.layout.linear and not parts.has("attn.qkv.weight")
+    if may_transpose or "n_head" not in source.sizes:
         given = source.sizes.get("n_head", n_head)
-        notes += choose_reading(model, token_ids, given_heads=given, turnable=turnable)
+        notes += choose_heads_and_orientation(model, token_ids, given_heads=given, may_transpose=may_transpose)
     if not parts.layout.known:
         notes.append(
             "names and shapes are those of a GPT-2; that the model puts its norms first, scales attention by "

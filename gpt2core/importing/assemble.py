@@ -1,4 +1,4 @@
-"""A GPT from the parts of a foreign one: which way matrices lie, q, k and v in one, biases that are not there.
+"""Builds a GPT from imported parts: transposes matrices, fuses q, k and v, fills missing biases with zeros.
 
 Shapes: C n_embd, F width of the feed-forward layer.
 """
@@ -35,7 +35,7 @@ def build_model(parts: Parts, config: GPTConfig) -> GPT:
 
 
 def _tensor_for(name: str, parts: Parts, transposed: dict[str, bool], parameter: Tensor) -> Tensor:
-    """The source's tensor for a parameter of GPT, zeros for a bias that the source has not."""
+    """The source's tensor for a parameter of GPT, zeros for a bias that the source lacks."""
     match = re.fullmatch(r"(h\.\d+)\.(.+)\.(weight|bias)", name)
     if match is None:
         if name.endswith("bias") and name not in parts.tensors:
@@ -65,7 +65,7 @@ def _piece(name: str, parts: Parts, transposed: dict[str, bool], parameter: Tens
 
 
 def _orientations(parts: Parts, config: GPTConfig) -> dict[str, bool]:
-    """Which matrices lie as (in, out), transformers' Conv1D, and so must be turned; nn.Linear's are (out, in)."""
+    """Part -> whether its matrix is (in, out), as transformers' Conv1D, and must become nn.Linear's (out, in)."""
     C, F = config.n_embd, config.feed_forward_width
     by_shape: dict[str, bool] = {}
     for part, rows, columns in (("attn.qkv", 3 * C, C), ("mlp.fc", F, C), ("mlp.proj", C, F)):

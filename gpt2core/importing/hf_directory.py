@@ -1,4 +1,4 @@
-"""Directories in the Hugging Face layout, as transformers of any year wrote them."""
+"""Directories in the Hugging Face layout, as any version of transformers wrote them."""
 
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def within(file: Path, directory: Path) -> Path:
 
 
 def check_tokenizer(directory: Path) -> list[str]:
-    """Notes on tokens added to GPT-2's. Raises UserError where the tokenizer beside the weights is another."""
+    """Notes on tokens added to GPT-2's. Raises UserError where the tokenizer beside the weights is not GPT-2's."""
     vocabulary, added = _vocabulary(directory)
     if vocabulary is None:
         return []
@@ -84,7 +84,7 @@ def check_tokenizer(directory: Path) -> list[str]:
 
 
 def _vocabulary(directory: Path) -> tuple[dict[str, int] | None, dict[str, int]]:
-    """Tokens with their numbers, and those added later; None without tokenizer files."""
+    """Token -> id of the vocabulary, None without tokenizer files; and the same of added tokens."""
     added: dict[str, Any] = {}
     if (directory / "added_tokens.json").exists():
         added = read_small_json(within(directory / "added_tokens.json", directory))

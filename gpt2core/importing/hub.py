@@ -1,4 +1,4 @@
-"""A model of the Hugging Face hub by its name: from the cache where it is there, else from the hub."""
+"""Fetches a model of the Hugging Face hub by name, from the local cache first."""
 
 import re
 from pathlib import Path
@@ -14,12 +14,12 @@ _PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether it is written like a model of the hub: `gpt2`, `distilgpt2`, `OWNER/NAME`."""
+    """Whether `source` has the form of a hub name: `gpt2`, `distilgpt2`, `OWNER/NAME`."""
     return re.fullmatch(r"[\w][\w.-]*(?:/[\w][\w.-]*)?", source) is not None
 
 
 def fetch_from_hub(name: str) -> Path:
-    """The directory in the hub's cache that holds the model. Raises UserError where it is not to be had."""
+    """The directory in the hub's cache that holds the model. Raises UserError where it cannot be fetched."""
     with needs_extra(f"the model {name!r} of the hub"):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError

@@ -1,4 +1,4 @@
-"""Which names a GPT-2 goes by in other people's files, as tables from names to parts.
+"""GPT-2's tensor names in the files of other projects, as tables from names to parts.
 
 A part is `wte.weight`, `wpe.weight`, `ln_f.*`, `lm_head.*`, or one of a block: `ln_1.*`, `ln_2.*`, `attn.qkv.*` or
 `attn.q.*`, `attn.k.*` and `attn.v.*`, `attn.out.*`, `mlp.fc.*`, `mlp.proj.*`.
@@ -21,8 +21,8 @@ _LEAF = {"weight": "weight", "scale": "weight", "gamma": "weight", "bias": "bias
 class Layout:
     """Regular expressions of names, without what wrappers put before them and without `.weight` and `.bias`.
 
-    `known` layouts belong to programs that compute as GPT-2 does, with that `activation`; names alone do not say so.
-    `linear` is True where every matrix is an nn.Linear's, (out, in), and None where shapes must tell.
+    `known` layouts belong to programs that compute as GPT-2 does, with that `activation`; names alone do not prove it.
+    `linear` is True where every matrix is an nn.Linear's, (out, in), and None where shapes must decide.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Layout:
         return _look_up(bare, self.top)
 
     def parts_of(self, names: Iterable[str]) -> dict[str, str]:
-        """The names it knows, with their parts."""
+        """Name -> part, for the names that the layout knows."""
         return {name: part for name in names if (part := self.part(name))}
 
 

@@ -1,4 +1,4 @@
-"""Which tensor of a foreign file stands for which part of a GPT-2, and whether all are there."""
+"""Maps the tensors of a file to the parts of a GPT-2, and checks that all are present."""
 
 import re
 from collections import Counter
@@ -17,7 +17,7 @@ MATRICES = ("attn.out", "mlp.fc", "mlp.proj")
 
 @dataclass
 class Parts:
-    """The source's tensors by what they stand for, all of one GPT-2."""
+    """The source's tensors by part name, complete for one GPT-2."""
 
     layout: Layout
     tensors: dict[str, Tensor]
@@ -25,7 +25,7 @@ class Parts:
     notes: list[str] = field(default_factory=list)
 
     def has(self, part: str) -> bool:
-        """Whether the blocks have this part; `sort_parts` saw to it that all have or none."""
+        """Whether the blocks have this part; `sort_parts` checks that all have it or none."""
         return f"h.0.{part}" in self.tensors
 
     def __getitem__(self, part: str) -> Tensor:
@@ -33,9 +33,9 @@ class Parts:
 
 
 def sort_parts(source: Source) -> Parts:
-    """Find the layout and name each tensor's part.
+    """Find the layout, and each tensor's part.
 
-    Raises UserError naming what cannot be mapped, what is missing, and what is no ordinary tensor of numbers.
+    Raises UserError naming what cannot be mapped, what is missing, and what is not a plain floating-point tensor.
     """
     layout = best_layout(source.tensors)
     known = layout.parts_of(source.tensors)
@@ -66,7 +66,7 @@ def is_buffer(tensor: Tensor) -> bool:
     """A constant of the architecture: the causal mask in any spelling, its fill value, or position numbers."""
     if tensor.numel() <= 1:
         return True
-    if not _is_stored(tensor):  # to compare it would take memory for all that it claims to be
+    if not _is_stored(tensor):  # comparing it would allocate its whole claimed size
         return False
     if not tensor.dtype.is_floating_point and tensor.squeeze().ndim == 1:
         return bool(torch.equal(tensor.squeeze().long(), torch.arange(tensor.numel())))
@@ -80,7 +80,7 @@ def is_buffer(tensor: Tensor) -> bool:
 
 
 def _is_stored(tensor: Tensor) -> bool:
-    """Whether all its elements are there, each for itself."""
+    """Whether the storage holds all elements, none repeated by strides."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

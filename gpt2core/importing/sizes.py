@@ -1,4 +1,4 @@
-"""The sizes of a foreign GPT-2: by its shapes, and by what its file says where shapes do not tell."""
+"""The config of imported weights: from tensor shapes, and from the file's settings where shapes do not determine it."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from gpt2core.importing.source import Source
 
 
 def infer_config(parts: Parts, source: Source, n_head: int | None, activation: str | None) -> GPTConfig:
-    """Sizes by shapes, what shapes do not tell by the source's settings. Raises UserError where the two disagree."""
+    """Raises UserError where shapes and settings disagree."""
     wte = parts["wte.weight"]
     if wte.ndim != 2:
         raise UserError(f"the token embedding is {tuple(wte.shape)}, not (vocabulary, width).")
@@ -22,11 +22,11 @@ def infer_config(parts: Parts, source: Source, n_head: int | None, activation: s
     for name, value in found.items():
         said = source.sizes.get(name, value)
         if said != value:
-            raise UserError(f"{name} is {value} by the tensors, but {said} by {source.told_by}; the file is not whole.")
+            raise UserError(f"{name} is {value} by the tensors, but {said} by {source.origin}; the file is not whole.")
     _check_vocabulary(wte.shape[0], parts.notes)
     heads = _n_head(width, source, n_head, parts.notes)
     settings = source.settings
-    own_head = _has_own_head(parts, settings)
+    untied_head = _has_untied_head(parts, settings)
     inner = parts["h.0.mlp.fc.weight"].numel() // width
     return GPTConfig(
         vocab_size=GPT2_VOCAB_SIZE,
@@ -39,7 +39,7 @@ def infer_config(parts: Parts, source: Source, n_head: int | None, activation: s
         qkv_bias=any(parts.has(f"attn.{part}.bias") for part in ("qkv", "q", "k", "v")),
         layer_norm_epsilon=float(settings.get("layer_norm_epsilon", 1e-5)),
         activation_function=activation or _activation(parts, source),
-        tie_word_embeddings=not own_head,
+        tie_word_embeddings=not untied_head,
     )
 
 
@@ -59,16 +59,16 @@ def _check_vocabulary(rows: int, notes: list[str]) -> None:
 def _n_head(width: int, source: Source, asked: int | None, notes: list[str]) -> int:
     said = source.sizes.get("n_head")
     if asked is not None and said is not None and asked != said:
-        raise UserError(f"--n-head is {asked}, but {source.told_by} of the file says {said}; leave --n-head out.")
+        raise UserError(f"--n-head is {asked}, but {source.origin} of the file says {said}; leave --n-head out.")
     heads = asked or said
-    if heads is None:  # to be chosen by trying
+    if heads is None:  # `choose_heads_and_orientation` decides
         return width // USUAL_HEAD_DIM if width % USUAL_HEAD_DIM == 0 else 1
     if heads < 1 or width % heads:
         fitting = [n for n in range(1, width + 1) if width % n == 0 and 8 <= width // n <= 256]
         raise UserError(
             f"n_head ({heads}) does not divide n_embd ({width}); give --n-head, one of {', '.join(map(str, fitting))}."
         )
-    notes.append(f"n_head {heads}: {'as given' if asked else f'from {source.told_by}'}")
+    notes.append(f"n_head {heads}: {'as given' if asked else f'from {source.origin}'}")
     return heads
 
 
@@ -94,7 +94,7 @@ def _activation(parts: Parts, source: Source) -> str:
     return parts.layout.activation
 
 
-def _has_own_head(parts: Parts, settings: dict[str, Any]) -> bool:
+def _has_untied_head(parts: Parts, settings: dict[str, Any]) -> bool:
     head, wte = parts.tensors.get("lm_head.weight"), parts["wte.weight"]
     bias = parts.tensors.get("lm_head.bias")
     if bias is not None and bool(bias.any()):

@@ -1,8 +1,5 @@
-"""What lies at a path: which kind of file, its tensors under the names they have there, and what it says of sizes."""
+"""What a reader gives: tensors under the names they have in the file, and what the file says of sizes."""
 
-import os
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,66 +7,21 @@ from typing import Any
 from torch import Tensor
 
 from gpt2core.errors import UserError
-from gpt2core.importing.layouts import best_layout
-from gpt2core.importing.llmc import is_llmc, read_llmc
-from gpt2core.importing.tf_checkpoint import find_tf_checkpoint, read_tf_checkpoint
-from gpt2core.importing.torch_file import StandIn, is_torch_file, read_torch_file
-from gpt2core.storage.files import inside, read_json
+from gpt2core.storage.files import read_json
 
-WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-# Where checkpoints keep the settings of the model, first the surest.
-_SETTINGS_KEYS = ("model_args", "model_config", "config", "hparams", "hyper_parameters", "args", "cfg")
 _MAX_JSON_BYTES = 64 * 2**20
-# Names others give to what this project calls n_head and so on.
-_SIZE_NAMES = {
-    "n_head": ("n_head", "n_heads", "num_heads", "num_attention_heads", "heads"),
-    "n_layer": ("n_layer", "n_layers", "num_layers", "num_hidden_layers"),
-    "n_embd": ("n_embd", "emb_dim", "d_model", "hidden_size", "n_embed", "embed_dim"),
-    "block_size": ("block_size", "context_length", "n_positions", "n_ctx", "max_seq_len", "max_len"),
-}
-_UNREADABLE = {
-    b"GGUF": "a GGUF file of llama.cpp; export the model as safetensors where it was made",
-    b"\x89HDF": "an HDF5 file of Keras; save it as a Hugging Face directory (`save_pretrained`) where it was made",
-}
 
 
 @dataclass
 class Source:
-    """Tensors as found. `sizes` and `settings` are what the source itself says; `told_by` names where it says so."""
+    """Tensors as found. `sizes` and `settings` come from the source itself, `origin` names the part."""
 
     kind: str
     tensors: dict[str, Tensor]
     sizes: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    told_by: str = ""
+    origin: str = ""
     notes: list[str] = field(default_factory=list)
-
-
-def read_source(path: Path) -> Source:
-    """What is at `path`, a file or a directory. Raises UserError where it is nothing that can be read."""
-    if path.is_dir():
-        return _read_directory(path)
-    if path.with_name(f"{path.name}.index").is_file():
-        return _read_tf(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder.")
-    if not path.is_file():
-        raise UserError(f"{path} is no file of weights, but a device or a pipe.")
-    if path.suffix == ".index" or re.search(r"\.data-\d{5}-of-\d{5}$", path.name):
-        return _read_tf(Path(str(path).rpartition(".")[0]))
-    with path.open("rb") as handle:
-        start = handle.read(16)
-    if is_llmc(start):
-        tensors, sizes = read_llmc(path)
-        return Source("an llm.c checkpoint", tensors, sizes, told_by="its header")
-    if is_torch_file(start):
-        return _from_object(read_torch_file(path), path)
-    for magic, what in _UNREADABLE.items():
-        if start.startswith(magic):
-            raise UserError(f"{path} is {what}.")
-    if start[8:9] == b"{" or path.suffix == ".safetensors":
-        return Source("a safetensors file", read_safetensors(path))
-    raise UserError(f"{path} is no file of weights: neither of torch.save, nor safetensors, nor llm.c.")
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -83,36 +35,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged or no safetensors file ({error}); fetch or save it again.") from None
 
 
-def _read_directory(directory: Path) -> Source:
-    if os.path.lexists(directory / "config.json"):
-        from gpt2core.importing.hf_directory import read_hf_directory
-
-        return read_hf_directory(directory)
-    prefix = find_tf_checkpoint(directory)
-    if prefix is not None:
-        return _read_tf(prefix)
-    if (directory / "adapter_config.json").exists():
-        raise UserError(
-            f"{directory} is a LoRA adapter, which is no model alone; load it with peft, call `merge_and_unload()`, "
-            "save that model and import it."
-        )
-    files = [file for file in sorted(directory.iterdir()) if file.suffix in WEIGHT_SUFFIXES and not file.is_dir()]
-    if len(files) == 1:
-        inside(files[0], directory)
-        return read_source(files[0])
-    if not files:
-        raise UserError(f"{directory} holds no weights: no config.json, no {', '.join(WEIGHT_SUFFIXES)} file.")
-    raise UserError(f"{directory} holds {len(files)} files of weights; name one: {', '.join(f.name for f in files)}.")
-
-
-def _read_tf(prefix: Path) -> Source:
-    hparams = inside(prefix.parent / "hparams.json", prefix.parent)
-    tensors, notes = read_tf_checkpoint(prefix)
-    values = read_small_json(hparams) if hparams.is_file() else {}
-    kind = "a TensorFlow checkpoint of GPT-2 (gpt-2-simple, openai/gpt-2)"
-    return Source(kind, tensors, _sizes_in(values), values, "hparams.json", notes)
-
-
 def read_small_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError for a file that is huge, damaged or holds no object."""
     if path.stat().st_size > _MAX_JSON_BYTES:
@@ -124,51 +46,3 @@ def read_small_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object.")
     return value
-
-
-def _from_object(value: Any, path: Path) -> Source:
-    """The state dict somewhere inside of what torch.save wrote."""
-    found = list(_state_dicts(value))
-    if not found:
-        raise UserError(f"{path} holds no state dict (names with tensors); import the file with the model's weights.")
-    # The most names of a GPT-2; of several, the one that comes first.
-    where, tensors = max(found, key=lambda item: len(best_layout(item[1]).parts_of(item[1])))
-    notes = [f"the weights are under {where!r} of the file"] if where else []
-    others = [other for other, state in found if other != where and len(best_layout(state).parts_of(state)) > 4]
-    if others:
-        notes.append(f"other weights are in the file and not used: {', '.join(repr(other) for other in others)}")
-    settings, told_by = _settings_in(value)
-    kind = f"a PyTorch checkpoint ({', '.join(map(str, list(value)[:8]))})" if where else "a PyTorch state dict"
-    if {"model", "model_args"} <= set(value):
-        kind = "a nanoGPT checkpoint"
-    return Source(kind, tensors, _sizes_in(settings), settings, told_by, notes)
-
-
-def _state_dicts(value: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    if not isinstance(value, dict) or depth > 3:
-        return
-    tensors = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, Tensor)}
-    if len(tensors) >= 4:
-        yield where, tensors
-    for key, item in value.items():
-        if isinstance(item, dict):
-            yield from _state_dicts(item, f"{where}.{key}" if where else str(key), depth + 1)
-
-
-def _settings_in(value: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    for key in _SETTINGS_KEYS:
-        settings = value.get(key)
-        if isinstance(settings, StandIn):
-            settings = vars(settings)
-        if isinstance(settings, dict) and _sizes_in(settings):
-            return settings, key
-    return {}, ""
-
-
-def _sizes_in(settings: dict[str, Any]) -> dict[str, int]:
-    sizes = {}
-    for ours, names in _SIZE_NAMES.items():
-        value = next((settings[name] for name in names if name in settings), None)
-        if isinstance(value, int) and not isinstance(value, bool):
-            sizes[ours] = value
-    return sizes

@@ -1,6 +1,6 @@
-"""Reading what `torch.save` wrote, without running anything in it: only tensors, numbers, texts and lists come out.
+"""Reads files of `torch.save` without executing code in them: only tensors, numbers, strings and containers come out.
 
-PyTorch's restricted unpickler (`weights_only=True`) does the reading; nothing here ever turns it off.
+PyTorch's restricted unpickler (`weights_only=True`) reads them; nothing here turns it off.
 """
 
 import re
@@ -13,8 +13,8 @@ import torch
 
 from gpt2core.errors import UserError
 
-# What trainers store beside the weights: settings as objects, losses as NumPy numbers. They are read as empty objects
-# with attributes; the class named in the file is never imported.
+# What trainers store beside the weights: settings as objects, losses as NumPy numbers. They are read as placeholder
+# objects; the class named in the file is never imported.
 _HARMLESS = re.compile(
     r"(?:\w+\.)+(?:\w*(?:Config|Args|Arguments|Settings|HParams|Hyperparameters)|Namespace)"
     r"|numpy\.(?:dtype|ndarray)|numpy\.(?:_core|core)\.multiarray\.(?:scalar|_reconstruct)"
@@ -22,10 +22,10 @@ _HARMLESS = re.compile(
 _HOW_TO = 'where it was made, run `torch.save(model.state_dict(), "weights.pth")` and import that file'
 
 
-class StandIn:
-    """For a class of the file's maker: whatever it is built from only becomes attributes."""
+class Placeholder:
+    """Replaces a class of the program that wrote the file; its state becomes attributes."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "StandIn":
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Placeholder":
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -41,7 +41,7 @@ def read_torch_file(path: Path) -> Any:
     zipped = _is_archive(path)
     if zipped:
         _check_archive(path)
-    allowed = _stand_ins(path) if zipped else []
+    allowed = _placeholders(path) if zipped else []
     try:
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on protocols of pickle, which the user cannot change
@@ -53,7 +53,7 @@ def read_torch_file(path: Path) -> Any:
 def _is_archive(path: Path) -> bool:
     try:
         return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # its end speaks of further parts; what is wrong with it is said when it is opened
+    except zipfile.BadZipFile:  # a multi-part archive: opening it reports the damage
         return True
 
 
@@ -62,7 +62,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except Exception:  # names in no encoding, offsets beyond the end ... each raises its own
+    except Exception:  # undecodable names, offsets beyond the end ...: each raises its own error
         raise UserError(f"{path} is damaged or cut off; copy or download it again.") from None
     names = [entry.filename for entry in entries]
     if any(name.endswith("/constants.pkl") for name in names):
@@ -75,8 +75,8 @@ def _check_archive(path: Path) -> None:
         raise UserError(f"{path} claims to hold more bytes than it has; copy or download it again.")
 
 
-def _stand_ins(path: Path) -> list[Any]:
-    """What the restricted unpickler may meet besides tensors. Raises UserError where the file asks for more."""
+def _placeholders(path: Path) -> list[Any]:
+    """Placeholders for the allowed classes in the file. Raises UserError where it names others."""
     try:
         wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception as error:
@@ -85,7 +85,7 @@ def _stand_ins(path: Path) -> list[Any]:
     if refused:
         raise UserError(_not_plain(path, refused))
     # One class a name: the unpickler compares classes.
-    return [(type(name.rpartition(".")[2], (StandIn,), {}), name) for name in wanted]
+    return [(type(name.rpartition(".")[2], (Placeholder,), {}), name) for name in wanted]
 
 
 def _not_plain(path: Path, names: list[str]) -> str:

@@ -1,9 +1,10 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files and directories so that a reader never sees half of one, and reading what others wrote."""
 
 import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -39,6 +40,59 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
         for path, content in contents.items():
             partial = files.enter_context(atomic_path(path))
             partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replaced_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `path`; it takes the place of `path` only when the block succeeds."""
+    partial = path.with_name(f".{path.name}.partial")
+    _remove(partial)  # of a run that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        replace_directory(partial, path)
+    finally:
+        _remove(partial)
+
+
+def replace_directory(source: Path, target: Path) -> None:
+    """Rename `source` to `target`; the earlier `target` is removed after the rename.
+
+    A kill between its two renames leaves the earlier directory as `.NAME.old`.
+    """
+    old = target.with_name(f".{target.name}.old")
+    _remove(old)
+    replaces = os.path.lexists(target)
+    if replaces:
+        target.rename(old)
+    try:
+        source.rename(target)
+    except OSError:
+        if replaces:
+            old.rename(target)
+        raise
+    if os.name == "posix":  # a rename lasts once its directory is flushed
+        _flush(target.parent)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory, or a link but not its target."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def json_text(value: Any) -> str:

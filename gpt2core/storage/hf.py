@@ -1,8 +1,12 @@
-"""To and from the Hugging Face layout: config.json, safetensors, and Conv1D's transposed matrices."""
+"""The Hugging Face layout: config.json, safetensors, and Conv1D's transposed matrices.
+
+Tensors go in and out by name; `gpt2core.model` makes a model of them.
+"""
 
 import os
 import re
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,22 +14,21 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.extras import needs_extra
-from gpt2core.model import GPT
 from gpt2core.storage.files import atomic_path, inside, read_json, sha256_file, write_json
 
-# The hub's client goes on where a file broke off; this is for a hub that does not answer at all for a moment.
+# The hub's client resumes a download by itself; these attempts are for a hub that does not answer.
 DOWNLOAD_ATTEMPTS, DOWNLOAD_PAUSE_SECONDS = 3, 1.0
 RELEASED = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 # transformers keeps these as Conv1D, (in, out); nn.Linear is (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-# transformers' names of GELU, and ours.
+# transformers' names of GELU -> `GPTConfig.activation_function`.
 ACTIVATION_NAMES = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu"}
-# Settings of transformers' GPT2Config that would make it another architecture, with the value GPT-2 has.
+# Settings of transformers' GPT2Config that change the architecture, with the values that GPT-2 has.
 FIXED_SETTINGS = {
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
@@ -33,15 +36,12 @@ FIXED_SETTINGS = {
 }
 
 
-def load_pretrained(name_or_directory: str | Path) -> GPT:
-    """See `GPT.from_pretrained`."""
-    directory = find_weights(name_or_directory)
+def read_model(directory: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """The config and the tensors, as transformers names them. Raises UserError where one is damaged or missing."""
     config = read_config(directory)
     tensors = read_tensors(directory)
     _check_size(config, tensors, directory)
-    model = GPT(config)
-    load_state(model, tensors, directory)
-    return model.eval()
+    return config, tensors
 
 
 def find_weights(name_or_directory: str | Path) -> Path:
@@ -59,7 +59,7 @@ def find_weights(name_or_directory: str | Path) -> Path:
     patterns = ["config.json", "model.safetensors"]
     with suppress(LocalEntryNotFoundError, FileNotFoundError):
         found = Path(snapshot_download(RELEASED[name], allow_patterns=patterns, local_files_only=True))
-        if all((found / file).exists() for file in patterns):  # else a download broke off between the two
+        if all((found / file).exists() for file in patterns):  # else a download was cut between the two
             return found
     attempts = 1 if constants.HF_HUB_OFFLINE else DOWNLOAD_ATTEMPTS
     for attempt in range(attempts):
@@ -79,11 +79,11 @@ def find_weights(name_or_directory: str | Path) -> Path:
 
 
 class _DamagedDownloadError(Exception):
-    """A file that came is not the one that the hub has."""
+    """A downloaded file differs from the hub's."""
 
 
 def _check_download(directory: Path) -> None:
-    """The cache names a large file by the sha256 that the hub gives for it; one that has another is removed."""
+    """The cache names a large file by its sha256 on the hub. A file with another one is removed; raises then."""
     for file in directory.iterdir():
         blob = file.resolve()
         if re.fullmatch("[0-9a-f]{64}", blob.name) and sha256_file(blob) != blob.name:
@@ -165,7 +165,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
 
 
 def _check_size(config: GPTConfig, tensors: dict[str, Tensor], source: Path) -> None:
-    """Raises UserError where config.json speaks of a far larger model, before there is memory for it."""
+    """Raises UserError where config.json describes a far larger model, before memory for it is allocated."""
     stored = sum(tensor.numel() for tensor in tensors.values())
     if config.num_parameters > 2 * stored + 1_000_000:
         raise UserError(
@@ -174,10 +174,10 @@ def _check_size(config: GPTConfig, tensors: dict[str, Tensor], source: Path) -> 
         )
 
 
-def load_state(model: GPT, tensors: dict[str, Tensor], source: Path) -> None:
-    """Fill `model` from tensors named as transformers names them. Raises UserError naming what does not fit."""
-    state = from_hf_state(tensors, tied=model.config.tie_word_embeddings)
-    if not model.config.qkv_bias:  # written as zeros for transformers, which always has one
+def load_state(model: nn.Module, config: GPTConfig, tensors: dict[str, Tensor], source: Path) -> None:
+    """Copy tensors, named as transformers names them, into a GPT. Raises UserError naming what does not fit."""
+    state = from_hf_state(tensors, tied=config.tie_word_embeddings)
+    if not config.qkv_bias:  # written as zeros for transformers, which always has one
         state = {k: v for k, v in state.items() if not (k.endswith("attn.c_attn.bias") and not v.any())}
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     problems = [f"{name} is missing" for name in expected if name not in state]
@@ -196,7 +196,7 @@ def load_state(model: GPT, tensors: dict[str, Tensor], source: Path) -> None:
 
 
 def from_hf_state(tensors: dict[str, Tensor], *, tied: bool) -> dict[str, Tensor]:
-    """Tensors under this library's names, matrices as nn.Linear has them; without the head where it is tied."""
+    """Tensors under this library's names, matrices (out, in); without the head where it is tied."""
     state = {}
     for key, tensor in tensors.items():
         name = key.removeprefix("transformer.")
@@ -213,21 +213,23 @@ def from_hf_state(tensors: dict[str, Tensor], *, tied: bool) -> dict[str, Tensor
     return state
 
 
-def to_hf_state(model: GPT, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def to_hf_state(
+    parameters: Mapping[str, Tensor], config: GPTConfig, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """Tensors as transformers' GPT2LMHeadModel names and shapes them; a missing qkv bias is written as zeros."""
     state = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         tensor = parameter.detach().to("cpu", dtype)
         key = name if name == "lm_head.weight" else f"transformer.{name}"
         state[key] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).contiguous()
-    if not model.config.qkv_bias:
-        for layer in range(model.config.n_layer):
-            state[f"transformer.h.{layer}.attn.c_attn.bias"] = torch.zeros(3 * model.config.n_embd, dtype=dtype)
+    if not config.qkv_bias:
+        for layer in range(config.n_layer):
+            state[f"transformer.h.{layer}.attn.c_attn.bias"] = torch.zeros(3 * config.n_embd, dtype=dtype)
     return state
 
 
 def hf_config(config: GPTConfig) -> dict[str, Any]:
-    """The config.json of `config`."""
+    """`config` as transformers' config.json."""
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -253,7 +255,7 @@ def hf_config(config: GPTConfig) -> dict[str, Any]:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file. Raises OSError where the disk does not take it."""
+    """Write a safetensors file. Raises OSError, with its errno, where the disk refuses."""
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:
@@ -263,12 +265,14 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
-def save_pretrained(model: GPT, directory: Path, dtype: torch.dtype = torch.float32) -> None:
-    """See `GPT.save_pretrained`; each file takes its name only when it is whole."""
+def write_model(
+    config: GPTConfig, parameters: Mapping[str, Tensor], directory: Path, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the files of `GPT.save_pretrained`, each atomically; `parameters` have this library's names."""
     directory.mkdir(parents=True, exist_ok=True)
     with atomic_path(directory / "model.safetensors") as partial:
-        save_tensors(to_hf_state(model, dtype), partial, metadata={"format": "pt"})
-    config = {**hf_config(model.config), "dtype": str(dtype).removeprefix("torch.")}
-    write_json(directory / "config.json", config)
-    eos = config["eos_token_id"]
+        save_tensors(to_hf_state(parameters, config, dtype), partial, metadata={"format": "pt"})
+    values = {**hf_config(config), "dtype": str(dtype).removeprefix("torch.")}
+    write_json(directory / "config.json", values)
+    eos = values["eos_token_id"]
     write_json(directory / "generation_config.json", {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos})

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
-from gpt2core.storage.directories import replaced_directory
-from gpt2core.storage.files import inside, read_json, sha256_file, write_json, write_text
+from gpt2core.storage.files import inside, read_json, replaced_directory, sha256_file, write_json, write_text
 from gpt2core.storage.hf import save_tensors
 
 FORMAT_VERSION = 1

@@ -20,7 +20,7 @@ from torch import Tensor
 from gpt2core import runtime
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
-from gpt2core.storage.directories import replaced_directory
+from gpt2core.storage.files import replaced_directory
 from gpt2core.training import checkpoint as ckpt
 
 # Saves that may wait for the disk, each with a copy of the weights: the best weights and a checkpoint of one step.

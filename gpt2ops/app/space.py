@@ -9,8 +9,7 @@ from pathlib import Path
 from gpt2core.decoding.packed.linear import Weights
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
-from gpt2core.storage.directories import replaced_directory
-from gpt2core.storage.files import write_text
+from gpt2core.storage.files import replaced_directory, write_text
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.app.server import project_examples
 from gpt2ops.app.serving.models import Shelf

@@ -17,7 +17,7 @@ Print the script that completes commands, flags, choices, files and models.
   tcsh   gpt2 completion tcsh > ~/.gpt2.tcsh, and in ~/.tcshrc:  source ~/.gpt2.tcsh
 
 It works in the next shell that you open."""
-# Values by the name of the flag's place; argparse's own `choices` come by themselves.
+# What completes a flag's value, by the flag's `dest`; shtab reads argparse's `choices` itself.
 FILES = ("train_file", "prompt_file", "file", "output", "path")
 FOLDERS = ("directory", "output_dir", "data", "export_space")
 MODELS = ("model",)
@@ -30,15 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    put(completion_script(arguments.shell))
+    put(completion_script(arguments.shell, arguments.build_parser()))
 
 
-def completion_script(shell: str) -> str:
+def completion_script(shell: str, parser: argparse.ArgumentParser) -> str:
+    """The script for `parser`, whose actions it marks with what completes their values."""
     import shtab
 
-    from gpt2ops.cli.main import build_parser
-
-    parser = build_parser()
     name, words = "_gpt2_models", " ".join(RELEASED)
     preamble = {
         "bash": f'{name}() {{ compgen -W "{words}" -- "$1"; compgen -d -- "$1"; }}',
@@ -58,13 +56,13 @@ def completion_script(shell: str) -> str:
 
 
 def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """Of the parser and all under it."""
+    """Those of the parser and its subparsers."""
     found: list[argparse.Action] = []
     for action in parser._actions:
         found.append(action)
         if isinstance(action, argparse._SubParsersAction):
-            for own in action.choices.values():
-                found += _actions(own)
+            for subparser in action.choices.values():
+                found += _actions(subparser)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The `gpt2` command: finds the command's module, parses arguments, and turns a user's mistake into one line."""
+"""The `gpt2` command: imports the chosen subcommand, parses its flags, and prints a user's mistake as one line."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ from gpt2ops.process.failures import failure_line
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Text of several lines, as examples are, keeps them; a single long line is wrapped."""
+    """Keeps the line breaks of a text that has some, as examples do; wraps a single long line."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"max_help_position": 28, **options})
@@ -26,7 +26,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class ShowVersion(argparse.Action):
-    """`--version`: looked up only when asked for."""
+    """`--version`; imports what finds the version only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from gpt2ops.pipeline.code_version import PACKAGE, package_version
@@ -36,7 +36,7 @@ class ShowVersion(argparse.Action):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A mistake is one line, without the whole usage before it; an unknown flag is named with the nearest known."""
+    """Prints a mistake as one line without the usage; names the nearest known flag for an unknown one."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=HelpFormatter, **options)
@@ -44,7 +44,7 @@ class OneLineParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = [with_dashes(argument) for argument in (sys.argv[1:] if args is None else args)]
         known = [flag for action in self._actions for flag in action.option_strings]
-        # The parser of the whole command leaves flags to that of the subcommand.
+        # The top parser leaves unknown flags to the subcommand's parser.
         for argument in [] if self._subparsers else args:
             flag = argument.partition("=")[0]
             if flag.startswith("--") and len(flag) > 2 and flag not in known:
@@ -67,24 +67,32 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def with_dashes(argument: str) -> str:
-    """`--train_file` as `--train-file`: the scripts that people come from spell flags that way."""
+    """`--train_file` as `--train-file`: other training scripts spell flags with underscores."""
     flag, equals, value = argument.partition("=")
     return flag.replace("_", "-") + equals + value if flag.startswith("--") else argument
 
 
 @dataclass(frozen=True)
 class Command:
-    """`module` has `add_arguments(parser)`, cheap to import, and `run(arguments)`."""
+    """`module` has `run(arguments)`; `flags`, by default the same module, has `add_arguments(parser)`.
+
+    `flags` must be cheap to import: `gpt2 --help` and the completion script import all of them.
+    """
 
     module: str
     help: str
+    flags: str | None = None
 
 
 COMMANDS = {
     "init": Command("gpt2ops.cli.commands.init", "start a project on your own text"),
-    "finetune": Command("gpt2ops.cli.flags.finetune", "train on your text in one line"),
-    "evaluate": Command("gpt2ops.cli.flags.evaluate", "how well a model knows a text"),
-    "generate": Command("gpt2ops.cli.flags.generate", "write text with a model"),
+    "finetune": Command(
+        "gpt2ops.cli.commands.finetune", "train on your text in one line", flags="gpt2ops.cli.flags.finetune"
+    ),
+    "evaluate": Command(
+        "gpt2ops.cli.commands.evaluate", "how well a model knows a text", flags="gpt2ops.cli.flags.evaluate"
+    ),
+    "generate": Command("gpt2ops.cli.commands.generate", "write text with a model", flags="gpt2ops.cli.flags.generate"),
     "app": Command("gpt2ops.cli.commands.app", "a web page that writes text with your models"),
     "import": Command(
         "gpt2ops.cli.commands.import_model", "read weights made elsewhere: nanoGPT, state dicts, Hugging Face ..."
@@ -96,25 +104,27 @@ COMMANDS = {
         "gpt2ops.cli.commands.push", "publish a model on the Hugging Face hub; --dry-run shows what would go there"
     ),
     "runs": Command("gpt2ops.cli.commands.runs", "list the runs"),
-    "compare": Command("gpt2ops.cli.commands.compare", "hold two runs against each other"),
-    "rerun": Command("gpt2ops.cli.commands.rerun", "make a run again, and compare"),
+    "compare": Command("gpt2ops.cli.commands.compare", "compare two runs: settings, metrics, data and code"),
+    "rerun": Command("gpt2ops.cli.commands.rerun", "repeat a run and compare the results"),
     "models": Command("gpt2ops.cli.commands.models", "list registered models, promote one, roll back"),
-    "doctor": Command("gpt2ops.cli.commands.doctor", "look at this machine and this project, and say what to do"),
-    "verify": Command("gpt2ops.cli.commands.verify", "hold tokens, checkpoints and models against their hashes"),
+    "doctor": Command("gpt2ops.cli.commands.doctor", "check this machine and this project, and say what to fix"),
+    "verify": Command(
+        "gpt2ops.cli.commands.verify", "check tokens, checkpoints and models against their recorded hashes"
+    ),
     "gc": Command(
-        "gpt2ops.cli.commands.gc", "remove what no run, alias or lock file refers to; only says what without --yes"
+        "gpt2ops.cli.commands.gc", "remove files that no run, alias or lock file uses; without --yes, only list them"
     ),
     "relocate": Command(
-        "gpt2ops.cli.commands.relocate", "mend the paths in mlruns/ after the folder was moved or copied"
+        "gpt2ops.cli.commands.relocate", "correct the paths in mlruns/ after the folder was moved or copied"
     ),
     "completion": Command("gpt2ops.cli.completion", "print the completion script of a shell"),
 }
 GROUPS = {
     "train": ("init", "finetune", "evaluate"),
     "use a model": ("generate", "app"),
-    "compare and keep": ("runs", "compare", "rerun", "models"),
+    "runs and models": ("runs", "compare", "rerun", "models"),
     "exchange": ("import", "export", "push"),
-    "look after it": ("doctor", "verify", "gc", "relocate"),
+    "maintenance": ("doctor", "verify", "gc", "relocate"),
     "shell": ("completion",),
 }
 EXIT_CODES = "exit codes: 0 done, 1 it failed (one line says why), 2 wrong flags, 130 interrupted"
@@ -141,19 +151,20 @@ EXAMPLES = (
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
-    """The parser of all commands; with `chosen`, only that one has its flags, which spares importing the others."""
+    """The parser of all commands; with `chosen`, only that one has its flags, and the others are not imported."""
     parser = OneLineParser(prog="gpt2", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("--version", action=ShowVersion, nargs=0, help="show the version and leave")
+    parser.add_argument("--version", action=ShowVersion, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         own = commands.add_parser(name, help=command.help, allow_abbrev=False)
         if chosen in (None, name):
-            import_module(command.module).add_arguments(own)
+            import_module(command.flags or command.module).add_arguments(own)
+            own.set_defaults(build_parser=build_parser)  # what `completion` describes
     return parser
 
 
 def main() -> None:
-    """Entry point; exits 1 with one line for what a user can mend, 2 for a wrong flag, 130 for Ctrl-C."""
+    """Entry point; exits 1 with one line for what a user can change, 2 for a wrong flag, 130 for Ctrl-C."""
     use_plain_streams()
     try:
         chosen = chosen_command(sys.argv[1:])
@@ -164,7 +175,7 @@ def main() -> None:
         print("gpt2: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader has left, as `head` does. Python would complain once more when it flushes at the end.
+        # The reader closed the pipe, as `head` does. Python's flush at exit must not fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:

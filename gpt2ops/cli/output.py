@@ -1,4 +1,4 @@
-"""What commands print: lines of JSON, tables that fit a terminal, text on whatever the terminal can show."""
+"""What commands print: JSON, tables that fit the terminal, text in the terminal's encoding."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ MIN_COLUMN = 8
 
 
 def use_plain_streams() -> None:
-    """A character that the terminal's encoding lacks is shown as `?`, and stops nothing."""
+    """Print a character that the terminal's encoding lacks as `?` instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -19,14 +19,14 @@ def use_plain_streams() -> None:
 
 
 def put(text: str) -> None:
-    """To standard output at once, whatever the terminal's encoding can show."""
+    """Write to standard output and flush; characters that its encoding lacks become `?`."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
     sys.stdout.flush()
 
 
 def as_line(value: Any) -> str:
-    """JSON that loses nothing, also where standard output is not UTF-8."""
+    """JSON on one line, escaped to ASCII where standard output is not UTF-8."""
     return json.dumps(value, ensure_ascii=not is_utf8()) + "\n"
 
 
@@ -40,17 +40,17 @@ def is_utf8() -> bool:
 
 
 def put_table(
-    headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,), gives_way: int | None = None
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,), shrink: int | None = None
 ) -> None:
-    """Columns two blanks apart: those numbered in `left` begin at the left, numbers end at the right.
+    """Columns separated by two spaces; those in `left` are left-aligned, the others right-aligned.
 
-    Where it would be wider than the terminal, the column `gives_way`, or else the widest of `left`, is shortened;
-    a pipe gets every name whole, for what reads it.
+    A table wider than the terminal has its column `shrink`, or else the widest of `left`, shortened. Output to a pipe
+    is never shortened.
     """
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
     excess = sum(widths) + 2 * (len(widths) - 1) - terminal_width() if sys.stdout.isatty() else 0
     while excess > 0:
-        column = gives_way if gives_way is not None else max(left, key=lambda i: widths[i])
+        column = shrink if shrink is not None else max(left, key=lambda i: widths[i])
         if widths[column] <= MIN_COLUMN:
             break
         widths[column] -= 1
@@ -69,7 +69,7 @@ def terminal_width() -> int:
 
 
 def shortened(text: str, width: int) -> str:
-    """`text` in `width` characters; the middle goes, for names begin and end with what tells them apart."""
+    """`text` in `width` characters, cut in the middle: names differ at their start and end."""
     if len(text) <= width:
         return text
     end = (width - 1) // 2
@@ -77,7 +77,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """`12,345`, `328.1`, `0.2561`, `2e-05`; `-` for what was not measured."""
+    """`12,345`, `328.1`, `0.2561`, `2e-05`; `-` for None."""
     if value is None:
         return "-"
     if float(value).is_integer() and abs(value) < 1e15:

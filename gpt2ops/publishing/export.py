@@ -7,9 +7,8 @@ import torch
 
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
-from gpt2core.storage.directories import replaced_directory
-from gpt2core.storage.files import read_json, write_json, write_text
-from gpt2core.storage.hf import find_weights, save_pretrained
+from gpt2core.storage.files import read_json, replaced_directory, write_json, write_text
+from gpt2core.storage.hf import find_weights
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.params.decoding import STRATEGIES
 from gpt2ops.publishing.model_card import model_card
@@ -61,7 +60,7 @@ def write_files(model: GPT, directory: Path, dtype: torch.dtype) -> None:
     largest = max(float(parameter.detach().abs().max()) for parameter in model.parameters())
     if largest > torch.finfo(dtype).max:
         raise UserError(f"a weight is {largest:.3g}, too large for {dtype}; export as bf16 or fp32.")
-    save_pretrained(model, directory, dtype)
+    model.save_pretrained(directory, dtype)
     # safetensors makes a file for its owner only; whoever may read the rest may read this.
     (directory / "model.safetensors").chmod((directory / "config.json").stat().st_mode)
     Tokenizer().save(directory)

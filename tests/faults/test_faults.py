@@ -159,7 +159,7 @@ def test_what_a_killed_save_left_is_cleared_away_at_the_next_start(tmp_path) -> 
 
 
 def test_the_earlier_checkpoint_gets_its_name_back_where_the_new_one_cannot_take_it(tmp_path, monkeypatch) -> None:
-    from gpt2core.storage.directories import replaced_directory
+    from gpt2core.storage.files import replaced_directory
 
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "old").touch()

@@ -1,4 +1,4 @@
-"""What makes tokens less or more likely for what was said before, or forbids them; bit-equal to `transformers` 5.23.
+"""Penalties, biases and bans that depend on the tokens so far; bit-equal to `transformers` 5.23.
 
 Shapes: B rows, T tokens so far, V vocab_size, N biased sequences. `padding` (P,) int64 is the number of left-padding
 tokens of each row that a processor leaves out of account; where P and B differ, a prompt's rows are consecutive.
@@ -38,7 +38,7 @@ class RepetitionPenalty:
 
 
 class NoRepeatNgram:
-    """No n-gram of `size` tokens comes twice in a row (Paulus et al. 2017)."""
+    """No n-gram of `size` tokens occurs twice in a row of ids (Paulus et al. 2017)."""
 
     def __init__(self, size: int, padding: Tensor | None = None) -> None:
         self.size, self.padding = size, padding
@@ -47,7 +47,7 @@ class NoRepeatNgram:
         starts = ids.shape[1] - self.size + 1  # n-grams so far
         if starts < 1:
             return logits
-        # From the rows themselves each step: beams change places, and a comparison of T numbers costs microseconds.
+        # Computed from the ids at each step: beams change rows, and comparing T numbers costs microseconds.
         same = torch.ones(len(ids), starts, dtype=torch.bool, device=ids.device)
         for offset in range(self.size - 1):
             same &= ids[:, offset : offset + starts] == ids[:, starts + offset, None]
@@ -60,7 +60,7 @@ class NoRepeatNgram:
 
 
 class SequenceBias:
-    """Adds a bias to the last token of each sequence whose other tokens were just said. Ids outside V: UserError."""
+    """Adds a bias to the last token of each sequence whose other tokens end the row. Ids outside V: UserError."""
 
     def __init__(self, biases: Mapping[tuple[int, ...], float], padding: Tensor | None = None) -> None:
         self.biases, self.padding = biases, padding
@@ -77,10 +77,10 @@ class SequenceBias:
             length = prefixes.shape[1]
             if length > ids.shape[1]:
                 continue
-            said = (ids[:, None, -length:] == prefixes).all(-1)  # (B, N)
+            matches = (ids[:, None, -length:] == prefixes).all(-1)  # (B, N)
             if self.padding is not None:
-                said &= ids.shape[1] - spread_padding(self.padding, len(ids))[:, None] >= length
-            bias.index_add_(1, last_tokens, torch.where(said, biases, 0.0))
+                matches &= ids.shape[1] - spread_padding(self.padding, len(ids))[:, None] >= length
+            bias.index_add_(1, last_tokens, torch.where(matches, biases, 0.0))
         return logits + bias
 
     def _prepare(self, vocab_size: int, device: torch.device) -> Tensor:
@@ -102,14 +102,14 @@ class SequenceBias:
 def ban_words(
     bad_words: Sequence[Sequence[int]], eos_ids: Sequence[int], padding: Tensor | None = None
 ) -> SequenceBias:
-    """No row says a bad word; an end of text alone is none."""
+    """Forbids bad words; an end of text alone is not one, as in transformers."""
     ends = {(eos_id,) for eos_id in eos_ids}
     words = [tuple(word) for word in bad_words]
     return SequenceBias({word: -torch.inf for word in words if word not in ends}, padding)
 
 
 class SuppressTokens:
-    """Tokens that never come; ids outside V are let pass."""
+    """Forbids tokens; ids outside V are ignored."""
 
     def __init__(self, token_ids: Sequence[int]) -> None:
         self.token_ids = token_ids
@@ -123,7 +123,7 @@ class SuppressTokens:
 
 
 class MinLength:
-    """No end of text before a row has `min_length` tokens, its prompt included."""
+    """Forbids the end of text before a row has `min_length` tokens, its prompt included."""
 
     def __init__(self, min_length: int, eos_ids: Sequence[int], padding: Tensor | None = None) -> None:
         self.min_length, self.padding = min_length, padding

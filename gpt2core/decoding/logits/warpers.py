@@ -1,7 +1,7 @@
-"""What reshapes the distribution before a token is drawn; bit-equal to `transformers` 5.23.
+"""Sampling filters (temperature, top-k, top-p ...); bit-equal to `transformers` 5.23.
 
-Each is a function of ids (B, T), which it does not look at, and logits (B, V) fp32; what it rules out becomes -inf.
-`keep` is the number of likeliest tokens that always stay: beam search needs one besides the ends of text.
+Each is a function of ids (B, T), which it ignores, and logits (B, V) fp32; logits of excluded tokens become -inf.
+`keep` is the number of likeliest tokens that are never excluded: beam search needs one besides the ends of text.
 Shapes: B rows, T tokens so far, V vocab_size.
 """
 
@@ -41,13 +41,13 @@ class TopP:
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         if logits.device.type != "cpu":
             return self._by_order(logits)
-        # Values without their places take numpy a thirtieth of the time, and the least one kept tells what to drop.
+        # numpy sorts values in a thirtieth of the time of an argsort, and the smallest kept value decides what to drop.
         ordered = torch.from_numpy(np.sort(logits.detach().numpy(), axis=-1))
         dropped = self._dropped(ordered).sum(-1, keepdim=True)
         least_kept = ordered.gather(1, dropped)
         most_dropped = ordered.gather(1, (dropped - 1).clamp(min=0))
         kept = logits.masked_fill(logits < least_kept, -torch.inf)
-        # Where equal logits meet the edge, the sort decides which of them go.
+        # Where equal logits lie on both sides of the limit, the sort order decides which are dropped.
         split = ((dropped > 0) & (most_dropped == least_kept) & (least_kept > -torch.inf))[:, 0]
         if bool(split.any()):
             kept[split] = self._by_order(logits[split])
@@ -121,7 +121,7 @@ class EtaCutoff:
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         normalised = logits - logits.logsumexp(-1, keepdim=True)
-        # A probability of 0 times the lowest number is 0, times -inf no number.
+        # A probability of 0 times the lowest number is 0, times -inf it is NaN.
         finite = normalised.clamp(min=torch.finfo(logits.dtype).min)
         entropy = -(finite * normalised.softmax(-1)).sum(-1, keepdim=True)
         epsilon = torch.tensor(self.epsilon)  # rounded to fp32 before the root is taken

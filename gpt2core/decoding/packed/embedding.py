@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt2core.decoding.packed.int4 import Int4Linear
-from gpt2core.decoding.packed.linear import Weights, int8_linear, packed_linear, plain_weight, quantise_rows
+from gpt2core.decoding.packed.linear import Weights, int8_linear, packed_linear, quantise_rows, unpacked_weight
 from gpt2core.model import GPT
 
 
@@ -22,7 +22,7 @@ class Embedding(Protocol):
 
 
 class FP32Embedding:
-    """`wte` row by row for looking up, shared with the model, and the packed head."""
+    """`wte`, shared with the model, for the lookup, and the packed head."""
 
     def __init__(self, model: GPT) -> None:
         self._wte = model.wte.weight.detach().float()
@@ -36,17 +36,17 @@ class FP32Embedding:
         return self._head(hidden)
 
     def four_bit_head(self) -> tuple[Int4Linear, Tensor]:
-        """The head less its mean row, and that row (C,) fp32."""
-        head = self._wte if self._tied else plain_weight(self._head)[0]
+        """The head minus its mean row, and that row (C,) fp32."""
+        head = self._wte if self._tied else unpacked_weight(self._head)[0]
         mean = head.mean(dim=0)
-        return Int4Linear(head, None, less=mean), mean
+        return Int4Linear(head, None, offset=mean), mean
 
 
 class CentredEmbedding:
-    """`wte` and the head in bf16 or int8, less the head's mean row.
+    """`wte` and the head in bf16 or int8, minus the head's mean row.
 
-    All rows of a trained head share a part that moves every logit by the same large amount; bf16 logits would be
-    coarse by it. That part is computed in fp32 instead, and the rest is small.
+    The rows of a trained head share a component that adds the same large amount to every logit, which would cost bf16
+    logits their precision. It is computed in fp32 instead; the remainder is small.
     """
 
     def __init__(self, model: GPT, weights: Weights) -> None:
@@ -70,12 +70,12 @@ class CentredEmbedding:
         return self._head(hidden).add_((hidden @ self._mean)[:, None])
 
     def four_bit_head(self) -> tuple[Int4Linear, Tensor]:
-        """The head less its mean row, and that row (C,) fp32."""
-        return Int4Linear(*plain_weight(self._head)), self._mean
+        """The head minus its mean row, and that row (C,) fp32."""
+        return Int4Linear(*unpacked_weight(self._head)), self._mean
 
 
 class DraftEmbedding:
-    """The table of another embedding to look up in, and its head in 4 bits."""
+    """Another embedding's lookup table, with its head in 4 bits."""
 
     def __init__(self, exact: FP32Embedding | CentredEmbedding) -> None:
         self._exact = exact

@@ -1,4 +1,4 @@
-"""Linear layers of 4-bit weights: too coarse for a text of their own, but read in half the time of int8 ones.
+"""Linear layers of 4-bit weights: too inexact to decode with, but read in half the time of int8, so used for drafts.
 
 PyTorch's operators for them are those of its weight-only quantisation (pytorch/ao, int4 for a CPU).
 
@@ -15,8 +15,8 @@ from gpt2core.decoding.packed.linear import QuantisedLinear
 GROUP = 32
 # The operator wants a multiple of it in outputs.
 _OUTPUTS = 32
-# Rows quantised at once: what is made of them in between is small and stays in the cache.
-_AT_ONCE = 1024
+# Rows quantised at once: their intermediates stay in the processor's cache.
+_CHUNK_ROWS = 1024
 
 
 def has_int4(*inputs: int) -> bool:
@@ -30,7 +30,7 @@ def has_int4(*inputs: int) -> bool:
 def quantise_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(N, K) int32 in 0..15, and scale and zero point (G, N, 2) bf16: weight is about (int - 8) * scale + zero point.
 
-    Both are rounded first, so that their rounding is no error of its own.
+    Both are rounded to bf16 first, so that their rounding adds no error.
     """
     groups = weight.float().unflatten(1, (-1, GROUP))  # (N, G, GROUP)
     low, high = groups.amin(dim=-1), groups.amax(dim=-1)  # (N, G)
@@ -44,15 +44,15 @@ def quantise_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
 class Int4Linear(QuantisedLinear):
     """4-bit weights with a scale and a zero point a group.
 
-    With `less` (K,) the weight is that less than the one given, row by row.
+    `offset` (K,) is subtracted from every row of the weight first.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, less: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, offset: Tensor | None = None) -> None:
         super().__init__(len(weight), bias)
         self._outputs = len(weight)
         weights, all_scales = [], []
-        for rows in weight.split(_AT_ONCE):
-            steps, scales = quantise_groups(_padded(rows if less is None else rows - less))
+        for rows in weight.split(_CHUNK_ROWS):
+            steps, scales = quantise_groups(_padded(rows if offset is None else rows - offset))
             weights.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(steps, 2))
             all_scales.append(scales)
         self._weight, self._scales = torch.cat(weights), torch.cat(all_scales, dim=1)

@@ -1,6 +1,6 @@
-"""Linear layers of frozen weights, laid out for reading them fast on a CPU.
+"""Linear layers of frozen weights in a memory layout that a CPU reads fast.
 
-A decoding step multiplies every weight with a few vectors, so its time is that of reading the weights. oneDNN reads its
+A decoding step multiplies every weight with a few vectors, so reading the weights takes its time. oneDNN reads its
 own blocked layout at memory speed, where the row-major layout of `F.linear` reaches a third of it; PyTorch's inductor
 uses the same operators (pytorch/pytorch torch/_inductor/mkldnn_lowerings.py).
 
@@ -17,9 +17,9 @@ from torch import Tensor
 
 Weights = Literal["fp32", "bf16", "int8"]
 
-# The layout depends on a number of vectors given at packing; that of 16 is the best one for all from 1 to 256.
+# The layout depends on the number of vectors given at packing; that for 16 is the best for all from 1 to 256.
 _VECTORS = 16
-# From so many vectors on, int8 weights are turned into bf16 first: once for all is then cheaper than for each.
+# With more vectors, int8 weights are converted to bf16 first, once for all of them.
 _INT8_MAX_VECTORS = 96
 
 
@@ -62,7 +62,7 @@ def packed_linear(weight: Tensor, bias: Tensor | None, weights: Weights) -> Line
 def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(N, K) int8 and the scale (N,) bf16 of each row, symmetric: weight is about int8 * scale.
 
-    The scale is rounded first, so that its rounding is no error of its own.
+    The scale is rounded to bf16 first, so that its rounding adds no error.
     """
     weight = weight.float()
     scale = (weight.abs().amax(dim=1).clamp_min(1e-12) / 127).to(torch.bfloat16)
@@ -70,7 +70,7 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PlainLinear:
-    """The fallback: correct everywhere, no faster than `F.linear`."""
+    """The portable fallback, by `F.linear`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self._weight, self._bias, self._dtype = weight.to(dtype), None if bias is None else bias.to(dtype), dtype
@@ -151,7 +151,7 @@ class QuantisedLinear(ABC):
 
 
 class Int8Linear(QuantisedLinear):
-    """int8 weights with a scale a row, by an operator that turns each into fp32."""
+    """int8 weights with a scale a row, by an operator that converts each to fp32."""
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__(len(weight), bias)
@@ -236,7 +236,7 @@ def int8_linear(weight: Tensor, scale: Tensor, bias: Tensor | None) -> Linear:
     return (IntegerLinear if has_integer_products() else Int8Linear)(weight, scale, bias)
 
 
-def plain_weight(linear: Linear) -> tuple[Tensor, Tensor | None]:
-    """The weight and bias of a layer in oneDNN's layout."""
+def unpacked_weight(linear: Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight (N, K) and bias of a oneDNN layer, in the ordinary layout."""
     assert isinstance(linear, OneDNNLinear | OneDNNLinearBF16)
     return linear.plain()

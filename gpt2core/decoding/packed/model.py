@@ -20,7 +20,7 @@ from gpt2core.decoding.packed.linear import (
     OneDNNLinearBF16,
     Weights,
     packed_linear,
-    plain_weight,
+    unpacked_weight,
 )
 from gpt2core.decoding.packed.normed import LinearAfterNorm, Norm, NormedLinear, after_norm
 from gpt2core.errors import UserError
@@ -38,16 +38,16 @@ class _Layer(NamedTuple):
     def four_bit(self) -> "_Layer":
         return _Layer(
             _four_bit_after_norm(self.c_attn),
-            Int4Linear(*plain_weight(self.attn_proj)),
+            Int4Linear(*unpacked_weight(self.attn_proj)),
             _four_bit_after_norm(self.c_fc),
-            Int4Linear(*plain_weight(self.mlp_proj)),
+            Int4Linear(*unpacked_weight(self.mlp_proj)),
         )
 
 
 class PackedGPT:
     """A GPT to decode with, not to train: pass it to `generate` in the GPT's place.
 
-    `weights` is what is read each step: "fp32" (within rounding of the GPT), "bf16" or "int8" (one scale an output
+    `weights` is the storage type: "fp32" (within rounding of the GPT), "bf16" or "int8" (one scale an output
     row). Sums, the residual stream, keys, values and attention are fp32 in each. "fp32" shares `wte`, `wpe`, biases
     and layer norms with the model, and takes as much memory again for the packed matrices; "bf16" and "int8" need
     nothing of the model afterwards. Pack again after the model was trained.
@@ -83,12 +83,12 @@ class PackedGPT:
         return packed and has_int4(self.config.n_embd, self.config.feed_forward_width)
 
     def draft(self) -> "PackedGPT":
-        """A 4-bit copy that guesses what this model will say, for the same KVCache; kept from the first call on."""
+        """The 4-bit copy that drafts for this model, on the same KVCache; made at the first call."""
         if self._draft is None:
             draft = copy(self)
             draft._layers = [layer.four_bit() for layer in self._layers]
             draft._embedding = DraftEmbedding(self._exact)
-            self._draft = draft  # whole, for other threads
+            self._draft = draft  # assigned last: other threads may read it
         return self._draft
 
     def __call__(self, token_ids: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def _norm(norm: torch.nn.LayerNorm) -> Norm:
 
 def _four_bit_after_norm(normed: NormedLinear) -> LinearAfterNorm:
     assert isinstance(normed, LinearAfterNorm)
-    return LinearAfterNorm(normed.norm, Int4Linear(*plain_weight(normed.linear)))
+    return LinearAfterNorm(normed.norm, Int4Linear(*unpacked_weight(normed.linear)))
 
 
 def _attention_mask(attention_mask: Tensor, T: int) -> Tensor:

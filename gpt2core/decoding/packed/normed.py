@@ -34,7 +34,7 @@ class NormedLinear(Protocol):
 
 
 class LinearAfterNorm:
-    """One after the other."""
+    """A layer norm, then a linear layer."""
 
     def __init__(self, norm: Norm, linear: Linear) -> None:
         self.norm, self.linear = norm, linear
@@ -47,10 +47,10 @@ class LinearAfterNorm:
 
 
 class IntegerAfterNorm:
-    """The norm gives the integers at once, in steps as long for every vector: a normed vector has a bound.
+    """The norm gives the integers directly, with one step size for all vectors, since a normed vector is bounded.
 
-    C numbers of mean 0 and variance 1 are at most sqrt(C - 1) large. Steps are some times longer than those of
-    `IntegerLinear` and still finer than bf16's of a common input; finding the largest input is saved.
+    C numbers of mean 0 and variance 1 are at most sqrt(C - 1) in magnitude. The steps are a few times longer than those
+    of `IntegerLinear`, and still finer than bf16's for a usual input; no pass for the largest input is needed.
     """
 
     def __init__(self, norm: Norm, linear: IntegerLinear) -> None:
@@ -58,12 +58,12 @@ class IntegerAfterNorm:
         per_unit = linear.MOST / most
         self._norm = Norm(norm.weight * per_unit, norm.bias * per_unit + linear.MIDDLE, norm.eps)
         self._linear, self._scale = linear, linear.scale * most
-        self._bias = linear.bias / 257  # it comes once with the low bytes and 256 times with the high ones
+        self._bias = linear.bias / 257  # it is added once with the low bytes and 256 times with the high ones
         self._256 = torch.tensor(256.0)
 
     def __call__(self, x: Tensor) -> Tensor:
         steps = self._norm(x)
-        # A vector that is not finite is NaN all over once normed, which no integer can tell.
+        # A non-finite vector is all NaN once normed, which integers cannot represent.
         times = torch.add(self._256, steps[:, :1], alpha=0)  # (M, 1)
         low, high = self._linear.bytes_product(steps, self._scale, self._bias)
         return low.addcmul_(high, times)
@@ -73,5 +73,5 @@ class IntegerAfterNorm:
 
 
 def after_norm(norm: Norm, linear: Linear) -> NormedLinear:
-    """The fastest way here from a vector to its normed product."""
+    """The fastest implementation on this machine."""
     return IntegerAfterNorm(norm, linear) if isinstance(linear, IntegerLinear) else LinearAfterNorm(norm, linear)

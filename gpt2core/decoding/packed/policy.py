@@ -1,7 +1,7 @@
-"""When a GPT is worth packing, and which packed copies are kept.
+"""When a GPT is packed for decoding, and which packed copies are cached.
 
-A copy is used where the call itself is long enough to pay for it, never because an earlier call made one: the rounding,
-and so the text of a seed, must not depend on what ran before.
+A copy is used where the call itself is long enough to gain from it, never because an earlier call made one: the
+rounding, and so the text of a seed, must not depend on earlier calls.
 """
 
 import os
@@ -17,22 +17,22 @@ from gpt2core.model import GPT, Block, FeedForward, SelfAttention
 
 # Packing takes about the time that 8 to 16 new tokens save (124M, 2 cores, fp32).
 MIN_NEW_TOKENS = 16
-# Share of the machine's memory that a copy may take which nobody asked for.
+# Largest share of the machine's memory for a copy that the caller did not request.
 MAX_MEMORY_SHARE = 0.25
 
 _PLAIN = {GPT, Block, SelfAttention, FeedForward, nn.Linear, nn.Embedding, nn.LayerNorm, nn.GELU, Dropout}
 _PLAIN |= {nn.ModuleList}
 _WEIGHTS: dict[torch.dtype, Weights] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
-# A parameter's identity, how often it was written, and where it lies.
+# A parameter's identity, its version counter and its address.
 _State = list[tuple["weakref.ref[nn.Parameter]", int, int]]
 _seen: "weakref.WeakKeyDictionary[GPT, tuple[_State, PackedGPT | None]]" = weakref.WeakKeyDictionary()
 
 
 def fastest(model: GPT | PackedGPT, new_tokens: int) -> GPT | PackedGPT:
-    """What decodes `new_tokens` fastest: the model itself, or a packed copy of equal numbers up to rounding.
+    """The faster for `new_tokens`: the model itself, or a packed copy with equal results up to rounding.
 
-    A copy is kept from the second call with the same weights on, so that a model in training leaves none behind.
+    A copy is cached from the second call with the same weights on, so that a model in training leaves none in memory.
     """
     if isinstance(model, PackedGPT) or new_tokens < MIN_NEW_TOKENS or not _can_pack(model):
         return model
@@ -48,7 +48,7 @@ def fastest(model: GPT | PackedGPT, new_tokens: int) -> GPT | PackedGPT:
 
 
 def is_plain(model: GPT) -> bool:
-    """Whether all modules are those that the library makes, none replaced and none hooked."""
+    """Whether all modules are the library's own, without replacements and hooks."""
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     return not hooked and all(type(module) in _PLAIN for module in model.modules())
 
@@ -67,7 +67,7 @@ def _can_pack(model: GPT) -> bool:
 
 
 def _memory_bytes() -> int:
-    if not hasattr(os, "sysconf"):  # Windows does not tell
+    if not hasattr(os, "sysconf"):  # Windows
         return 16 * 2**30
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

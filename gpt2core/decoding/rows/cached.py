@@ -1,4 +1,4 @@
-"""The rows being decoded and what the model remembers of them.
+"""The rows being decoded, with their keys and values.
 
 Shapes: B rows, K tokens appended at once, T tokens of the prompt, V vocab_size, C n_embd.
 """
@@ -21,10 +21,10 @@ PastBlockSize = Literal["refuse", "slide"]
 
 
 class SearchRows(Protocol):
-    """Rows that grow by appended tokens and take one another's place; the first append is the prompt."""
+    """Rows that tokens are appended to and that can replace one another; the first append is the prompt."""
 
     length: int  # tokens appended so far
-    hidden: Tensor | None  # (B, K, C) after ln_f, of the last append; None where the model does not tell
+    hidden: Tensor | None  # (B, K, C) after ln_f, of the last append; None where the model gives none
 
     def append(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Append tokens (B, K) int64; returns logits (B, V) fp32 after the last. `mask` (B, K) is 0 at left padding."""
@@ -34,7 +34,7 @@ class SearchRows(Protocol):
 
 
 class Rows(SearchRows, Protocol):
-    """Rows that also take several tokens at once, and forget."""
+    """Rows that also give the logits after each of several tokens, and that can be cut."""
 
     @property
     def room(self) -> int:
@@ -44,11 +44,11 @@ class Rows(SearchRows, Protocol):
         """Append tokens (B, K) int64; returns logits (B, K, V) fp32 after each."""
 
     def crop(self, length: int) -> None:
-        """Forget what follows the first `length` tokens."""
+        """Keep the first `length` tokens."""
 
 
 def block_size_of(model: Callable[[Tensor], Tensor]) -> int | None:
-    """Most tokens that a model reads at once; None where it does not tell."""
+    """The model's block_size; None for a callable without a config."""
     return getattr(getattr(model, "config", None), "block_size", None)
 
 
@@ -64,8 +64,7 @@ class CachedRows:
     With `past_block_size="slide"`, tokens that no longer fit make the window slide: the latest half of block_size is
     read again from position 0, so that the model sees between a half and the whole of block_size.
 
-    Rows that `select` puts into another order stay where they are stored: their keys and values are most of what a step
-    of beams would move.
+    `select` keeps a permutation instead of reordering the cache: moving keys and values would be most of a beam step.
     """
 
     def __init__(self, model: GPT | PackedGPT, max_length: int, past_block_size: PastBlockSize) -> None:
@@ -73,8 +72,8 @@ class CachedRows:
         self.block_size = model.config.block_size
         self.length = 0
         self.hidden: Tensor | None = None
-        self._order: Tensor | None = None  # (B,) which row is stored first, second, ...; None where they are in order
-        # As stored:
+        self._order: Tensor | None = None  # (B,) the row in each storage slot; None for the identity
+        # In storage order:
         self._cache: KVCache | None = None
         self._ids: Tensor | None = None  # (B, <= block_size) what the cache holds, kept where the window may slide
         self._mask: Tensor | None = None  # (B, room) bool, False at left padding
@@ -98,7 +97,7 @@ class CachedRows:
         """Append tokens (B, K); the hidden states (B, K, C) of all that was read."""
         first = self.length == 0
         self.length += tokens.shape[1]
-        tokens = self._as_stored(tokens)
+        tokens = self._to_storage_order(tokens)
         if first:
             self.model = fastest(self.model, self.max_length - self.length)
             if mask is not None and not bool(mask.all()):
@@ -110,15 +109,15 @@ class CachedRows:
         if self._cache is None:
             self._cache = self._new_cache(tokens)
         mask = self._mask_of(self._cache.length + tokens.shape[1])
-        self.hidden = self._as_asked(self.model.hidden_states(tokens, mask, self._cache))
+        self.hidden = self._to_row_order(self.model.hidden_states(tokens, mask, self._cache))
         return self.hidden
 
-    def _as_stored(self, rows: Tensor) -> Tensor:
-        """Rows (B, ...) in the order of the cache."""
+    def _to_storage_order(self, rows: Tensor) -> Tensor:
+        """Rows (B, ...) from the order of the last `select` to that of the cache."""
         return rows if self._order is None else rows[self._order]
 
-    def _as_asked(self, stored: Tensor) -> Tensor:
-        """Rows (B, ...) of the cache in the order of the last `select`."""
+    def _to_row_order(self, stored: Tensor) -> Tensor:
+        """Rows (B, ...) from the order of the cache to that of the last `select`."""
         return stored if self._order is None else torch.empty_like(stored).index_copy_(0, self._order, stored)
 
     def _new_cache(self, tokens: Tensor) -> KVCache:
@@ -131,20 +130,20 @@ class CachedRows:
         if self._mask is None:
             return None
         missing = length - self._mask.shape[1]
-        if missing > 0:  # in steps, so that a token does not copy all before it
+        if missing > 0:  # doubled, so that a token does not copy the whole mask
             ones = self._mask.new_ones(len(self._mask), max(missing, self._mask.shape[1]))
             self._mask = torch.cat([self._mask, ones], dim=1)
         return self._mask[:, :length]
 
     def _slide(self, new: int) -> Tensor:
-        """Forget the older tokens; returns those to read again (B, T)."""
+        """Drop the older tokens and the cache; returns the tokens to read again (B, T)."""
         if self.past_block_size == "refuse":
             raise UserError(
                 f"{self.length} tokens do not fit into the model's block_size ({self.block_size}); generate fewer, or "
                 'slide the window (past_block_size="slide").'
             )
         assert self._ids is not None
-        # A long prompt keeps all that fits; later the window falls back to a half, so that it slides rarely.
+        # A long prompt keeps all that fits. Later the window shrinks to a half, so that it slides rarely.
         keep = self.block_size if new == self.length else max(self.block_size // 2, new)
         mask = self._mask_of(self._ids.shape[1])
         if mask is not None:
@@ -157,9 +156,9 @@ class CachedRows:
         assert self._cache is not None
         self.hidden = None if self.hidden is None else self.hidden[rows]
         wanted = rows if self._order is None else self._order.argsort()[rows]
-        order = staying(wanted.tolist())
+        order = storage_order(wanted.tolist())
         self._order = None if order == sorted(order) else torch.tensor(order, device=rows.device)
-        kept = self._as_stored(wanted)
+        kept = self._to_storage_order(wanted)
         self._ids = None if self._ids is None else self._ids[kept]
         self._mask = None if self._mask is None else self._mask[kept]
         self._cache.select(kept)
@@ -184,8 +183,8 @@ class CachedRows:
             self.length = length
 
 
-def staying(rows: list[int]) -> list[int]:
-    """The order in which to store the wanted rows, as places in `rows`: as many as can stay where they are stored."""
+def storage_order(rows: list[int]) -> list[int]:
+    """A storage order of the selected rows, as indices into `rows`, that leaves as many as possible in their slot."""
     order, moving = [-1] * len(rows), []
     for place, row in enumerate(rows):
         if row < len(rows) and order[row] < 0:
@@ -238,7 +237,7 @@ class PlainRows:
         if self._padding is None:
             return self.model(self._ids)[:, -count:].float()
         order = (torch.arange(self.length, device=self._ids.device) + self._padding[:, None]) % self.length
-        logits = self.model(self._ids.gather(1, order))  # rows begin with their first real token
+        logits = self.model(self._ids.gather(1, order))  # rows begin with their first prompt token
         last = torch.arange(self.length - count, self.length, device=self._ids.device) - self._padding[:, None]
         return logits[torch.arange(len(last), device=last.device)[:, None], last.clamp_min(0)].float()
 

@@ -1,10 +1,10 @@
 """Rows of a GPT on a GPU whose every further token is one CUDA graph.
 
 A step of few rows takes a GPU less time than Python takes to launch its kernels one by one; a graph launches them all
-at once. What it reads and writes lies where it lay at its capture, so that the step looks at a fixed number of tokens,
-of which a mask hides those that are not there yet (PyTorch's notes on CUDA graphs; pytorch-labs/gpt-fast `model.py`).
+at once. A graph reads and writes fixed addresses, so the step attends to a fixed window of tokens; a mask hides those
+that do not exist yet (PyTorch's notes on CUDA graphs; pytorch-labs/gpt-fast `model.py`).
 
-Shapes: B rows, S tokens looked at, L n_layer, H n_head, D head_dim, C n_embd, V vocab_size.
+Shapes: B rows, S tokens of the window, L n_layer, H n_head, D head_dim, C n_embd, V vocab_size.
 """
 
 import threading
@@ -20,9 +20,9 @@ from gpt2core.model import GPT, Block
 
 # A capture takes about as long as a dozen plain steps.
 MIN_NEW_TOKENS = 32
-FIRST_LOOK = 256  # tokens; twice as many, and a new graph, once they are full
+FIRST_WINDOW = 256  # tokens attended to; doubled, with a new graph, once it is full
 _capturing = threading.Lock()  # CUDA makes one graph at a time
-WARM_UPS = 2  # libraries get their memory in the first ones, which a graph must not hold
+WARM_UPS = 2  # libraries allocate their workspaces in the first runs, which must not be captured
 
 
 def can_graph(model: GPT) -> bool:
@@ -46,13 +46,13 @@ class GraphedRows(CachedRows):
         if self._step is None or not self._step.fits(store, place):
             self._step = _Step(self.model, store, place)
         self.length += 1
-        tokens = self._as_stored(tokens)
+        tokens = self._to_storage_order(tokens)
         if self._ids is not None:
             self._ids = torch.cat([self._ids, tokens], dim=1)
         padding = None if self._mask is None else (~self._mask).sum(-1)
         hidden, logits = self._step.read(tokens, place, padding)
-        self.hidden = self._as_asked(hidden)
-        return self._as_asked(logits)
+        self.hidden = self._to_row_order(hidden)
+        return self._to_row_order(logits)
 
     def append_all(self, tokens: Tensor) -> Tensor:
         return self.append(tokens)[:, None] if tokens.shape[1] == 1 else super().append_all(tokens)
@@ -63,23 +63,23 @@ class _Step:
 
     def __init__(self, model: GPT, store: Tensor, place: int) -> None:
         self._model, self._store = model, store
-        self._looked_at = FIRST_LOOK
-        while self._looked_at <= place:
-            self._looked_at *= 2
-        self._looked_at = min(self._looked_at, store.shape[4])
+        self._window = FIRST_WINDOW
+        while self._window <= place:
+            self._window *= 2
+        self._window = min(self._window, store.shape[4])
         device = store.device
         rows = store.shape[2]
         self._tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
         self._padding = torch.zeros(rows, 1, dtype=torch.int64, device=device)
-        self._numbers = torch.arange(self._looked_at, device=device)
+        self._numbers = torch.arange(self._window, device=device)
         self._results: tuple[Tensor, Tensor] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._may_capture = device.type == "cuda"
 
     def fits(self, store: Tensor, place: int) -> bool:
         same = store.data_ptr() == self._store.data_ptr() and store.shape == self._store.shape
-        return same and place < self._looked_at
+        return same and place < self._window
 
     def read(self, tokens: Tensor, place: int, padding: Tensor | None) -> tuple[Tensor, Tensor]:
         """Hidden states (B, 1, C) and logits (B, V) fp32 after tokens (B, 1), the `place`-th of their rows."""
@@ -113,24 +113,24 @@ class _Step:
         qkv = attn.c_attn(x).view(B, 1, 3, attn.n_head, attn.head_dim).permute(2, 0, 3, 1, 4)  # (3, B, H, 1, D)
         kept = self._store[layer]  # (2, B, H, room, D)
         kept.index_copy_(3, self._place, qkv[1:].to(kept.dtype))
-        k, v = kept[:, :, :, : self._looked_at].unbind(0)
+        k, v = kept[:, :, :, : self._window].unbind(0)
         y = F.scaled_dot_product_attention(qkv[0].to(kept.dtype), k, v, attn_mask=mask)  # (B, H, 1, D)
         return attn.c_proj(y.transpose(1, 2).reshape(B, 1, C))
 
     def _capture(self) -> None:
         device = self._store.device
-        # Whatever fails in between, the thread goes on with the stream that it had.
+        # The context manager restores the thread's stream if the capture fails.
         with _capturing, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
             try:
-                aside = torch.cuda.Stream(device)
-                aside.wait_stream(torch.cuda.current_stream(device))
-                with torch.cuda.stream(aside):
+                capture_stream = torch.cuda.Stream(device)
+                capture_stream.wait_stream(torch.cuda.current_stream(device))
+                with torch.cuda.stream(capture_stream):
                     for _ in range(WARM_UPS):
                         self._body()
-                torch.cuda.current_stream(device).wait_stream(aside)
+                torch.cuda.current_stream(device).wait_stream(capture_stream)
                 graph = torch.cuda.CUDAGraph()
                 # Other threads of a server may use the GPU meanwhile.
-                with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, stream=capture_stream, capture_error_mode="thread_local"):
                     self._results = self._body()
                 self._graph = graph
             except RuntimeError as error:

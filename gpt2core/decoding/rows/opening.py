@@ -1,4 +1,4 @@
-"""Which rows decode a model."""
+"""Chooses the rows implementation for a model."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ def open_rows(model: Callable[[Tensor], Tensor], max_length: int, past_block_siz
 def open_search_rows(
     model: Callable[[Tensor], Tensor], prompt_length: int, max_length: int, copies: int, past_block_size: PastBlockSize
 ) -> SearchRows:
-    """Rows for a search: each prompt gets `copies` of them, which then take one another's place."""
+    """Rows for a search: each prompt gets `copies` of them, which then replace one another."""
     if isinstance(model, GPT | PackedGPT) and max_length <= model.config.block_size:
         packed = fastest(model, max_length - prompt_length)
         if isinstance(packed, PackedGPT):

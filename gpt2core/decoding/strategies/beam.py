@@ -1,7 +1,7 @@
 """Beam search and beam sampling, with the rules of `transformers` 5 (`_beam_search` in generation/utils.py).
 
-A step scores every next token of every beam and keeps the best candidates, more than there are beams, so that enough
-are left to go on when some end. Those that end among the best `num_beams` become hypotheses.
+A step scores every next token of every beam and keeps more of the best candidates than there are beams, so that enough
+remain when some end. Those that end among the best `num_beams` become hypotheses.
 
 Shapes: B prompts, N num_beams, M texts of a prompt, K candidates of a prompt, R num_return_sequences, T prompt tokens,
 S new tokens, V vocab_size.
@@ -21,7 +21,7 @@ from gpt2core.decoding.request import DecodingRequest, Generators
 from gpt2core.decoding.rows.cached import SearchRows
 from gpt2core.decoding.topk import fast_topk
 
-# Rules out a text. Finite as in transformers: sums with it round alike, so that ties fall alike.
+# Score of an excluded text. Finite as in transformers: sums with it round alike, so that ties resolve alike.
 RULED_OUT = -1e9
 
 
@@ -107,7 +107,7 @@ def start_beams(ids: Tensor, num_beams: int) -> tuple[Beams, Tensor]:
 
 
 def only_first(scores: Tensor) -> Tensor:
-    """Scores (B, N) that rule out all beams but the first: all hold the same prompt and would find the same texts."""
+    """Scores (B, N) that exclude all beams but the first: all hold the same prompt and would find the same texts."""
     return F.pad(scores[:, :1], (0, scores.shape[1] - 1), value=RULED_OUT)
 
 
@@ -122,7 +122,7 @@ def append_prompts(rows: SearchRows, ids: Tensor, mask: Tensor | None, copies: i
 def append_chosen(rows: SearchRows, running: Beams, row_numbers: Tensor) -> Tensor:
     """Let rows follow their beams and append the beams' last tokens; returns logits (B*N, V)."""
     parents = running.parents[..., -1]
-    if not torch.equal(parents, row_numbers):  # copying a cache in place is the cost of a step; often nothing moved
+    if not torch.equal(parents, row_numbers):  # often no beam moved, and copying the cache is most of a step
         rows.select(parents.flatten())
     return rows.append(running.ids[..., -1].reshape(-1, 1))
 
@@ -160,7 +160,7 @@ def _draw(probs: Tensor, count: int, generator: Generators) -> Tensor:
 
 
 def candidates_end(candidates: Beams, finished: Callable[[Tensor], Tensor], *, at_limit: bool) -> Tensor:
-    """Which candidates are whole texts, (B, K) bool."""
+    """Which candidates are complete texts, (B, K) bool."""
     if at_limit:
         return torch.ones_like(candidates.scores, dtype=torch.bool)
     return finished(candidates.ids.flatten(0, 1)).view(candidates.scores.shape)
@@ -195,7 +195,7 @@ def _check_improvable(
     prompt_length: int,
     options: GenerationOptions,
 ) -> _Hypotheses:
-    """Whether the best running beam (B, N) may yet beat the worst hypothesis, supposing it gets no likelier.
+    """Whether the best running beam (B, N) may yet beat the worst hypothesis, if its score stays as it is.
 
     A positive length_penalty favours long texts: "never" takes the longest that may be, False the present length.
     """

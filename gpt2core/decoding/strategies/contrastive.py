@@ -1,6 +1,6 @@
 """Contrastive search (Su et al. 2022), with the rules of `transformers` 4's `_contrastive_search`.
 
-Of the `top_k` likeliest next tokens it takes the one with the best
+Of the `top_k` likeliest next tokens it chooses the one with the largest
 (1 - penalty_alpha) * probability - penalty_alpha * (greatest cosine similarity of its hidden state to an earlier one).
 
 Shapes: B prompts, K top_k, T prompt tokens, L tokens so far, V vocab_size, C n_embd.
@@ -61,7 +61,7 @@ def contrastive_search(rows: SearchRows, request: DecodingRequest) -> Decoded:
 
 
 class _Context:
-    """Hidden states of the tokens so far, of length 1 each, so that a step compares its candidates only."""
+    """Normalised hidden states of the tokens so far, so that a step normalises its candidates only."""
 
     def __init__(self, hidden: Tensor, mask: Tensor | None, new_tokens: int) -> None:
         """`hidden` (B, T, C) of the prompts; `mask` (B, T) is 0 at padding, which nothing is compared with."""

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from gpt2ops.registry.runs import Comparison, Run
 
 DESCRIPTION = """\
-Hold two runs against each other: the settings that differ, what was measured
-and by how much it differs, and whether data and code are the same. A run is
+Compare two runs: the settings that differ, the metrics with their differences,
+and whether data and code are the same. A run is
 its id or the start of it, its name, or models:/NAME@ALIAS."""
 EXAMPLES = """\
 examples:
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Raises UserError where a run is not there, or is not the only one of its name."""
+    """Raises UserError where a run does not exist, or its name is ambiguous."""
     from gpt2ops.registry.runs import compare_runs, find_run
 
     first, second = find_run(arguments.first), find_run(arguments.second)

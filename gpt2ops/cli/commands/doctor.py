@@ -1,4 +1,4 @@
-"""`gpt2 doctor`: looks at the machine and at the project in this folder, and says what to do."""
+"""`gpt2 doctor`: checks the machine and the project in this folder, and says what to fix."""
 
 import argparse
 import sys

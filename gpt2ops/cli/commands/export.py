@@ -42,7 +42,7 @@ def add_card_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Export, and say what was checked. Raises UserError, with nothing written, where it cannot be done."""
+    """Export, and print what was checked. Raises UserError, with nothing written, where it fails."""
     from pathlib import Path
 
     from gpt2ops.projects.output_directory import check_new_directory
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def as_object(export: Any) -> dict[str, Any]:
-    """What --json says."""
+    """The result for --json."""
     return {
         "output_dir": str(export.directory),
         "files": [{"file": name, "size_bytes": size} for name, size in export.files],
@@ -81,7 +81,7 @@ def held_out_perplexity(facts: Any) -> float | None:
 
 
 def card_line(facts: Any, licence: str | None) -> str:
-    """What the card says, in a line."""
+    """The card in one line."""
     perplexity = held_out_perplexity(facts)
     said = [f"held-out perplexity {perplexity:,.2f}" if perplexity is not None else "no held-out perplexity known"]
     said += [facts.verdict] if facts.verdict not in (None, "unknown") else []

@@ -34,13 +34,13 @@ def run(arguments: argparse.Namespace) -> None:
     output = with_home(arguments.output_dir)
     check_output(output)
     parameters = checked_params(arguments, output)
-    with alone_in(output):
+    with locked(output):
         train(arguments, output, parameters)
 
 
 @contextmanager
-def alone_in(output: Path) -> Iterator[None]:
-    """Raises UserError where another command works in the folder: the settings that it runs by must not change."""
+def locked(output: Path) -> Iterator[None]:
+    """Lock the folder. Raises UserError where another command runs in it: its settings must not change."""
     from filelock import FileLock, Timeout
 
     (output / paths.FINETUNED).mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def train(arguments: argparse.Namespace, output: Path, parameters: str) -> None:
 
 
 def check_output(output: Path) -> None:
-    """Raises UserError where the folder is a file, or holds something else."""
+    """Raises UserError where the folder is a file, or holds other files."""
     if output.is_file():
         raise UserError(f"--output-dir: {output} is a file; name a folder.")
     if output.is_dir() and any(output.iterdir()) and not is_project(output / paths.FINETUNED):
@@ -84,7 +84,7 @@ def check_output(output: Path) -> None:
 
 def interrupted_line(project: Path) -> str:
     saved = any((project / paths.CHECKPOINTS).rglob("*.safetensors"))
-    kept = "the checkpoint is saved, and the same command goes on from it" if saved else "the same command starts again"
+    kept = "the checkpoint is saved, and the same command resumes from it" if saved else "the same command starts again"
     return f"interrupted; {kept}"
 
 
@@ -118,7 +118,7 @@ def overrides(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
         of_text(arguments.train_file),
         from_flags(arguments),
     )
-    fit_together(settings, arguments)
+    set_implied_keys(settings, arguments)
     return combined(settings, parse_assignments(arguments.set))
 
 
@@ -145,8 +145,8 @@ def from_flags(arguments: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def fit_together(settings: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Set, in place, what follows from the flags."""
+def set_implied_keys(settings: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Set, in place, the keys that other flags imply."""
     train = settings.setdefault("train", {})
     stop = train.setdefault("stop", {})
     if arguments.epochs is not None or arguments.max_steps is not None:
@@ -162,9 +162,9 @@ def fit_together(settings: dict[str, Any], arguments: argparse.Namespace) -> Non
     if model["init"] != "scratch":
         return
     if arguments.warmup_steps is None and (arguments.epochs is not None or arguments.max_steps is not None):
-        train["warmup_steps"] = None  # those of params.yaml may be more than the whole run
+        train["warmup_steps"] = None  # the default of params.yaml may exceed the whole run
     if arguments.block_size is not None and arguments.block_size != PRESETS[model["preset"]].block_size:
-        model["block_size"] = arguments.block_size  # a position beyond it would never be trained, yet be scored
+        model["block_size"] = arguments.block_size  # positions beyond it would be scored but never trained
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def nested(key: str, value: Any) -> dict[str, Any]:
     return result
 
 
-# What comes out
+# Results
 
 
 def deliver(project: Path, output: Path) -> None:

@@ -1,4 +1,4 @@
-"""`gpt2 gc`: removes what no run, alias or lock file refers to; without --yes it only says what."""
+"""`gpt2 gc`: removes files that no run, alias or lock file uses; without --yes it only lists them."""
 
 import argparse
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 from gpt2ops.cli.output import put, put_json, put_table
 
 DESCRIPTION = """\
-List what no run, alias or lock file refers to: what a killed write left,
+List what no run, alias or lock file uses: leftovers of killed writes,
 checkpoints of other runs that have ended, folders of flow runs that have ended,
 files of runs that were deleted in MLflow, metrics that were delivered late.
 Nothing is removed without --yes. The champion, the challenger and every other
-registered version stay, and so does what a run could go on from. DVC's cache is
+registered version stay, and so does what a run could resume from. DVC's cache is
 DVC's: `dvc gc --workspace`."""
 EXAMPLES = """\
 examples:
@@ -70,7 +70,7 @@ def show(root: Path, items: list[tuple[Any, int]], notes: tuple[str, ...], remov
         ]
         for item, size in items
     ]
-    put_table(["SIZE", "WHAT", "WHY"], rows, left=(1, 2), gives_way=1)
+    put_table(["SIZE", "WHAT", "WHY"], rows, left=(1, 2), shrink=1)
     total = readable(sum(size for _, size in items))
     if removed:
         put(f"removed {len(items)}, {total}\n")

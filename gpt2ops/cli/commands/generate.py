@@ -1,63 +1,20 @@
 """`gpt2 generate`: prompts in, texts out."""
 
 import argparse
-import hashlib
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from gpt2core.decoding.packed.linear import Weights
 from gpt2core.decoding.streaming import PieceWriter
 from gpt2core.errors import UserError
-from gpt2core.model import GPT
-from gpt2core.tokenizer import Tokenizer
-from gpt2ops.cli.flags.decoding import decoding_setting, in_flags
+from gpt2ops.cli.flags.decoding import decoding_setting
 from gpt2ops.cli.generation.prompts import prompt_file, read_prompt
+from gpt2ops.cli.generation.writer import Writer, open_writer
 from gpt2ops.cli.output import as_line, put
-from gpt2ops.params.decoding import STRATEGIES, DecodingSetting, in_our_words
-from gpt2ops.sampling.texts import Text, with_weights, write_texts
-from gpt2ops.training.initial_model import load_model
+from gpt2ops.params.decoding import STRATEGIES, DecodingSetting
+from gpt2ops.sampling.texts import Text
 
 SEED_LIMIT = 2**32
-
-
-@dataclass(frozen=True)
-class Writer:
-    """A model with what goes with it."""
-
-    model: Callable[[Tensor], Tensor]
-    tokenizer: Tokenizer
-    block_size: int
-    fingerprint: str  # of the weights
-
-    def write(
-        self, prompts: list[list[int]], setting: DecodingSetting, seeds: list[int], **options: Any
-    ) -> list[list[Text]]:
-        """`write_texts`, with its mistakes in words of flags."""
-        try:
-            return write_texts(self.model, prompts, setting, seeds, self.tokenizer, **options)
-        except UserError as error:
-            raise UserError(in_flags(in_our_words(str(error)))) from None
-
-    def check_fits(self, prompt_length: int, setting: DecodingSetting) -> None:
-        """Raises UserError where a text may leave the model's positions and the window is not to slide."""
-        wanted = setting.max_new_tokens or 0
-        room = self.block_size + 1 - max(1, prompt_length)
-        if setting.past_block_size != "slide" and wanted > room:
-            if room < 1:
-                raise UserError(
-                    f"a prompt of {prompt_length:,} tokens is longer than the model's block_size "
-                    f"({self.block_size:,}); shorten it, or let the window slide (--past-block-size slide)."
-                )
-            raise UserError(
-                f"a prompt of {max(1, prompt_length)} tokens and --max-new-tokens {wanted} do not fit into the model's "
-                f"block_size ({self.block_size}); at most {room} fit, or let the window slide "
-                "(--past-block-size slide)."
-            )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -85,19 +42,6 @@ def run(arguments: argparse.Namespace) -> None:
         (texts,) = writer.write([writer.tokenizer.encode(prompt)], setting, [seed])
         for number, text in enumerate(texts):
             show(number, len(texts), prompt, text, setting, seed, as_json=arguments.json)
-
-
-def open_writer(arguments: argparse.Namespace) -> Writer:
-    """The model of --model with its weights kept as --weights says, on the GPU where there is one."""
-    model = load_model(arguments.model, "--model")
-    known = fingerprint(model, arguments.weights)
-    return Writer(with_weights(model, arguments.weights), Tokenizer(), model.config.block_size, known)
-
-
-def fingerprint(model: GPT, weights: Weights) -> str:
-    """Changes with the model's weights, of which it reads a few, and with how they are kept."""
-    some = torch.cat([part.detach().flatten() for part in (model.ln_f.weight, model.wte.weight[:16])])
-    return hashlib.sha256(weights.encode() + some.float().numpy().tobytes()).hexdigest()[:12]
 
 
 def stream_texts(writer: Writer, prompt: str, setting: DecodingSetting, seed: int, *, as_json: bool) -> None:
@@ -133,7 +77,7 @@ def show(
 
 
 def as_object(number: int, prompt: str, text: Text, setting: DecodingSetting, seed: int) -> dict[str, Any]:
-    """What --json says of a text; `seed` is that of the prompt's first text, and named only where it matters."""
+    """A text as --json prints it; `seed` is that of the prompt's first text, None where nothing was drawn."""
     return {
         "prompt": prompt,
         "text": text.text,

@@ -1,4 +1,4 @@
-"""`gpt2 import`: weights made elsewhere into a directory that this project and transformers load."""
+"""`gpt2 import`: converts weights made elsewhere to a directory that this project and transformers load."""
 
 import argparse
 import os
@@ -18,8 +18,8 @@ then: gpt2 generate --model models/mine --prompt "Once", or `model.init: models/
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Read GPT-2 weights made elsewhere, say what they are, try them, and write a Hugging Face directory. "
-        "Nothing in the file is run. docs/exchange.md lists the layouts."
+        "Read GPT-2 weights made elsewhere, describe them, test them on a text, and write a Hugging Face directory. "
+        "No code in the file is executed. docs/exchange.md lists the layouts."
     )
     parser.epilog = _EXAMPLES
     parser.add_argument("source", metavar="SOURCE", help="a file, a folder, or a name of the Hugging Face hub")
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Import, and say what was found. Raises UserError, with nothing written, where it cannot be done."""
+    """Import, and print what was found. Raises UserError, with nothing written, where it fails."""
     from pathlib import Path
 
     from gpt2ops.projects.output_directory import check_new_directory
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def find_source(name: str) -> "Any":
-    """The path that the name is, or the cache of the hub where it is a model's name."""
+    """The path `name`, or the hub's cache directory of the model `name`."""
     from pathlib import Path
 
     from gpt2core.errors import UserError
@@ -89,11 +89,10 @@ def read_text(name: str) -> str:
 
 
 def write(imported: "ImportedModel", source: str, output: "Any") -> None:
-    """The model with its tokenizer, and `import.json`, which says where it came from."""
+    """Write the model, its tokenizer, and `import.json`, which records the source."""
     from pathlib import Path
 
-    from gpt2core.storage.directories import replaced_directory
-    from gpt2core.storage.files import write_json
+    from gpt2core.storage.files import replaced_directory, write_json
     from gpt2core.tokenizer import Tokenizer
 
     with replaced_directory(output) as partial:
@@ -105,7 +104,7 @@ def write(imported: "ImportedModel", source: str, output: "Any") -> None:
 
 
 def facts(imported: "ImportedModel") -> dict[str, Any]:
-    """What --json and import.json say."""
+    """The content of --json and import.json."""
     found = imported.probe
     return {
         "layout": imported.layout,
@@ -120,7 +119,7 @@ def facts(imported: "ImportedModel") -> dict[str, Any]:
 
 
 def report(imported: "ImportedModel", output: "Any") -> str:
-    """What a person reads."""
+    """The result as text."""
     config, found = imported.model.config, imported.probe
     sizes = f"n_layer {config.n_layer}, n_head {config.n_head}, n_embd {config.n_embd}, block_size {config.block_size}"
     lines = [
@@ -132,7 +131,7 @@ def report(imported: "ImportedModel", output: "Any") -> str:
     ]
     if not found.knows_the_text:
         lines.append(
-            "warning    no better than guessing: an untrained model, another tokenizer, another way of computing, or a "
+            "warning    no better than guessing: an untrained model, another tokenizer, another architecture, or a "
             "text learned by heart; try it on its own text with --text FILE"
         )
     lines.append(f'written    {output}; try: gpt2 generate --model {output} --prompt "..."')

@@ -102,7 +102,7 @@ def show(versions: list[Any], *, as_json: bool) -> None:
         ]
         for version in sorted(versions, key=lambda version: version.name)  # within a name, newest first still
     ]
-    put_table(headers, rows, left=(0, 2, 3, 5, 6), gives_way=0)
+    put_table(headers, rows, left=(0, 2, 3, 5, 6), shrink=0)
 
 
 def as_object(version: Any) -> dict[str, Any]:

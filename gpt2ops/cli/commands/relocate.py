@@ -1,4 +1,4 @@
-"""`gpt2 relocate`: mends the absolute paths in mlruns/ after the folder was moved or copied."""
+"""`gpt2 relocate`: corrects the absolute paths in mlruns/ after the folder was moved or copied."""
 
 import argparse
 from typing import Any

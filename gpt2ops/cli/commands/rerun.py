@@ -1,4 +1,4 @@
-"""`gpt2 rerun RUN`: the same data, code and settings once more, and whether the same comes out."""
+"""`gpt2 rerun RUN`: repeats a run with the same data, code and settings, and compares the results."""
 
 import argparse
 import os
@@ -14,12 +14,11 @@ if TYPE_CHECKING:
     from gpt2ops.registry.runs import Run
 
 DESCRIPTION = """\
-Make a run again: its params.yaml to the letter, its text by hash (out of DVC's
-cache, or from where it came), its code by digest (the code that is here where
-it is the same, else its commit). It trains anew in a folder of its own, is
-tracked as a run of its own, and is held against the first one: on the same
-machine the weights should be the same to the last bit. The registry stays as
-it is."""
+Repeat a run: with its exact params.yaml, its text by hash (from DVC's cache or
+its original source) and its code by digest (the present code where it is the
+same, else the run's commit). It trains in a separate folder, is tracked as a
+separate run, and is compared with the first one: on the same machine the weights
+should be bit-identical. The registry is not changed."""
 EXAMPLES = """\
 examples:
   gpt2 rerun 3f99d95e
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Raises UserError where the run, its settings, its code or its text are not to be had; exits 130 for Ctrl-C."""
+    """Raises UserError where the run, its settings, its code or its text cannot be found; exits 130 for Ctrl-C."""
     from gpt2core.storage.files import with_home
     from gpt2ops.maintenance.rerun import as_dict, check_data, compare, prepare
     from gpt2ops.registry.runs import find_run

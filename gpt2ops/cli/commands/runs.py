@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
             ]
             for run in found
         ]
-        put_table(headers, rows, left=(0, 1, 2, 3), gives_way=1)
+        put_table(headers, rows, left=(0, 1, 2, 3), shrink=1)
 
 
 def as_object(run: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`gpt2 verify`: holds token sets, checkpoints, models and outputs against the hashes they were written with."""
+"""`gpt2 verify`: checks token sets, checkpoints, models and outputs against the hashes recorded with them."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from gpt2ops.cli.output import put, put_json
 
 DESCRIPTION = """\
-Read files again and hold them against the hashes that were written down with
+Read files again and compare them with the hashes that were recorded with
 them: token sets, checkpoints, models/best, all that dvc.lock lists, and the
 MLflow database. Without PATH: everything in this project. Each damaged file is
 named, and the exit code is 1. Training checks its tokens by itself."""

@@ -41,9 +41,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(default: auto)")
     parser.add_argument("--json", action="store_true", help="an object, with the protocol")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    from gpt2ops.cli.commands.evaluate import run
-
-    run(arguments)

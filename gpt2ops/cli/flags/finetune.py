@@ -207,9 +207,3 @@ def in_flags(message: str, given: dict[str, str]) -> str:
         message = re.sub(rf"(?<![\w.-]){re.escape(key)}\b", flag, message)
         message = re.sub(rf"(?<![\w.-]){key.rpartition('.')[2]}\b(?= \()", flag, message)
     return message
-
-
-def run(arguments: argparse.Namespace) -> None:
-    from gpt2ops.cli.commands.finetune import run
-
-    run(arguments)

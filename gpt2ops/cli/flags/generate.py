@@ -33,12 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_decoding_flags(parser)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    from gpt2ops.cli.commands.generate import run
-
-    run(arguments)
-
-
 def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompt and result")
     prompts = group.add_mutually_exclusive_group()

@@ -1,7 +1,7 @@
-"""A .jsonl file of prompts in, a .jsonl file of texts out: in batches, and where it was cut it goes on.
+"""A .jsonl file of prompts in, a .jsonl file of texts out: in batches, and resumable.
 
-Every line is checked before the first text is written. A line's texts depend on it, the flags and the model: batches
-are cut at the same lines whether or not some are there already, and a line without a seed gets one from its number.
+Every line is checked before the first text is written. A line's texts depend on the line, the flags and the model only:
+batches begin at the same lines in a resumed run, and a line without a seed gets one derived from its number.
 """
 
 import argparse
@@ -11,25 +11,23 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpt2core.errors import UserError
 from gpt2core.tokenizer import check_unicode
 from gpt2ops.cli.flags.decoding import given_flags, parse_setting
 from gpt2ops.cli.generation.prompts import decode, prompt_file, read_bytes
+from gpt2ops.cli.generation.writer import Writer
 from gpt2ops.params.decoding import DecodingSetting
 from gpt2ops.process.console import progress_bar
 
-if TYPE_CHECKING:
-    from gpt2ops.cli.commands.generate import Writer
-
 DEFAULT_BATCH_SIZE = 8
-DEFAULT_SEED = 0  # the same texts each time, or a run that was cut could not go on
+DEFAULT_SEED = 0  # a fixed one: a resumed run must write the same texts
 
 
 @dataclass(frozen=True)
 class Line:
-    """A prompt of the file, and how its texts are to be written."""
+    """A prompt of the file with its decoding setting."""
 
     number: int
     id: Any
@@ -43,8 +41,8 @@ class Line:
         return self.setting.num_sequences or 1
 
 
-def answer_lines(arguments: argparse.Namespace, open_writer: Callable[[argparse.Namespace], "Writer"]) -> None:
-    """Write the texts that --output has not yet. Raises UserError that names the file and line."""
+def answer_lines(arguments: argparse.Namespace, open_writer: Callable[[argparse.Namespace], Writer]) -> None:
+    """Write the texts that are missing in --output. Raises UserError that names the file and line."""
     name = str(prompt_file(arguments))
     batch_size = DEFAULT_BATCH_SIZE if arguments.batch_size is None else arguments.batch_size
     if arguments.stream:
@@ -64,8 +62,8 @@ def answer_lines(arguments: argparse.Namespace, open_writer: Callable[[argparse.
         line_of(name, number, values, setting, writer)
         for (number, values), setting in zip(objects, settings, strict=True)
     ]
-    there = keep_whole_lines(output, name, lines, writer.fingerprint)
-    answer(lines, there, writer, output, batch_size)
+    finished = drop_cut_line(output, name, lines, writer.fingerprint)
+    answer(lines, finished, writer, output, batch_size)
 
 
 def read_objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -88,17 +86,17 @@ def read_objects(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def setting_of(name: str, number: int, values: dict[str, Any], flags: dict[str, Any]) -> DecodingSetting:
-    """The line's own keys over the flags."""
+    """The flags, overridden by the line's keys."""
     own = {key: value for key, value in values.items() if key not in ("prompt", "id")}
     try:
         check_unicode(values["prompt"])
-        check_unicode(json.dumps(values.get("id"), ensure_ascii=False))  # it stands in the output as it is
+        check_unicode(json.dumps(values.get("id"), ensure_ascii=False))  # the output repeats it
         return parse_setting({**flags, **own}, keys=own)
     except UserError as error:
         raise UserError(f"{name}, line {number}: {error}") from None
 
 
-def line_of(name: str, number: int, values: dict[str, Any], setting: DecodingSetting, writer: "Writer") -> Line:
+def line_of(name: str, number: int, values: dict[str, Any], setting: DecodingSetting, writer: Writer) -> Line:
     token_ids = writer.tokenizer.encode(values["prompt"])
     try:
         writer.check_fits(len(token_ids), setting)
@@ -115,7 +113,7 @@ def seed_of(base: int | None, number: int) -> int:
 
 
 def heads(lines: list[Line], model: str) -> Iterator[dict[str, Any]]:
-    """What is known of each text before it is written: the start of its object in the output."""
+    """The start of each text's object in the output, which is known before the text is written."""
     for line in lines:
         settings = hashlib.sha256(f"{model} {line.setting.model_dump_json()}".encode()).hexdigest()[:12]
         for number in range(line.copies):
@@ -130,10 +128,10 @@ def heads(lines: list[Line], model: str) -> Iterator[dict[str, Any]]:
             }
 
 
-def keep_whole_lines(output: Path, name: str, lines: list[Line], model: str) -> int:
-    """How many texts the output has; a last line that was cut is dropped.
+def drop_cut_line(output: Path, name: str, lines: list[Line], model: str) -> int:
+    """Number of texts that the output holds; a last line that is incomplete is removed.
 
-    Raises UserError where it has others than these prompts and settings make.
+    Raises UserError where its lines are not those of these prompts and settings.
     """
     if not output.exists():
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -158,13 +156,13 @@ def keep_whole_lines(output: Path, name: str, lines: list[Line], model: str) -> 
 
 
 def is_cut(content: bytes, head: dict[str, Any]) -> bool:
-    """Whether a line is the beginning of the one with this head: a kill or a crash has cut it."""
+    """Whether a line is the incomplete start of the one with this head, as a kill leaves it."""
     start = json.dumps(head, ensure_ascii=False).encode().removesuffix(b"}")
     return not content.endswith(b"\n") and (content.startswith(start) or start.startswith(content))
 
 
 def object_of(content: bytes) -> dict[str, Any]:
-    """The object of a line, empty where it holds none."""
+    """The JSON object of a line, empty where it holds none."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
@@ -172,24 +170,24 @@ def object_of(content: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def answer(lines: list[Line], there: int, writer: "Writer", output: Path, batch_size: int) -> None:
-    """Append the texts behind the first `there`, a batch at a time."""
+def answer(lines: list[Line], finished: int, writer: Writer, output: Path, batch_size: int) -> None:
+    """Append the texts after the first `finished`, a batch at a time."""
     total = sum(line.copies for line in lines)
     done = 0
     with output.open("ab") as file, progress_bar("texts", total, "text") as bar:
         for start in range(0, len(lines), batch_size):
             batch = lines[start : start + batch_size]
             size = sum(line.copies for line in batch)
-            if done + size > there:
+            if done + size > finished:
                 objects = list(answer_batch(batch, writer))
-                new = objects[max(0, there - done) :]
+                new = objects[max(0, finished - done) :]
                 file.write(b"".join(json.dumps(one, ensure_ascii=False).encode() + b"\n" for one in new))
                 file.flush()
             done += size
             bar.update(size)
 
 
-def answer_batch(batch: list[Line], writer: "Writer") -> Iterator[dict[str, Any]]:
+def answer_batch(batch: list[Line], writer: Writer) -> Iterator[dict[str, Any]]:
     """The objects of a batch, in its order; lines with the same settings are decoded together."""
     texts: dict[int, Any] = {}
     by_setting = sorted(batch, key=settings_but_seed)
@@ -199,8 +197,8 @@ def answer_batch(batch: list[Line], writer: "Writer") -> Iterator[dict[str, Any]
             [line.token_ids for line in members], members[0].setting, [line.seed for line in members]
         )
         texts.update(zip((line.number for line in members), written, strict=True))
-    places = (text for line in batch for text in texts[line.number])
-    for head, text in zip(heads(batch, writer.fingerprint), places, strict=True):
+    ordered = (text for line in batch for text in texts[line.number])
+    for head, text in zip(heads(batch, writer.fingerprint), ordered, strict=True):
         yield {
             **head,
             "text": text.text,

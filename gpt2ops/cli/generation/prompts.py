@@ -11,7 +11,7 @@ STDIN = "-"
 
 
 def read_prompt(arguments: argparse.Namespace) -> str:
-    """The one prompt, empty where none is given. Raises UserError where it is no text or its file is not to be had."""
+    """The prompt, empty where none is given. Raises UserError where it is not text or its file cannot be read."""
     file = prompt_file(arguments)
     if file is None:
         prompt = arguments.prompt or ""
@@ -24,7 +24,7 @@ def read_prompt(arguments: argparse.Namespace) -> str:
         content, name = sys.stdin.buffer.read(), "standard input"
     else:
         content, name = read_bytes(Path(file)), file
-    # Every editor ends a file with a line end; it is no part of the prompt.
+    # Editors end a file with a line break, which is not part of the prompt.
     return decode(content, name).removesuffix("\n").removesuffix("\r")
 
 
@@ -43,7 +43,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(content: bytes, name: str) -> str:
-    """UTF-8 as text, without a byte order mark. Raises UserError that tells the byte."""
+    """UTF-8 as text, without a byte order mark. Raises UserError naming the invalid byte."""
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -224,7 +224,7 @@ class TestOneRun:
         assert folder.interrupted.code == 130
         assert folder.orphans == []
         last = folder.interrupted.err.strip().splitlines()[-1]
-        assert last == "gpt2: interrupted; the checkpoint is saved, and the same command goes on from it"
+        assert last == "gpt2: interrupted; the checkpoint is saved, and the same command resumes from it"
 
     def test_the_same_command_goes_on_from_the_checkpoint(self, folder: Folder) -> None:
         assert "resuming after step" in folder.again

@@ -62,14 +62,14 @@ def test_a_mistyped_command_or_flag_is_one_line_with_the_nearest_known(arguments
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_completion_knows_commands_flags_and_models(shell: str) -> None:
-    script = completion_script(shell)
+    script = completion_script(shell, build_parser())
     for word in ("finetune", "rollback", "learning-rate", "group-beam", *(["gpt2-medium"] if shell != "tcsh" else [])):
         assert word in script
 
 
 def test_bash_completes_a_flag_and_a_model(tmp_path) -> None:
     script = tmp_path / "gpt2.bash"
-    script.write_text(completion_script("bash"))
+    script.write_text(completion_script("bash", build_parser()))
     ask = f"""source {script}
     COMP_WORDS=(gpt2 finetune {{}}); COMP_CWORD={{}}; COMPREPLY=(); _shtab_gpt2; echo "${{{{COMPREPLY[@]}}}}" """
     for words, position, expected in (("--lea", 2, "--learning-rate"), ("--model gpt2-m", 3, "gpt2-medium")):
@@ -98,7 +98,7 @@ def test_a_terminal_without_the_characters_shows_a_question_mark(tmp_path) -> No
 def test_a_table_fits_eighty_columns_by_shortening_the_middle_of_names(capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
-    put_table(["RUN", "NAME", "LOSS"], [["3f99d95e", "a" * 60 + "b" * 60, "1.25"]], left=(0, 1), gives_way=1)
+    put_table(["RUN", "NAME", "LOSS"], [["3f99d95e", "a" * 60 + "b" * 60, "1.25"]], left=(0, 1), shrink=1)
     header, row = capsys.readouterr().out.splitlines()
     assert len(row) == WIDTH
     assert row.startswith("3f99d95e  aaaa")
@@ -107,7 +107,7 @@ def test_a_table_fits_eighty_columns_by_shortening_the_middle_of_names(capsys, m
 
 
 def test_a_table_in_a_pipe_has_its_names_whole(capsys) -> None:
-    put_table(["RUN", "NAME"], [["3f99d95e", "a" * 90]], left=(0, 1), gives_way=1)
+    put_table(["RUN", "NAME"], [["3f99d95e", "a" * 90]], left=(0, 1), shrink=1)
     assert "a" * 90 in capsys.readouterr().out
 
 

@@ -20,8 +20,7 @@ from gpt2core.data.writer import write_tokens
 from gpt2core.errors import UserError
 from gpt2core.importing import import_model
 from gpt2core.model import GPT
-from gpt2core.storage.directories import replaced_directory
-from gpt2core.storage.files import inside, read_json, write_json
+from gpt2core.storage.files import inside, read_json, replaced_directory, write_json
 from gpt2core.training.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
 from gpt2ops.maintenance.verify import verify_output, verify_path
 

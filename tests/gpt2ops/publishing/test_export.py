@@ -22,7 +22,6 @@ from gpt2core.errors import UserError
 from gpt2core.importing import import_model
 from gpt2core.model import GPT
 from gpt2core.storage.files import write_json
-from gpt2core.storage.hf import save_pretrained
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops import paths
 from gpt2ops.publishing import runtime_checks
@@ -153,7 +152,7 @@ def configs(draw: st.DrawFn) -> GPTConfig:
 def test_what_is_exported_comes_back_bit_for_bit(config: GPTConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
     model = spread(GPT(config))
     directory = tmp_path_factory.mktemp("round")
-    save_pretrained(model, directory, torch.float32)
+    model.save_pretrained(directory)
     again = import_model(directory).model
     # A q, k, v bias of zeros is transformers' spelling of none.
     # And a width of four times n_embd is that of n_inner None.

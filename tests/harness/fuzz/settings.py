@@ -20,11 +20,11 @@ from gpt2core.model import GPT
 from gpt2core.storage.files import with_home
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.cli.commands import finetune as finetune_command
-from gpt2ops.cli.commands.generate import Writer
 from gpt2ops.cli.flags.decoding import decoding_setting, parse_setting
 from gpt2ops.cli.flags.finetune import FLAGS
 from gpt2ops.cli.generation.prompt_lines import answer_lines
 from gpt2ops.cli.generation.prompts import prompt_file, read_prompt
+from gpt2ops.cli.generation.writer import Writer
 from gpt2ops.cli.main import build_parser
 from gpt2ops.params.decoding import STRATEGIES, DecodingSetting
 from gpt2ops.params.editing import parse_assignments

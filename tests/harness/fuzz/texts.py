@@ -16,8 +16,7 @@ from gpt2core.data.splits import SPLITS, choose_split
 from gpt2core.data.tokens import open_tokens
 from gpt2core.data.writer import write_tokens
 from gpt2core.errors import UserError
-from gpt2core.storage.directories import replaced_directory
-from gpt2core.storage.files import with_home, write_json
+from gpt2core.storage.files import replaced_directory, with_home, write_json
 from gpt2core.tokenizer import END_OF_TEXT, Tokenizer
 from gpt2ops import paths
 from gpt2ops.corpora import http as http_download

@@ -36,7 +36,7 @@ def opened(request, model: GPT, monkeypatch) -> Callable[..., CachedRows]:
     """Rows of the model, as they are on each kind of machine."""
     if request.param == "graphed":  # by the body of the graph, without one; looking further on the way
         monkeypatch.setattr(rows_module, "fastest", lambda model, new_tokens: model)
-        monkeypatch.setattr(graphed_rows, "FIRST_LOOK", 4)
+        monkeypatch.setattr(graphed_rows, "FIRST_WINDOW", 4)
         monkeypatch.setattr(graphed_rows, "MIN_NEW_TOKENS", -1000)
         return partial(GraphedRows, model)
     return partial(CachedRows, model if request.param == "plain" else PackedGPT(model))
