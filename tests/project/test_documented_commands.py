@@ -30,16 +30,17 @@ from tests.support.small_project import TINY, Project, copy_sources, merge
 PAGES = ("README.md", "docs/COMING_FROM.md", "docs/decoding.md", "docs/serving.md")
 NOT_RUN = {
     "make run": "sets up .venv and trains the default model; CI runs it (.ci/run) and checks what it left",
-    "make test": "CI runs it in a fresh clone, and this after it",
+    "make test": "CI runs `make test-all` in a fresh clone, and this after it",
     "make serve": "tests/flows/test_flow_server.py starts the same module",
-    "python3 -m venv .venv": "CI's `make test` does it",
+    "python3 -m venv .venv": "CI's `make test-all` does it",
     "source .venv/bin/activate": "the environment of this test is active",
     "cd novel && dvc repro": (
         "trains the default model; tests/gpt2ops/cli/test_cli_finetune.py runs all stages of such a project"
     ),
-    "pip install -r requirements.txt": "CI's `make test` does it",
-    "pip install --no-deps -e .": "CI's `make test` does it",
-    'python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not pages"': "is what CI runs beside this",
+    "pip install -r requirements.txt": "CI's `make test-all` does it",
+    "pip install --no-deps -e .": "CI's `make test-all` does it",
+    "pip install -r requirements-dev.txt": "CI's `make test-all` does it",
+    'python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not pages"': "CI runs more than it",
     "prefect deployment run 'fine-tune/local' -p 'train={\"learning_rate\": 1e-3}' --watch": (
         "needs `make serve`; tests/flows/test_flow_server.py submits runs the same way"
     ),
