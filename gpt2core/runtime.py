@@ -15,7 +15,7 @@ PRECISION_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a run computes with, and why."""
+    """Device and precision of a run."""
 
     device: torch.device
     precision: str  # fp32 | bf16 | fp16
@@ -28,12 +28,12 @@ class Runtime:
 
 
 def pick_runtime(device: str, precision: str) -> Runtime:
-    """Resolve `auto | cpu | cuda | mps` and `auto | fp32 | bf16 | fp16`. Raises UserError where one is not there."""
+    """Resolve `auto | cpu | cuda | mps` and `auto | fp32 | bf16 | fp16`. Raises UserError for an unavailable one."""
     chosen = pick_device(device)
     if precision != "auto":
         if precision == "fp16" and chosen.type == "cpu":
-            raise UserError("run.precision fp16 needs a GPU; on a CPU use fp32, bf16 or auto.")
-        return Runtime(chosen, precision, "as set in run.precision")
+            raise UserError("precision fp16 needs a GPU; on a CPU use fp32, bf16 or auto.")
+        return Runtime(chosen, precision, "as set")
     if chosen.type == "cuda":
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
         capability = ".".join(str(number) for number in torch.cuda.get_device_capability(chosen))
@@ -51,7 +51,7 @@ def pick_device(choice: str) -> torch.device:
     if not available[choice]:
         cpu_build = choice == "cuda" and torch.version.cuda is None
         hint = "this PyTorch is a CPU-only build; see 'CUDA' in the README" if cpu_build else "no such device was found"
-        raise UserError(f"run.device is {choice!r}, but {hint}; or set run.device to auto.")
+        raise UserError(f"device is {choice!r}, but {hint}; or set device to auto.")
     return torch.device(choice)
 
 
@@ -75,12 +75,12 @@ def cpu_precision(capabilities: Mapping[str, Any]) -> tuple[str, str]:
             return "bf16", "an AMD CPU with AVX512-BF16"
         return "fp32", "the CPU has AVX512-BF16 without AMX, and is faster in fp32"
     if capabilities.get("bf16"):
-        return "fp32", "bf16 has not been measured on ARM; set run.precision to try it"
+        return "fp32", "bf16 has not been measured on ARM; set precision to try it"
     return "fp32", "the CPU has no fast bf16 (AMX-BF16, or AVX512-BF16 of AMD)"
 
 
 def set_threads(threads: int | None) -> int:
-    """Use `threads` CPU threads, or one a physical core; returns how many."""
+    """Use `threads` CPU threads (None: one per physical core); returns the number."""
     if threads is None:
         threads = _physical_cores()
     torch.set_num_threads(threads)

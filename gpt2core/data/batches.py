@@ -1,4 +1,4 @@
-"""Training batches from a split. A batch is a pure function of its number, so going anywhere costs the same.
+"""Training batches from a split. A batch is a pure function of its number, so any batch costs the same.
 
 Shapes: B batch_size, T sequence_length.
 """
@@ -12,13 +12,13 @@ SAMPLERS = ("sequential", "shuffled", "sliding")
 
 
 class Batches:
-    """Batches of a split, numbered on through the epochs: epoch = index // batches_per_epoch.
+    """Batches of a split, numbered across epochs: epoch = index // batches_per_epoch.
 
-    - sequential: windows of T tokens one after the other, the same in every epoch;
-    - shuffled: the same windows, each at most once an epoch, in a new order every epoch (of `seed` and epoch);
+    - sequential: consecutive windows of T tokens, the same in every epoch;
+    - shuffled: the same windows in a new order every epoch, a function of `seed` and epoch;
     - sliding: windows that start `stride` tokens apart (None: half a window), shuffled likewise.
 
-    What does not fill a batch is left out of the epoch. Raises UserError for a split too short for one batch.
+    Windows that do not fill a batch are skipped in that epoch. Raises UserError for a split too short for one batch.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Batches:
         seed: int = 0,
     ) -> None:
         if sampler not in SAMPLERS:
-            raise UserError(f"train.sampler ({sampler!r}) must be one of {', '.join(SAMPLERS)}.")
+            raise UserError(f"sampler ({sampler!r}) must be one of {', '.join(SAMPLERS)}.")
         self.batch_size = batch_size
         self.sequence_length = sequence_length
         self.split = split
@@ -47,12 +47,12 @@ class Batches:
         if not self.batches_per_epoch:
             needed = (batch_size - 1) * self._stride + sequence_length + 1
             raise UserError(
-                f"the {split.name} split has {len(split)} tokens and one batch needs {needed} (train.batch_size "
-                f"{batch_size}, train.sequence_length {sequence_length}); lower one of them or take a longer text."
+                f"the {split.name} split has {len(split)} tokens and one batch needs {needed} (batch_size {batch_size}, "
+                f"sequence_length {sequence_length}); lower one of them or use a longer text."
             )
 
     def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Batch `index` >= 0: token_ids and targets, the same moved on by one token; each int64 (B, T)."""
+        """Batch `index` >= 0: token_ids and targets, the same shifted by one token; each int64 (B, T)."""
         epoch, position = divmod(index, self.batches_per_epoch)
         rows = np.arange(position * self.batch_size, (position + 1) * self.batch_size)
         windows = self._epoch_order(epoch)[rows] if self._shuffled else rows

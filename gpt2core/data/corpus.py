@@ -211,7 +211,7 @@ def _text_of(record: Any, text_field: str, where: str) -> str:
         raise UserError(f"{where}: not a JSON object but {type(record).__name__}; each line must be one.")
     if text_field not in record:
         fields = ", ".join(map(repr, record)) or "none"
-        raise UserError(f"{where}: no field {text_field!r} (it has {fields}); set data.text_field.")
+        raise UserError(f"{where}: no field {text_field!r} (it has {fields}); set text_field.")
     text = record[text_field]
     if not isinstance(text, str):
         raise UserError(f"{where}: field {text_field!r} is not a text but {type(text).__name__}.")
@@ -254,11 +254,11 @@ def _check_column(path: Path, schema: Any, text_field: str) -> None:
 
     if text_field not in schema.names:
         columns = ", ".join(map(repr, schema.names))
-        raise UserError(f"{path}: no column {text_field!r} (it has {columns}); set data.text_field.")
+        raise UserError(f"{path}: no column {text_field!r} (it has {columns}); set text_field.")
     kind = schema.field(text_field).type
     values = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(values) or pa.types.is_large_string(values)):
-        raise UserError(f"{path}: column {text_field!r} is not text but {kind}; set data.text_field.")
+        raise UserError(f"{path}: column {text_field!r} is not text but {kind}; set text_field.")
 
 
 # Documents

@@ -8,17 +8,17 @@ import numpy as np
 from gpt2core.errors import UserError
 
 SPLITS = ("train", "val", "test")
-# `auto` takes whole documents as long as no split's share of the tokens is off by more than this.
+# `auto` assigns whole documents unless a split's share of the tokens would differ by more than this.
 TOLERATED_SHARE_ERROR = 0.05
-# A token needs one before it to be predicted.
+# The first token of a split cannot be predicted.
 FEWEST_TOKENS = 2
-# Beyond this many documents the first pass is near enough, and pairs are too many to try.
+# With more documents the first pass is close enough, and there are too many pairs to try.
 FEW_DOCUMENTS = 32
 
 
 @dataclass(frozen=True)
 class Split:
-    """Who gets which run of the stream."""
+    """Which split each run of the stream belongs to."""
 
     by: str  # "documents" or "tokens"
     reason: str
@@ -40,7 +40,7 @@ def choose_split(lengths: np.ndarray, shares: Mapping[str, float], split_by: str
     if len(lengths) < len(wanted):
         if split_by == "documents":
             raise UserError(
-                f"data.split_by (documents): {', '.join(wanted)} need {len(wanted)} documents and the corpus has "
+                f"split_by (documents): {', '.join(wanted)} need {len(wanted)} documents and the corpus has "
                 f"{len(lengths)}; set it to tokens or auto."
             )
         return _by_tokens(lengths, shares, f"{documents} cannot fill {', '.join(wanted)}")
@@ -151,6 +151,6 @@ def _check_sizes(sizes: np.ndarray, shares: Mapping[str, float]) -> None:
     for name, size in zip(SPLITS, sizes.tolist(), strict=True):
         if shares[name] and size < FEWEST_TOKENS:
             raise UserError(
-                f"data.split.{name} ({shares[name]:g}) of {int(sizes.sum())} tokens is {size}, too short for a split "
-                f"(at least {FEWEST_TOKENS}); give a longer text or set it to 0."
+                f"the {name} share ({shares[name]:g}) of {int(sizes.sum())} tokens is {size}, too short for a split "
+                f"(at least {FEWEST_TOKENS}); use a longer text or set the share to 0."
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt2core.kernels.dropout import keep_mask, scale_of
-from gpt2core.kernels.switch import own_kernels_pay
+from gpt2core.kernels.switch import own_kernels_are_faster
 
 # Without dropout torch's kernel, which never holds the scores, is as fast from here on.
 LONGEST_WITHOUT_DROPOUT = 256
@@ -53,9 +53,9 @@ class _ShortAttention(torch.autograd.Function):
         return grad_q.view(B, H, T, D), grad_k.view(B, H, T, D), grad_v.view(B, H, T, D), None
 
 
-def attention_pays(q: Tensor, drop_rate: float) -> bool:
+def short_attention_is_faster(q: Tensor, drop_rate: float) -> bool:
     """Whether `short_attention` is the faster way for q (B, H, T, D)."""
-    here = own_kernels_pay(q.device) and torch.is_grad_enabled()
+    here = own_kernels_are_faster(q.device) and torch.is_grad_enabled()
     return here and (drop_rate > 0.0 or q.shape[2] <= LONGEST_WITHOUT_DROPOUT)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2core.kernels.switch import own_kernels_pay
+from gpt2core.kernels.switch import own_kernels_are_faster
 
 LEVELS = 1 << 16
 
@@ -22,12 +22,12 @@ class Dropout(nn.Module):
 
     def __init__(self, drop_rate: float) -> None:
         super().__init__()
-        self.drop_rate = drop_rate
+        self.drop_rate, self.own_kernels = drop_rate, True
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.drop_rate == 0.0:
             return x
-        if not own_kernels_pay(x.device):
+        if not (self.own_kernels and own_kernels_are_faster(x.device)):
             return F.dropout(x, self.drop_rate)
         dropped: Tensor = _Dropout.apply(x, self.drop_rate)
         return dropped

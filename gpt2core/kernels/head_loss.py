@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2core.kernels.switch import own_kernels_pay
+from gpt2core.kernels.switch import own_kernels_are_faster
 
 ROWS_AT_A_TIME = 16  # through the softmax: so few that they stay in the processor's cache
 ROWS_A_MATMUL = 512  # of scores that nobody keeps
@@ -65,9 +65,9 @@ def padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return longer
 
 
-def head_loss_pays(x: Tensor) -> bool:
+def head_loss_is_faster(x: Tensor) -> bool:
     """Whether `head_loss` is the better way for x: a GPU compiles its step, and fp16 needs a scaled gradient."""
-    return own_kernels_pay(x.device) and torch.is_grad_enabled()
+    return own_kernels_are_faster(x.device) and torch.is_grad_enabled()
 
 
 def head_scores(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, int]:

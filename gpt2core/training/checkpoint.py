@@ -1,8 +1,8 @@
-"""Atomic, checksummed checkpoint directories; the manifest, written last, makes one whole.
+"""Atomic checkpoint directories with checksums; the manifest, written last, marks one as complete.
 
-A checkpoint is a directory in the Hugging Face layout, with the optimizer's tensors and the trainer's state beside.
-The number of completed steps in that state is also the place in the data, in the schedule and of every device's random
-numbers: a batch, a learning rate and a dropout mask are functions of the step and the settings.
+A checkpoint is a directory in the Hugging Face layout, with the optimizer's tensors and the trainer's state added.
+The number of completed steps in that state is also the position in the data, the schedule and the random numbers: a
+batch, a learning rate and a dropout mask are functions of the step and the settings.
 """
 
 import json
@@ -40,11 +40,11 @@ class Checkpoint:
 
 
 def save_checkpoint(directory: Path, model: GPT, optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write the checkpoint beside, flush it, and give it its name; an older one of that name is replaced."""
+    """Write the checkpoint to a temporary directory, flush and rename it; an older one of that name is replaced."""
     with replaced_directory(directory) as partial:
         model.save_pretrained(partial)
         save_tensors(optimizer, partial / OPTIMIZER)
-        # In one line: indented, the history of a long run takes seconds.
+        # On one line: indenting the history of a long run takes seconds.
         write_text(partial / STATE, json.dumps(state, allow_nan=False))
         files = {
             path.name: {"size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
@@ -55,13 +55,20 @@ def save_checkpoint(directory: Path, model: GPT, optimizer: dict[str, Tensor], s
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
-    """State and optimizer of a whole checkpoint. Raises DamagedCheckpointError naming the file that is not."""
+    """State and optimizer of a complete checkpoint. Raises DamagedCheckpointError naming the damaged file."""
     verify_checkpoint(directory)
     return Checkpoint(directory, read_json(directory / STATE), load_file(directory / OPTIMIZER))
 
 
+def check_same_run(found: Checkpoint, fingerprint: dict[str, Any]) -> None:
+    """Raises UserError for a checkpoint whose settings differ from `fingerprint`."""
+    differing = [key for key, value in fingerprint.items() if found.state["fingerprint"].get(key) != value]
+    if differing:
+        raise UserError(f"{found.directory} is of another run: {', '.join(differing)} differ; move it away.")
+
+
 def verify_checkpoint(directory: Path) -> None:
-    """Raises DamagedCheckpointError unless every file has the size and hash of the manifest."""
+    """Raises DamagedCheckpointError unless every file has the size and hash that the manifest lists."""
     try:
         manifest = read_json(inside(directory / MANIFEST, directory))
         files = manifest["files"]
@@ -95,9 +102,9 @@ def step_of(directory: Path) -> int:
 
 
 def newest_valid(root: Path, at_most: int | None = None) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint under `root`, and a line for each damaged one, which is set aside.
+    """The newest complete checkpoint under `root`, and a line for each damaged one, which is set aside.
 
-    `at_most`: of that step or before. What a killed save has left is cleared away, so nobody may be saving there.
+    `at_most`: only steps up to this one. Leftovers of a killed save are removed, so no other process may be saving.
     """
     damaged: list[str] = []
     for partial in root.glob(".*.partial"):
@@ -106,7 +113,7 @@ def newest_valid(root: Path, at_most: int | None = None) -> tuple[Checkpoint | N
         target = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
-        else:  # the save was cut between its two renames
+        else:  # the save was killed between its two renames
             old.rename(target)
     for directory in reversed(step_directories(root)):
         if at_most is not None and step_of(directory) > at_most:

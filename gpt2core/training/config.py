@@ -38,3 +38,4 @@ class TrainerConfig:
     sample_interval: str  # evaluation | epoch
     seed: int
     spike_rollback: float | None = None  # z-score
+    own_kernels: bool = True  # this package's CPU kernels for head, attention and dropout; False: torch's

@@ -1,14 +1,16 @@
-"""What the training loop tells its listeners, and how a run ends."""
+"""What the training loop reports to its listeners, and the result of a run."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from gpt2core.training.trainer import Trainer
+from gpt2core.training.config import TrainerConfig
 
 Row = dict[str, float | int | None]
-# Every row of the history has every key, None where it was not measured: DVC plots only rows of one shape.
+# Every row of the history has every key, None where it was not measured: DVC plots only rows of the same keys.
 ROW_KEYS = (
     "step",
     "tokens_seen",
@@ -24,12 +26,33 @@ ROW_KEYS = (
 )
 
 
+class TrainerView(Protocol):
+    """What a listener may read of a trainer."""
+
+    config: TrainerConfig
+    step: int
+    total_steps: int
+    batch_size: int
+    sequence_length: int
+    tokens_per_step: int
+    batches_per_epoch: int
+    history: list[Row]
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last update."""
+
+    @property
+    def smoothed_loss(self) -> float | None:
+        """Moving average of the batch losses in nats a token; None before the first."""
+
+
 class TrainerEvents:
-    """What a listener may hear; each method does nothing unless overridden."""
+    """A listener; each method does nothing unless overridden."""
 
-    def on_start(self, trainer: "Trainer") -> None: ...
+    def on_start(self, trainer: TrainerView) -> None: ...
 
-    def on_step(self, trainer: "Trainer", train_loss: float) -> None: ...
+    def on_step(self, trainer: TrainerView, train_loss: float) -> None: ...
 
     def on_row(self, row: Row) -> None: ...
 
@@ -46,13 +69,41 @@ class TrainerEvents:
     def on_note(self, message: str) -> None: ...
 
 
+class IntervalMeter:
+    """Mean batch loss and speed since the last row of the history."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        self.losses: list[float] = []
+        self._tokens_per_step, self._started_at = tokens_per_step, time.perf_counter()
+
+    def start(self) -> None:
+        self._started_at = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The body's time, an evaluation's, does not count as training."""
+        paused_at = time.perf_counter()
+        yield
+        self._started_at += time.perf_counter() - paused_at
+
+    def read(self) -> Row:
+        """`train_loss` and `tokens_per_second`; begins the next interval."""
+        losses, seconds = self.losses, max(1e-9, time.perf_counter() - self._started_at)
+        self.losses = []
+        self.start()
+        return {
+            "train_loss": sum(losses) / len(losses) if losses else None,
+            "tokens_per_second": len(losses) * self._tokens_per_step / seconds,
+        }
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """How a run ended; losses in nats a token.
 
     `train_loss_full` is a full pass over train without dropout with the last weights, None where no target was
     reached. `batch_target_step` is the first step whose batch was at or under the target, `batch_target_loss_full`
-    what a full pass gave then: one lucky batch is not a result. `best_step` is the one whose model was kept.
+    the full pass at that step: one lucky batch is not a result. `best_step` is the step of the kept model.
     """
 
     steps: int

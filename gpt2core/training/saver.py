@@ -1,7 +1,7 @@
-"""Keeping a run's checkpoints and best weights: a full disk does not stop the run, and a GPU does not wait for a disk.
+"""Writes a run's checkpoints and best weights: a full disk does not stop the run, and a GPU does not wait for a disk.
 
-On a CPU a save is written at once. A GPU's weights are copied on the GPU, which takes milliseconds, and a thread
-brings the copy to the disk while training goes on.
+On a CPU a save is written at once. On a GPU the weights are copied in its memory, which takes milliseconds, and a
+thread writes the copy to the disk while training continues.
 """
 
 import copy
@@ -14,26 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from gpt2core import runtime
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.storage.directories import replaced_directory
 from gpt2core.training import checkpoint as ckpt
 
-# So many saves may wait for the disk, each with its copy of the weights: the best ones and a checkpoint of one step.
-WAITING = 2
+# Saves that may wait for the disk, each with a copy of the weights: the best weights and a checkpoint of one step.
+MAX_PENDING = 2
 
 
-class Keeper:
-    """Writes into `root`: `best` and `step-00000250`. `note` hears what could not be saved, each in its turn."""
+class CheckpointWriter:
+    """Writes into `root`: `best` and `step-00000250`. `note` receives a message for each save that fails."""
 
     def __init__(self, root: Path, keep_last: int, *, background: bool, note: Callable[[str], None]) -> None:
         self.root, self.keep_last = root, keep_last
         self._note = note
         self._worker = ThreadPoolExecutor(1, "checkpoint") if background else None
-        self._waiting: deque[tuple[str, Future[None], Callable[[], None]]] = deque()
-        self._unsaved_best: tuple[int, GPT] | None = None  # what the disk did not take
+        self._pending: deque[tuple[str, Future[None], Callable[[], None]]] = deque()
+        self._unsaved_best: tuple[int, GPT] | None = None  # its write failed
 
     @property
     def best_directory(self) -> Path:
@@ -47,23 +49,21 @@ class Keeper:
         state: dict[str, Any],
         done: Callable[[Path], None],
     ) -> None:
-        """Write a checkpoint and then remove the oldest; `done` is called by this thread once it is safe."""
+        """Write a checkpoint, then remove the oldest; the calling thread calls `done` once it is on the disk."""
         directory = self.root / f"step-{step:08d}"
 
         def write(model: GPT, optimizer: dict[str, Tensor]) -> None:
-            # A checkpoint speaks of the best weights, so they go first.
-            self._write_waiting_best()
+            # The state names the best step, so its weights are written first.
+            self._write_unsaved_best()
             ckpt.save_checkpoint(directory, model, optimizer, state)
             with suppress(OSError):  # tried again after the next save
                 ckpt.remove_older(self.root, self.keep_last)
 
-        what = (
-            f"checkpoint at step {step} could not be saved; the earlier ones are intact, the next is tried in its turn"
-        )
-        self._do(what, write, model, optimizer, lambda: done(directory))
+        failure = f"checkpoint at step {step} could not be saved; training continues, the earlier ones are intact"
+        self._do(failure, write, model, optimizer, lambda: done(directory))
 
     def save_best(self, step: int, model: GPT, done: Callable[[], None]) -> None:
-        """Put the weights into `best`; where the disk does not take them they stay in memory until it does."""
+        """Write the weights to `best`; if that fails they stay in memory and the next save tries again."""
 
         def write(model: GPT, _: dict[str, Tensor]) -> None:
             try:
@@ -73,14 +73,14 @@ class Keeper:
                 raise
             self._unsaved_best = None
 
-        what = f"the best weights, of step {step}, could not be saved; they stay in memory and are tried again"
-        self._do(what, write, model, {}, done)
+        failure = f"the best weights, of step {step}, could not be saved; they stay in memory and are tried again"
+        self._do(failure, write, model, {}, done)
 
     def poll(self, leave: int | None = None) -> None:
-        """Report the saves that are done; wait until at most `leave` are not (None: wait for none)."""
-        while self._waiting and (self._waiting[0][1].done() or (leave is not None and len(self._waiting) > leave)):
-            what, future, done = self._waiting.popleft()
-            self._settle(what, future.result, done)
+        """Report finished saves; wait until at most `leave` are pending (None: do not wait)."""
+        while self._pending and (self._pending[0][1].done() or (leave is not None and len(self._pending) > leave)):
+            failure, future, done = self._pending.popleft()
+            self._report(failure, future.result, done)
 
     def finish(self) -> None:
         """Wait for every save. Raises UserError where the best weights are still not on the disk."""
@@ -89,39 +89,60 @@ class Keeper:
             return
         step = self._unsaved_best[0]
         try:
-            self._write_waiting_best()
+            self._write_unsaved_best()
         except OSError as error:
             kept = ckpt.step_directories(self.root)
-            how = f"the run goes on from {kept[-1]}" if kept else "the run starts anew"
+            how = f"it resumes from {kept[-1]}" if kept else "it starts from the beginning"
             raise UserError(
                 f"the best weights, of step {step}, could not be written to {self.best_directory} ({error.strerror}); "
                 f"free some space and run again: {how}."
             ) from None
 
+    def newest(self, at_most: int | None = None) -> tuple[ckpt.Checkpoint | None, list[str]]:
+        """`checkpoint.newest_valid` on every rank; the first one alone sets damaged checkpoints aside."""
+        if runtime.rank() != 0:
+            dist.barrier()
+        found = ckpt.newest_valid(self.root, at_most)
+        if runtime.rank() == 0 and dist.is_initialized():
+            dist.barrier()
+        return found
+
+    def start_over(self, total_steps: int) -> str | None:
+        """Remove an earlier run's checkpoints, or move them aside if it went beyond `total_steps`: returns a note."""
+        directories = ckpt.step_directories(self.root)
+        if directories and ckpt.step_of(directories[-1]) > total_steps:
+            aside = self.root.with_name(f"{self.root.name}-{directories[-1].name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.root.rename(aside)
+            return f"this run is shorter than the earlier one, whose checkpoints are kept in {aside}"
+        for directory in directories:
+            shutil.rmtree(directory)
+        return None
+
     def remove_after(self, step: int) -> None:
-        """Checkpoints later than `step` go: a run that went back would find its way into them again."""
+        """Remove checkpoints after `step`: after a rollback, a resumed run must not load them."""
         for directory in ckpt.step_directories(self.root):
             if ckpt.step_of(directory) > step:
                 shutil.rmtree(directory)
 
     def _do(
         self,
-        what: str,
+        failure: str,
         write: Callable[[GPT, dict[str, Tensor]], None],
         model: GPT,
         optimizer: dict[str, Tensor],
         done: Callable[[], None],
     ) -> None:
         if self._worker is None:
-            self._settle(what, lambda: write(model, optimizer), done)
+            self._report(failure, lambda: write(model, optimizer), done)
             return
-        self.poll(leave=WAITING - 1)
+        self.poll(leave=MAX_PENDING - 1)
         try:
             model = copy.deepcopy(model)
             optimizer = {name: tensor.clone() for name, tensor in optimizer.items()}
-        except torch.OutOfMemoryError:  # no room for a copy: training waits for the disk
+        except torch.OutOfMemoryError:  # no memory for a copy: training waits for the disk
             self.poll(leave=0)
-            self._settle(what, lambda: write(model, optimizer), done)
+            self._report(failure, lambda: write(model, optimizer), done)
             return
         stream = _copy_stream(next(model.parameters()).device)
 
@@ -129,13 +150,13 @@ class Keeper:
             with stream:
                 write(model, optimizer)
 
-        self._waiting.append((what, self._worker.submit(work), done))
+        self._pending.append((failure, self._worker.submit(work), done))
 
-    def _settle(self, what: str, result: Callable[[], None], done: Callable[[], None]) -> None:
+    def _report(self, failure: str, result: Callable[[], None], done: Callable[[], None]) -> None:
         try:
             result()
         except OSError as error:
-            self._note(f"{what} ({error.strerror or error})")
+            self._note(f"{failure} ({error.strerror or error})")
         else:
             done()
 
@@ -143,14 +164,14 @@ class Keeper:
         with replaced_directory(self.best_directory) as partial:
             model.save_pretrained(partial)
 
-    def _write_waiting_best(self) -> None:
+    def _write_unsaved_best(self) -> None:
         if self._unsaved_best is not None:
             self._write_best(self._unsaved_best[1])
             self._unsaved_best = None
 
 
 def _copy_stream(device: torch.device) -> AbstractContextManager[object]:
-    """Where a thread copies from a GPU: beside the training's own queue, after what that has been given so far."""
+    """A stream of its own for a thread's copies from a GPU, after all work queued so far on the training's stream."""
     if device.type != "cuda":
         return nullcontext()
     stream = torch.cuda.Stream(device)

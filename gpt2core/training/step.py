@@ -12,24 +12,24 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt2core import runtime
-from gpt2core.kernels.switch import own_kernels_pay
+from gpt2core.kernels.switch import own_kernels_are_faster
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
 from gpt2core.training import optimizers as optim
 from gpt2core.training.config import TrainerConfig
-from gpt2core.training.spikes import Health, Verdict
+from gpt2core.training.spikes import LossMonitor, UpdateDecision
 
 
-class Taken(NamedTuple):
-    """A step: mean loss in nats, the gradient's norm before it was bounded, and what became of the update."""
+class StepResult(NamedTuple):
+    """Mean loss in nats, gradient norm before clipping, and whether the update was applied."""
 
     train_loss: float
     grad_norm: float
-    verdict: Verdict
+    decision: UpdateDecision
 
 
 class TrainStep:
-    """Optimizers, schedule and gradient scale of a run; what it computes is a function of the step and its batch."""
+    """Optimizers, schedule and gradient scaler of a run; an update is a function of the step and its batch."""
 
     def __init__(
         self, model: GPT, config: TrainerConfig, run: Runtime, total_steps: int, compiled: bool = False
@@ -37,6 +37,7 @@ class TrainStep:
         self.model, self.config, self.run, self.total_steps, self.compiled = model, config, run, total_steps, compiled
         model.to(run.device)
         model.gradient_checkpointing = config.gradient_checkpointing
+        model.use_own_kernels(config.own_kernels)
         self.optimizers = optim.build_optimizers(
             model,
             name=config.optimizer,
@@ -44,13 +45,13 @@ class TrainStep:
             muon_learning_rate=config.muon_learning_rate,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
-            bf16_pays=run.precision != "fp32" or run.device.type == "cuda",
+            bf16_is_faster=run.precision != "fp32" or run.device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.precision == "fp16")
         self._forward: torch.nn.Module = model
 
     def prepare(self) -> None:
-        """Compile the model, and share it between devices, where the run does so."""
+        """Compile the model and wrap it for data-parallel training, if the run is set so."""
         self.model.train()
         module: torch.nn.Module = self.model
         if self.compiled:
@@ -59,10 +60,10 @@ class TrainStep:
             module = DistributedDataParallel(module)
         self._forward = module
 
-    def take(
-        self, step: int, batch: tuple[np.ndarray, np.ndarray], health: Health, interrupted: Callable[[], bool]
-    ) -> Taken | None:
-        """One update with batch `step`, int64 (B, T) twice, as far as `health` lets it; None where interrupted."""
+    def update(
+        self, step: int, batch: tuple[np.ndarray, np.ndarray], monitor: LossMonitor, interrupted: Callable[[], bool]
+    ) -> StepResult | None:
+        """One update with batch `step`, int64 (B, T) twice, unless `monitor` skips it; None if interrupted."""
         self._begin(step)
         token_ids, targets = (self._share(array) for array in batch)
         loss = self._add_gradients(token_ids, targets, interrupted)
@@ -75,27 +76,27 @@ class TrainStep:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         train_loss, grad_norm = loss.item(), self._clip().item()
-        verdict = health.judge(step, train_loss, grad_norm)
-        self.update(take=verdict.take)
-        return Taken(train_loss, grad_norm, verdict)
+        decision = monitor.decide(step, train_loss, grad_norm)
+        self._apply(decision.apply_update)
+        return StepResult(train_loss, grad_norm, decision)
 
-    def update(self, take: bool) -> None:
-        """Change the weights by the gradient if it is to be taken, and forget it."""
-        if take:
+    def _apply(self, apply_update: bool) -> None:
+        """Update the weights if `apply_update`; clear the gradients."""
+        if apply_update:
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
         self.scaler.update()
         self._zero_grad()
 
     def __str__(self) -> str:
-        """How a step is computed, in words."""
-        own = own_kernels_pay(self.run.device) and not self.compiled
-        kernels = "own head, attention and dropout, made for a CPU" if own else "torch's kernels"
+        """Which kernels compute a step, for the log."""
+        own = self.config.own_kernels and own_kernels_are_faster(self.run.device) and not self.compiled
+        kernels = "own CPU kernels for head, attention and dropout" if own else "torch's kernels"
         return f"{kernels}, {'compiled' if self.compiled else 'not compiled'}"
 
     @property
-    def finds_its_scale(self) -> bool:
-        """fp16 finds its scale by overflowing: that is no problem until there is nothing left to scale."""
+    def scale_is_settling(self) -> bool:
+        """Whether overflows are expected: fp16's loss scale starts high and is halved at each one, down to 1."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1
 
     @property
@@ -110,13 +111,13 @@ class TrainStep:
         return optim.optimizer_tensors(self.optimizers, self.model)
 
     def restore(self, saved: GPT, optimizer: dict[str, Tensor], scaler: dict[str, float]) -> None:
-        """Weights, moments and scale as a checkpoint has them."""
+        """Load weights, moments and loss scale of a checkpoint."""
         self.model.load_state_dict(saved.state_dict())
         optim.load_optimizer_tensors(self.optimizers, self.model, optimizer)
         self.scaler.load_state_dict(scaler)
 
     def _begin(self, step: int) -> None:
-        """Learning rate and seed of `step`."""
+        """Set learning rate and seed for `step`."""
         factor = optim.learning_rate_factor(
             step,
             schedule=self.config.schedule,
@@ -126,13 +127,13 @@ class TrainStep:
             decay_fraction=self.config.decay_fraction,
         )
         optim.set_learning_rate(self.optimizers, factor)
-        # Dropout is a function of the step, so a resumed run draws what an uninterrupted one draws.
+        # Dropout is a function of the step, so a resumed run draws the same masks as an uninterrupted one.
         torch.manual_seed(step_seed(self.config.seed, step, runtime.rank()))
 
     def _add_gradients(self, token_ids: Tensor, targets: Tensor, interrupted: Callable[[], bool]) -> Tensor | None:
-        """Those of int64 (B, T) twice, in micro-steps; their mean loss in nats, a scalar on the device.
+        """Add up the gradients of int64 (B, T) twice in micro-steps; returns the mean loss in nats, a scalar.
 
-        None where a device was interrupted, which is asked between micro-steps.
+        None if a rank was interrupted, which is checked between micro-steps.
         """
         micro = self.config.micro_batch_size or len(token_ids)
         total = torch.zeros((), device=self.run.device)
@@ -147,7 +148,7 @@ class TrainStep:
         return total
 
     def _clip(self) -> Tensor:
-        """Bound the gradient's norm; returns what it was, a scalar on the device."""
+        """Clip the gradient's norm; returns the norm before, a scalar on the device."""
         limit = self.config.max_grad_norm if self.config.max_grad_norm is not None else math.inf
         return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
 
@@ -157,7 +158,7 @@ class TrainStep:
         return torch.from_numpy(array[rows]).to(self.run.device, non_blocking=True)
 
     def _sync(self, last: bool) -> AbstractContextManager[None]:
-        """Devices add up their gradients with a step's last micro-step."""
+        """Devices all-reduce their gradients only in a step's last micro-step."""
         if last or not isinstance(self._forward, DistributedDataParallel):
             return nullcontext()
         return self._forward.no_sync()

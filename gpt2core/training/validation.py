@@ -1,33 +1,33 @@
-"""A model in training, looked at without dropout: losses on train and val, a full pass, a sample text."""
+"""Evaluation of a model in training, without dropout: losses on train and val, a full pass, a sample text."""
 
 import math
 
 import torch
 
+from gpt2core import runtime
+from gpt2core.data.batches import Batches
 from gpt2core.decoding import generate
 from gpt2core.evaluation.scores import Score, Tokens, evaluate
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
+from gpt2core.training.config import TrainerConfig
 from gpt2core.training.events import Row
 
-# Without gradients more tokens fit than in training, and many at once are faster than few.
+# Without gradients more tokens fit in memory than in training, and larger batches are faster.
 TOKENS_A_BATCH = 2048
 
 
 class Validation:
-    """Scores windows of `sequence_length` tokens; leaves the model in training mode."""
+    """Scores windows of the training sequence length, `batch_size` or more at once; leaves the model training."""
 
-    def __init__(
-        self, model: GPT, train: Tokens, val: Tokens | None, run: Runtime, *, batch_size: int, sequence_length: int
-    ) -> None:
+    def __init__(self, model: GPT, train: Batches, val: Tokens | None, run: Runtime, batch_size: int) -> None:
         self.model, self.run = model, run
-        self.train = train
+        self.train, self.sequence_length = train.split, train.sequence_length
         self.val = val if val is not None and len(val) > 1 else None
-        self.sequence_length = sequence_length
-        self.batch_size = max(batch_size, TOKENS_A_BATCH // sequence_length)
+        self.batch_size = max(batch_size, TOKENS_A_BATCH // self.sequence_length)
 
     def row(self, max_tokens: int | None) -> Row:
-        """`train_eval_loss` and, where there is a val split, its numbers; None for what is not finite."""
+        """`train_eval_loss` and the val split's metrics; None for a missing split or a value that is not finite."""
         train, val = self._score(self.train, max_tokens), None
         if self.val is not None:
             val = self._score(self.val, max_tokens)
@@ -45,16 +45,16 @@ class Validation:
         assert score is not None, "a split that fills a batch has two tokens"
         return score.loss
 
-    def sample(self, prompt: tuple[int, ...], max_new_tokens: int, seed: int) -> list[int] | None:
-        """The prompt and a continuation, or None where the prompt fills the model's block_size."""
-        count = min(max_new_tokens, self.model.config.block_size - len(prompt))
-        if count < 1:
+    def sample(self, config: TrainerConfig) -> list[int] | None:
+        """`sample_prompt` and a continuation; None on other ranks, and if no token is asked for or fits block_size."""
+        count = min(config.sample_tokens, self.model.config.block_size - len(config.sample_prompt))
+        if count < 1 or runtime.rank() != 0:
             return None
         self.model.eval()
         output = generate(
             self.model,
-            torch.tensor([prompt], device=self.run.device),
-            seed=seed,
+            torch.tensor([config.sample_prompt], device=self.run.device),
+            seed=config.seed,
             do_sample=True,
             temperature=0.8,
             top_k=50,

@@ -1,5 +1,6 @@
 """Listeners of the training loop: the console, the log file, MLflow."""
 
+import math
 import os
 import sys
 import time
@@ -10,8 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.training.events import Row, TrainerEvents
-from gpt2core.training.trainer import Trainer
+from gpt2core.training.events import Row, TrainerEvents, TrainerView
 from gpt2ops import paths
 from gpt2ops.tracking.api import TrackedRun
 from gpt2ops.training.pace import Pace
@@ -32,11 +32,11 @@ class TrainingLog(TrainerEvents):
         self._file = self.path.open("ab", buffering=0)  # a line is on disk when it is written
         self._unwritten = b""
         self._tokenizer = Tokenizer()
-        self._bar: Progress | None = None
+        self._bar: ProgressBar | None = None
         self._reference: LossReference | None = None
         self._failing = False
 
-    def attach(self, bar: "Progress") -> None:
+    def attach(self, bar: "ProgressBar") -> None:
         self._bar = bar
 
     def compare_with(self, reference: LossReference) -> None:
@@ -67,11 +67,11 @@ class TrainingLog(TrainerEvents):
                 self._failing = True
                 self._show(f"warning: {self.path} cannot be written ({error.strerror}); training goes on")
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         start = f"resuming after step {trainer.step}" if trainer.step else "starting"
         self.say(
             f"{start}: {trainer.batch_size} x {trainer.sequence_length} = {trainer.tokens_per_step:,} tokens a step, "
-            f"{trainer.train_batches.batches_per_epoch:,} batches an epoch, at most {trainer.total_steps:,} steps"
+            f"{trainer.batches_per_epoch:,} batches an epoch, at most {trainer.total_steps:,} steps"
         )
 
     def on_row(self, row: Row) -> None:
@@ -115,7 +115,7 @@ class TrainingLog(TrainerEvents):
             self._file.close()
 
 
-class Progress(TrainerEvents):
+class ProgressBar(TrainerEvents):
     """A bar with loss, learning rate, tokens/s and time left; where there is no terminal, a line now and then."""
 
     def __init__(self) -> None:
@@ -129,12 +129,12 @@ class Progress(TrainerEvents):
         else:
             print(message, flush=True)
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         self._pace.start(trainer.step)
         if sys.stderr.isatty():
             self._bar = tqdm(total=trainer.total_steps, initial=trainer.step, bar_format=_BAR, dynamic_ncols=True)
 
-    def on_step(self, trainer: Trainer, train_loss: float) -> None:
+    def on_step(self, trainer: TrainerView, train_loss: float) -> None:
         self._pace.tick(trainer.step)
         if self._bar is not None:
             self._bar.bar_format = self._line(trainer, os.get_terminal_size(sys.stderr.fileno()).columns)
@@ -143,17 +143,17 @@ class Progress(TrainerEvents):
             self._said_at = time.monotonic()
             print(f"step {trainer.step}/{trainer.total_steps}  {'  '.join(self._facts(trainer))}", flush=True)
 
-    def _facts(self, trainer: Trainer) -> list[str]:
+    def _facts(self, trainer: TrainerView) -> list[str]:
         speed = self._pace.steps_per_second * trainer.tokens_per_step
         left = tqdm.format_interval(self._pace.seconds_for(trainer.total_steps - trainer.step) or 0.0)
         return [
-            f"loss {trainer.average.value:.3f}",
+            f"loss {math.nan if trainer.smoothed_loss is None else trainer.smoothed_loss:.3f}",
             f"lr {trainer.learning_rate:.1e}",
             f"{speed:,.0f} tok/s",
             f"at most {left} left",
         ]
 
-    def _line(self, trainer: Trainer, columns: int) -> str:
+    def _line(self, trainer: TrainerView, columns: int) -> str:
         """As many facts as leave room for a bar; the learning rate goes first, the loss stays."""
         loss, rate, speed, left = self._facts(trainer)
         room = columns - len(f"training ||  step {trainer.total_steps}/{trainer.total_steps}") - MIN_BAR
@@ -178,7 +178,7 @@ class MLflowRows(TrainerEvents):
     def on_row(self, row: Row) -> None:
         self.run.log_metrics({key: value for key, value in row.items() if key != "step"}, step=int(row["step"] or 0))
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         """What a run that was killed had not sent; the steps that MLflow has are left out."""
         for row in trainer.history:
             self.on_row(row)

@@ -7,8 +7,14 @@ same model loses more on Shakespeare than on web pages, so they say what is usua
 import math
 from dataclasses import dataclass
 
-# Nearer to token frequencies than this is the same: held-out text spreads about so much.
+from gpt2core.evaluation.scores import Tokens, unigram_loss
+from gpt2core.model import GPT
+from gpt2ops.tracking.api import TrackedRun
+
+# A smaller difference is within the spread of held-out text.
 SAME = 0.05
+# The frequencies of this many tokens give the entropy to two decimals; counting them takes 30 ms.
+MAX_TOKENS = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -78,3 +84,17 @@ def published_for(num_parameters: int, source: str) -> tuple[Published, ...]:
     of_text = {"tinyshakespeare": TINYSHAKESPEARE, "tinystories": TINYSTORIES}.get(source, ())
     nearest = min(OPENWEBTEXT, key=lambda count: abs(math.log(count / num_parameters)))
     return of_text if source == "tinystories" else (OPENWEBTEXT[nearest], *of_text)
+
+
+def loss_reference(model: GPT, train: Tokens, source: str) -> LossReference:
+    """For `model` on the training split `train`; `source` is the value of data.source."""
+    return LossReference(
+        vocab_size=model.config.vocab_size,
+        unigram=unigram_loss(train, MAX_TOKENS),
+        published=published_for(model.num_parameters(), source),
+    )
+
+
+def log_reference(reference: LossReference, tracked: TrackedRun) -> None:
+    tracked.log_metrics({"reference/uniform_loss": reference.uniform, "reference/unigram_loss": reference.unigram})
+    tracked.set_tags({"loss_reference": "\n".join(reference.lines())})

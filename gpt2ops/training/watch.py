@@ -8,8 +8,7 @@ from contextlib import suppress
 
 import psutil
 
-from gpt2core.training.events import Row, TrainerEvents
-from gpt2core.training.trainer import Trainer
+from gpt2core.training.events import Row, TrainerEvents, TrainerView
 from gpt2ops.tracking.api import TrackedRun
 from gpt2ops.training.diagnostics import Diagnostics, Finding, RunFacts
 from gpt2ops.training.pace import Pace
@@ -30,7 +29,7 @@ class Warnings(TrainerEvents):
         self.lines: list[str] = []
         self._diagnostics: Diagnostics | None = None
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         self._diagnostics = Diagnostics(
             RunFacts(
                 total_steps=trainer.total_steps,
@@ -47,7 +46,7 @@ class Warnings(TrainerEvents):
         self._diagnostics.replay(trainer.history)
         self.lines = [finding.line() for finding in self._diagnostics.findings]
 
-    def on_step(self, trainer: Trainer, train_loss: float) -> None:
+    def on_step(self, trainer: TrainerView, train_loss: float) -> None:
         if trainer.step == 1 and self._diagnostics is not None:
             self._report(self._diagnostics.first_loss(train_loss))
 
@@ -84,22 +83,22 @@ class StatusFile(TrainerEvents):
         self._pace = Pace()
         self._written_at = 0.0
 
-    def on_start(self, trainer: Trainer) -> None:
+    def on_start(self, trainer: TrainerView) -> None:
         self._pace.start(trainer.step)
         self._write(trainer)
 
-    def on_step(self, trainer: Trainer, train_loss: float) -> None:
+    def on_step(self, trainer: TrainerView, train_loss: float) -> None:
         self._pace.tick(trainer.step)
         if time.monotonic() - self._written_at > STATUS_SECONDS or trainer.step == trainer.total_steps:
             self._write(trainer)
 
-    def _write(self, trainer: Trainer) -> None:
+    def _write(self, trainer: TrainerView) -> None:
         self._written_at = time.monotonic()
         speed = self._pace.steps_per_second * trainer.tokens_per_step
         status = LiveStatus(
             step=trainer.step,
             total_steps=trainer.total_steps,
-            loss=trainer.average.value if trainer.average.weight else None,
+            loss=trainer.smoothed_loss,
             tokens_per_second=speed or None,
             seconds_left=self._pace.seconds_for(trainer.total_steps - trainer.step),
             run_id=self.tracked.run_id,

@@ -141,7 +141,7 @@ def fingerprint_now(root: Path) -> dict[str, Any]:
     from gpt2core.config import GPTConfig
     from gpt2core.data.tokens import open_tokens
     from gpt2ops.params.schema import load_params
-    from tasks.finetune import fingerprint_of
+    from gpt2ops.training.fingerprint import fingerprint_of
 
     params = load_params(root / paths.PARAMS)
     tokens = open_tokens(root / paths.TOKENS).manifest["sha256"] if (root / paths.TOKENS).is_dir() else None

@@ -86,5 +86,5 @@ def test_shares_that_make_up_one_but_for_rounding_split_very_many_tokens() -> No
     sizes = split_tokens(total, {"train": 0.9, "val": 0.1 + 1e-9, "test": 0.0})
     assert sizes["train"] + sizes["val"] == total
     assert sizes["test"] == 0
-    with pytest.raises(UserError, match=r"data.split.val \(1e-09\) of 1983867934442 tokens is 0, too short"):
+    with pytest.raises(UserError, match=r"the val share \(1e-09\) of 1983867934442 tokens is 0, too short"):
         split_tokens(total, {"train": 1.0, "val": 1e-9, "test": 0.0})

@@ -1,7 +1,6 @@
 """What trains fast computes what torch's own operations compute."""
 
 import math
-from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from gpt2core.config import GPTConfig
 from gpt2core.kernels.attention import short_attention
 from gpt2core.kernels.dropout import Dropout, keep_mask
 from gpt2core.kernels.head_loss import head_loss, head_scores
-from gpt2core.kernels.switch import use_own_kernels
 from gpt2core.model import GPT
 
 EXACT = {"rtol": 1e-5, "atol": 1e-6}
@@ -143,15 +141,10 @@ def test_dropout_is_a_function_of_the_seed() -> None:
     assert not torch.equal(drawn[0], drawn[1])
 
 
-@pytest.fixture
-def torchs_kernels() -> Iterator[Callable[[], None]]:
-    yield lambda: use_own_kernels(False)
-    use_own_kernels(True)
-
-
-def loss_curve(precision: str) -> list[float]:
+def loss_curve(precision: str, own_kernels: bool) -> list[float]:
     torch.manual_seed(5)
     model = GPT(GPTConfig(vocab_size=211, block_size=32, n_layer=2, n_head=4, n_embd=64, drop_rate=0.1))
+    model.use_own_kernels(own_kernels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     text = (torch.arange(4000) ** 2 // 7) % 211
     losses = []
@@ -169,21 +162,19 @@ def loss_curve(precision: str) -> list[float]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_loss_curve_is_that_of_torch_s_operations_in_fp32_within_noise(precision: str, torchs_kernels) -> None:
-    ours = loss_curve(precision)
-    torchs_kernels()
-    reference = loss_curve("fp32")
+def test_the_loss_curve_is_that_of_torch_s_operations_in_fp32_within_noise(precision: str) -> None:
+    ours, reference = loss_curve(precision, own_kernels=True), loss_curve("fp32", own_kernels=False)
     assert ours[-1] < 0.7 * ours[0]
     assert ours != reference
     assert sum(ours[-40:]) / 40 == pytest.approx(sum(reference[-40:]) / 40, rel=0.03)
 
 
-def test_torch_s_kernels_can_be_asked_for(torchs_kernels) -> None:
+def test_torch_s_kernels_can_be_asked_for() -> None:
     """`run.kernels: torch` is the plain cross-entropy over logits in fp32, to the bit."""
     torch.manual_seed(3)
     model = GPT(GPTConfig(vocab_size=97, block_size=8, n_layer=1, n_head=2, n_embd=16, drop_rate=0.1))
     ids = torch.randint(0, 97, (2, 9))
-    torchs_kernels()
+    model.use_own_kernels(False)
     torch.manual_seed(4)
     loss = model(ids[:, :-1], ids[:, 1:])
     torch.manual_seed(4)

@@ -6,12 +6,13 @@ import torch
 
 from gpt2core.config import GPTConfig
 from gpt2core.model import GPT
-from gpt2core.training.muon import Fp32Muon, orthogonalised
 from gpt2core.training.optimizers import (
+    Fp32Muon,
     build_optimizers,
     learning_rate_factor,
     load_optimizer_tensors,
     optimizer_tensors,
+    orthogonalised,
 )
 
 TINY = GPTConfig(31, 8, n_layer=1, n_head=2, n_embd=8, drop_rate=0.0)

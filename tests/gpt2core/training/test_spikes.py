@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from gpt2core.errors import UserError
-from gpt2core.training.spikes import Health
+from gpt2core.training.spikes import LossMonitor
 from gpt2core.training.trainer import Trainer
-from tests.faults.test_faults import assert_same_bits, hear
-from tests.gpt2core.training.test_trainer import Heard, fit, make_trainer, without_speed
+from tests.support.training import Heard, assert_same_bits, fit, hear, make_trainer, without_speed
 
 LONG = {"max_steps": 150, "learning_rate": 1e-2, "warmup_steps": 10, "checkpoint_interval": 20, "log_interval": 1}
 
@@ -71,7 +70,7 @@ def test_a_spike_is_only_reported_unless_the_user_wants_it_undone(tmp_path, clea
     assert note.startswith("step 61: the loss of batch 60 is a spike: ")
     assert "standard deviations above the" in note
     assert without_speed(trainer.history)[:60] == without_speed(clean.history)[:60]
-    assert trainer.health.state.left_out == []
+    assert trainer.monitor.state.left_out == []
 
 
 def test_a_healthy_run_hears_nothing_of_spikes_and_the_setting_does_not_change_its_bits(tmp_path, clean) -> None:
@@ -104,9 +103,9 @@ def test_weights_that_are_no_numbers_any_more_are_taken_back_from_the_last_check
     heard = hear(trainer, Breaker(55, math.nan))
     trainer.fit()
     assert heard.notes == [
-        "step 56: the loss or its gradient is not finite; batch 55 is skipped, the weights stay",
-        "step 56: back to the checkpoint at step 40; from there batch 54 will be passed by",
-        "step 55: batch 54 is passed by",
+        "step 56: the loss or its gradient is not finite; batch 55 is skipped, weights unchanged",
+        "step 56: rolled back to the checkpoint at step 40; batch 54 is skipped from now on",
+        "step 55: batch 54 is skipped after the rollback",
     ]
     assert [row["step"] for row in trainer.history] == list(range(1, 151))
     assert final_loss(trainer) == pytest.approx(final_loss(clean), rel=0.01)
@@ -116,22 +115,22 @@ def test_weights_that_went_bad_before_the_first_checkpoint_are_taken_back_to_the
     trainer = make_trainer(tmp_path, **LONG)
     heard = hear(trainer, Breaker(3, math.nan))
     trainer.fit()
-    assert "step 4: back to the checkpoint at step 0; from there batch 2 will be passed by" in heard.notes
+    assert "step 4: rolled back to the checkpoint at step 0; batch 2 is skipped from now on" in heard.notes
 
 
 def test_a_checkpoint_is_never_made_of_weights_that_are_no_numbers(tmp_path) -> None:
     trainer = make_trainer(tmp_path, **LONG)
     heard = hear(trainer, Breaker(60, math.nan))
     trainer.fit()
-    assert "step 60: the weights are not finite, so there is no checkpoint" in heard.notes
-    assert "step 61: back to the checkpoint at step 40; from there batch 59 will be passed by" in heard.notes
+    assert "step 60: the weights are not finite, so no checkpoint is saved" in heard.notes
+    assert "step 61: rolled back to the checkpoint at step 40; batch 59 is skipped from now on" in heard.notes
 
 
 def test_three_spikes_in_a_row_are_bad_weights_and_the_run_goes_back(tmp_path, clean) -> None:
     trainer = make_trainer(tmp_path, **LONG, spike_rollback=6.0)
     heard = hear(trainer, Breaker(59, 300.0))
     trainer.fit()
-    assert "step 62: back to the checkpoint at step 40; from there batches 58 to 61 will be passed by" in heard.notes
+    assert "step 62: rolled back to the checkpoint at step 40; batches 58 to 61 are skipped from now on" in heard.notes
     assert [row["step"] for row in trainer.history] == list(range(1, 151))
     assert final_loss(trainer) == pytest.approx(final_loss(clean), rel=0.01)
 
@@ -140,7 +139,7 @@ def test_a_run_that_left_batches_out_resumes_to_the_same_bits(tmp_path) -> None:
     faults = {30: "chance", 45: "nan", 66: "chance", 67: "chance", 68: "chance"}
     whole = spoil(make_trainer(tmp_path / "whole", **LONG, spike_rollback=6.0), faults)
     fit(whole)
-    assert whole.health.state.rollbacks == 1
+    assert whole.monitor.state.rollbacks == 1
     for cut in (31, 67, 75):
         trainer = spoil(make_trainer(tmp_path / "cut", **LONG, spike_rollback=6.0), faults)
         trainer.resume()
@@ -150,7 +149,7 @@ def test_a_run_that_left_batches_out_resumes_to_the_same_bits(tmp_path) -> None:
     assert last.resume()
     fit(last)
     assert_same_bits(last, whole)
-    assert last.health.state == whole.health.state
+    assert last.monitor.state == whole.monitor.state
 
 
 def test_weights_that_break_again_and_again_end_the_run_with_a_reason(tmp_path) -> None:
@@ -167,13 +166,13 @@ def test_weights_that_break_again_and_again_end_the_run_with_a_reason(tmp_path) 
 
 
 def test_a_lasting_change_of_level_is_one_spike_and_then_the_new_normal() -> None:
-    health = Health(None)
+    monitor = LossMonitor(None)
     losses = [2.0 + 0.05 * (number % 5) for number in range(60)] + [4.0 + 0.05 * (number % 5) for number in range(60)]
-    notes = [note for number, loss in enumerate(losses) if (note := health.judge(number, loss, 1.0).note)]
+    notes = [note for number, loss in enumerate(losses) if (note := monitor.decide(number, loss, 1.0).note)]
     assert len(notes) == 1
 
 
 def test_a_gradient_whose_square_is_no_number_is_left_out_too() -> None:
-    verdict = Health(None).judge(7, 2.0, 1e19)
-    assert (verdict.take, verdict.finite) == (False, False)
-    assert "batch 7 is skipped" in verdict.note
+    decision = LossMonitor(None).decide(7, 2.0, 1e19)
+    assert (decision.apply_update, decision.finite) == (False, False)
+    assert "batch 7 is skipped" in decision.note

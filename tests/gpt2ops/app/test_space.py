@@ -1,12 +1,12 @@
 """The folder that `gpt2 app --export-space` writes, run as a Hugging Face Space runs it."""
 
+import contextlib
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
-import time
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from gpt2core.config import GPTConfig
 from gpt2core.model import GPT
 from gpt2ops.cli.main import main
 from tests.support.environments import all_libraries, new_environment
+from tests.support.waiting import HANGS, wait_until
 
 OWN = ("gpt2core", "gpt2ops", "tasks", "flows")
 # A Space has only what requirements.txt names: what else is installed here must not be asked for.
@@ -67,8 +68,8 @@ def test_the_space_runs_by_itself_and_writes_what_generate_writes(
             [elsewhere, "app.py"], cwd=project / "space", env=environment, stdout=log, stderr=log
         )
     try:
-        wait_for(f"http://127.0.0.1:{port}/config", process, project / "log")
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api/call/generate", timeout=30) as client:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/config"), process)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api/call/generate", timeout=HANGS) as client:
             event = client.post("", json={"data": ["Once", "", "greedy", {"max_new_tokens": 8}, None]}).json()
             answer = client.get(f"/{event['event_id']}").text
     finally:
@@ -78,15 +79,11 @@ def test_the_space_runs_by_itself_and_writes_what_generate_writes(
     assert f"{record['prompt']}{record['text']}\n" == expected
 
 
-def wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            httpx.get(address, timeout=5)
-            return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    pytest.fail(log.read_text())
+def answers(address: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        httpx.get(address, timeout=5)
+        return True
+    return False
 
 
 def test_a_space_says_what_it_is_and_pins_what_it_needs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

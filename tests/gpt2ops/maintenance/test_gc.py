@@ -19,7 +19,7 @@ from gpt2core.training.checkpoint import save_checkpoint
 from gpt2ops import paths
 from gpt2ops.params.schema import load_params
 from gpt2ops.tracking.store import connect, experiment_id
-from tasks.finetune import checkpoints_of, fingerprint_of
+from gpt2ops.training.fingerprint import checkpoints_of, fingerprint_of
 from tests.support.maintained import Commands, copy_of, in_project, write_project
 
 LONG_AGO = time.time() - 86400

@@ -13,7 +13,7 @@ import yaml
 
 from gpt2core.training.stopping import LossAverage
 from gpt2ops.params.schema import Params
-from gpt2ops.training.log import Progress, TrainingLog
+from gpt2ops.training.log import ProgressBar, TrainingLog
 from gpt2ops.training.pace import Pace
 from gpt2ops.training.references import LossReference, published_for
 
@@ -65,7 +65,7 @@ def trainer_at(step: int) -> Any:
 def test_the_bar_shows_what_fits_beside_it(columns: int, facts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pace, "steps_per_second", 10.0)
     monkeypatch.setattr(Pace, "seconds_for", lambda self, steps: 131.0)
-    line = Progress()._line(trainer_at(340), columns)
+    line = ProgressBar()._line(trainer_at(340), columns)
     assert line == "training |{bar}| step {n_fmt}/{total_fmt}" + facts.format(speed="5,120", left="02:11")
 
 

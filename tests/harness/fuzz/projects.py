@@ -28,7 +28,7 @@ from gpt2ops.reporting.summary import summary_lines
 from gpt2ops.tracking.journal import MetricBuffer
 from gpt2ops.tracking.outbox import read_messages
 from gpt2ops.tracking.store import restored_runs
-from gpt2ops.training.fingerprint import left_behind
+from gpt2ops.training.fingerprint import unfinished_run
 from gpt2ops.training.status import STATUS, read_status
 from tasks.tokenize import read_provenance
 from tests.harness.fuzz.harness import Fault, wrong_with
@@ -149,7 +149,7 @@ READERS: dict[Path, tuple[Callable[[], Any], ...]] = {
     Path(".dvc/tmp/rwlock"): (lambda: list(locks(Path())),),
     paths.DVC_LOCK: (lambda: list(verify_project(Path())), lambda: outputs.restore_outputs("plot")),
     paths.CHECKPOINTS / "ab/step-00000004/trainer.json": (
-        lambda: left_behind(Path("none"), {"seed": 2}),
+        lambda: unfinished_run(Path("none"), {"seed": 2}),
         lambda: garbage_files.newest_state(paths.CHECKPOINTS / "ab"),
     ),
     Path("spool.jsonl"): (_spool,),

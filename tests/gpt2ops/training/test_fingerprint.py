@@ -1,4 +1,4 @@
-"""A training that was left unfinished under other settings is named, with what differs."""
+"""An unfinished run with other settings is named, with the differences; the fingerprint of earlier versions stays."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpt2ops.params.schema import parse_params
-from gpt2ops.training.fingerprint import left_behind
-from tasks.finetune import checkpoints_of, fingerprint_of
+from gpt2ops.training.fingerprint import checkpoints_of, fingerprint_of, unfinished_run
 
 
 @pytest.fixture(autouse=True)
@@ -28,14 +27,14 @@ def leave(fingerprint: dict, step: int, finished: str | None = None) -> Path:
 
 
 def line_for(fingerprint: dict) -> str | None:
-    return left_behind(checkpoints_of(fingerprint), fingerprint)
+    return unfinished_run(checkpoints_of(fingerprint), fingerprint)
 
 
 def test_what_differs_from_the_unfinished_training_is_named_with_both_values() -> None:
     earlier = leave(fingerprint(), 250)
     assert line_for(fingerprint(data="bb", learning_rate=1e-3, min_learning_rate=1.5e-4)) == (
-        "an unfinished training at step 250 is not gone on with, for it differs (the data; train.learning_rate 0.003, "
-        f"now 0.001); it is kept in {earlier} and goes on when that is set back"
+        "an unfinished run at step 250 is not resumed because its settings differ (the data; train.learning_rate was "
+        f"0.003, is 0.001); its checkpoints stay in {earlier}, and restoring these settings resumes it"
     )
 
 
