@@ -170,5 +170,6 @@ Ctrl-C saves a checkpoint, and the next `dvc repro` resumes from it. Useful sett
 - `train.micro_batch_size: 1`: less memory, the same result
 
 In git: commit everything that `.gitignore` does not exclude. A folder that was no git repository when the project was
-made needs `dvc config core.no_scm false` after `git init`; then `dvc exp run -S train.learning_rate=1e-3` compares settings too.
+made needs `dvc config core.no_scm false` after `git init`; then `dvc exp run -S train.learning_rate=1e-3`
+compares settings too.
 """
