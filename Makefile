@@ -1,38 +1,55 @@
 # `make run` and `make test` need only Python 3.11+, git and make; both do nothing twice.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # DVC's stages say `python`: it must be the one of .venv.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
+# DVC keeps pickles there; its default is a folder that every user of the machine may write to.
+ifndef DVC_SITE_CACHE_DIR
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gpt2-workflow
+export DVC_SITE_CACHE_DIR := $(CACHE)/dvc
+$(shell mkdir -p -m 700 "$(CACHE)")
+endif
 
-.PHONY: run test test-pages torture fuzz bench setup lint serve
+.PHONY: run test test-all test-pages docs torture fuzz bench setup setup-dev lint serve
 
 run: setup
 	@touch .venv/run-started
 	@python -m gpt2ops.pipeline.lockfile && dvc repro
 	@test reports/report.html -nt .venv/run-started || python -m gpt2ops.reporting.summary
 
-test: setup
-	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not pages"
+# What a change needs: minutes.
+test: setup-dev
+	@$(PYTEST) -m "not slow and not pages"
+
+# Everything but the pages.
+test-all: setup-dev
+	@$(PYTEST) -m "not pages"
 
 # Every command of the README and the docs, run as it stands there.
-test-pages: setup
+test-pages: setup-dev
 	@python -m pytest -n 2 -m pages
 
+# The documentation site, into site/.
+docs: setup-dev
+	@python .ci/build_docs.py
+
 # Kills whole pipelines at random moments; an hour or two for a thousand kills.
-torture: setup
+torture: setup-dev
 	@python -m tests.harness.torture --kills $(or $(KILLS),1000)
 
-# Spoiled inputs for every reader; about half an hour for a hundred thousand.
-fuzz: setup
+# Damaged inputs for every reader; about half an hour for a hundred thousand.
+fuzz: setup-dev
 	@python -m tests.harness.fuzz --cases $(or $(CASES),100000)
 
 # Speed against named peers, into benchmarks/RESULTS.md; an hour or two on two cores that do nothing else.
-bench: setup
+bench: setup-dev
 	@python -m benchmarks.starting && python -m benchmarks.tokenizing && python -m benchmarks.linear
 	@python -m benchmarks.training && python -m benchmarks.validation_race
 
-lint: setup
+lint: setup-dev
 	@ruff check . && ruff format --check . && mypy
 
 serve: setup
@@ -40,10 +57,17 @@ serve: setup
 
 setup: .venv/ready
 
-.venv/ready: requirements.txt pyproject.toml
+setup-dev: .venv/ready-dev
+
+.venv/ready: requirements.txt pyproject.toml setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing requirements.txt into .venv (once; some minutes) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(INSTALL) -r requirements.txt
+	@$(INSTALL) --no-deps --editable .
 	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true
 	@touch .venv/ready
+
+.venv/ready-dev: .venv/ready requirements-dev.txt
+	@echo "installing requirements-dev.txt into .venv (once) ..."
+	@$(INSTALL) -r requirements-dev.txt
+	@touch .venv/ready-dev

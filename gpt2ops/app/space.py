@@ -16,7 +16,7 @@ from gpt2ops.app.serving.models import Shelf
 from gpt2ops.app.serving.project_models import ProjectModels
 from gpt2ops.pipeline.closure import Closure, import_closure
 
-ENTRY = "gpt2ops.app.standalone"  # what the folder runs; it gets what this imports
+ENTRY = "gpt2ops.app.standalone"  # what app.py runs; the folder gets a copy of all that it imports
 PACKAGES = ("gpt2core", "gpt2ops")
 
 APP = '''"""Writes text with the model in `model/`: `python app.py`; a Space starts it itself."""
@@ -50,10 +50,10 @@ there what your model was trained on, and under which licence.
 
 
 def export_space(directory: str, models: Sequence[str], weights: Weights) -> None:
-    """Write the folder, whole or not at all. Raises UserError where it is there already, or there is no such model."""
+    """Write the folder, completely or not at all. Raises UserError where it exists, or where there is no such model."""
     target = Path(directory)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--export-space: {target} is there already; name a new folder, or delete it.")
+        raise UserError(f"--export-space: {target} exists; name a new folder, or delete it.")
     if len(models) > 1:
         raise UserError(f"a Space has one model, not {len(models)}: give --model once.")
     source = ProjectModels(models)

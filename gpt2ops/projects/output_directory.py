@@ -6,7 +6,7 @@ from gpt2core.errors import UserError
 
 
 def check_new_directory(path: Path) -> None:
-    """Raises UserError unless `path` can be made: nothing there, or an empty folder."""
+    """Raises UserError unless `path` does not exist and can be created, or is an empty folder."""
     if path.is_dir() and not path.is_symlink():
         if any(path.iterdir()):
             raise UserError(f"--output-dir {path} exists and is not empty; name a new folder or remove that one.")

@@ -1,4 +1,4 @@
-"""Running a project's stages, as `gpt2 finetune` and `gpt2 rerun` do: a child process that leaves when asked to."""
+"""Runs a project's stages in a child process, which Ctrl-C and SIGTERM reach: for `gpt2 finetune` and `gpt2 rerun`."""
 
 import os
 import signal
@@ -14,15 +14,15 @@ INTERRUPTED = 130
 
 
 class InterruptedPipelineError(Exception):
-    """The stages were asked to leave, and have left."""
+    """Ctrl-C or SIGTERM ended the stages."""
 
 
 class PipelineError(Exception):
-    """A stage failed, and has said why."""
+    """A stage failed; its own message says why."""
 
 
 def run_stages(folder: Path, *, store: Path, output_to_stderr: bool, **environment: str) -> None:
-    """All stages of the project in `folder`, by DVC, tracked in the store of the folder `store`.
+    """Run all stages of the project in `folder` with DVC, tracked in the MLflow store of the folder `store`.
 
     Ctrl-C and SIGTERM reach the running stage; a training saves its checkpoint. Raises InterruptedPipelineError then,
     and PipelineError for a stage that failed.
@@ -32,9 +32,9 @@ def run_stages(folder: Path, *, store: Path, output_to_stderr: bool, **environme
 
 
 def run_stage(folder: Path, stage: str, *, store: Path, output_to_stderr: bool) -> None:
-    """One stage of the project in `folder`, without DVC and its cache; by the code in `folder` where it brings its own.
+    """Run one stage of the project in `folder` without DVC and its cache. Raises as `run_stages`.
 
-    Raises as `run_stages`.
+    It runs the code in `folder` if there is any, as `gpt2 rerun` puts it there, else the installed code.
     """
     arguments = ["-m", f"tasks.{stage}"] if (folder / "gpt2ops").is_dir() else ["-P", "-m", f"gpt2ops.stages.{stage}"]
     _run(arguments, folder, stage_environment(store), output_to_stderr, signal.SIGINT)
@@ -50,20 +50,20 @@ def _run(
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr if output_to_stderr else None,
-        # A terminal's Ctrl-C is for us: it would reach the stage twice otherwise.
+        # Otherwise a terminal's Ctrl-C would reach the stage twice: from the terminal, and from here.
         start_new_session=True,
     )
-    heard = False
+    interrupted = False
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        nonlocal heard
-        heard = True
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
         if os.name == "posix":
             process.send_signal(request)
 
-    with handling((*leave_signals(), signal.SIGINT), hand_on):
+    with handling((*leave_signals(), signal.SIGINT), pass_on):
         code = process.wait()
-    if heard or code == INTERRUPTED:
+    if interrupted or code == INTERRUPTED:
         raise InterruptedPipelineError
     if code:
         raise PipelineError

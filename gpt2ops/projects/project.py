@@ -45,7 +45,7 @@ def published(name: Path) -> Traversable:
 
 
 def params_text(overrides: Mapping[str, Any], base: str | None = None) -> str:
-    """params.yaml with its comments, and `overrides` in it. Raises UserError for values that it cannot have."""
+    """params.yaml with its comments and with `overrides`. Raises UserError for invalid values."""
     text = published(paths.PARAMS).read_text(encoding="utf-8") if base is None else base
     written = with_values(text, overrides)
     parse_params(yaml.safe_load(written), source=str(paths.PARAMS))
@@ -53,7 +53,7 @@ def params_text(overrides: Mapping[str, Any], base: str | None = None) -> str:
 
 
 def write_project(folder: Path, params: str, *, use_git: bool) -> None:
-    """Write the project's files but for its text, over those of an earlier version where there are."""
+    """Write all files of the project except its text; files of an earlier version are overwritten."""
     write_text(folder / paths.PARAMS, params)
     write_pipeline(folder)
     (folder / paths.BUNDLED_CORPUS.parent).mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def write_project(folder: Path, params: str, *, use_git: bool) -> None:
 
 
 def write_pipeline(folder: Path) -> None:
-    """dvc.yaml, code.yaml and .gitignore for the code that is installed."""
+    """Write dvc.yaml, code.yaml and .gitignore for the installed code."""
     pipeline, code, ignored = installed_pipeline()
     write_text(folder / PIPELINE, pipeline)
     write_text(folder / CODE_FILE, _CODE_HEADER + yaml.safe_dump(code, sort_keys=False))
@@ -130,6 +130,6 @@ def stage_environment(store: Path, **more: str) -> dict[str, str]:
     }
     uri = environment.get("MLFLOW_TRACKING_URI", "")
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////") and os.name == "posix":
-        # The stages work in another folder.
+        # The stages run in another working directory.
         environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
     return environment

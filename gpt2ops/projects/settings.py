@@ -1,4 +1,4 @@
-"""What `gpt2 init` and `gpt2 finetune` set in params.yaml: the text, the model to start from, and what suits both."""
+"""What `gpt2 init` and `gpt2 finetune` set in params.yaml: the text, the initial model, and settings that fit both."""
 
 import os
 import re
@@ -28,11 +28,11 @@ PROMPT_WORDS = 4
 
 def from_model(name: str) -> dict[str, Any]:
     """Settings to fine-tune the model `name`. Raises UserError where there is none of that name."""
-    return merged({"model": {"init": known_model(name)}}, FINE_TUNING)
+    return merged({"model": {"init": model_source(name)}}, FINE_TUNING)
 
 
-def known_model(name: str) -> str:
-    """`name`, absolute where it is a folder. Raises UserError where it can be no model."""
+def model_source(name: str) -> str:
+    """`name`, as an absolute path where it is a folder. Raises UserError where it names no model."""
     if name in RELEASED or name.startswith("models:/"):
         return name
     folder = with_home(name)
@@ -57,9 +57,9 @@ def from_preset(preset: str) -> dict[str, Any]:
 
 
 def of_text(source: str) -> dict[str, Any]:
-    """Settings for the text `source`, and prompts that suit it.
+    """Settings for the text `source`, and prompts from its first words.
 
-    Raises UserError where it is missing, empty or no text; what is on a network is looked at when it is fetched.
+    Raises UserError where it is missing, empty or no text; a source on a network is checked when it is downloaded.
     """
     from gpt2ops.corpora.sources import NAMED_SETS
 
@@ -98,7 +98,7 @@ def _is_text(file: Path) -> bool:
 
 
 def first_words(file: Path) -> str:
-    """The text's first words, to start samples with."""
+    """The first PROMPT_WORDS words of the text."""
     words = next(iter(read_corpus([file])), "")[:500].split()
     return " ".join(words[:PROMPT_WORDS])
 
@@ -108,7 +108,7 @@ def _prompts(words: str) -> dict[str, Any]:
 
 
 def combined(*settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Each laid over those before it."""
+    """All settings in one; a later value replaces an earlier one of the same key."""
     result: dict[str, Any] = {}
     for one in settings:
         result = merged(result, one)
@@ -116,5 +116,5 @@ def combined(*settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def registry_name(folder: Path) -> str:
-    """The folder's name as that of a registered model."""
+    """A valid name of a registered model, from the folder's name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-.") or "gpt2"

@@ -40,17 +40,18 @@ PAGES = (
 NOT_RUN = {
     "make run": "sets up .venv and trains the default model; CI runs it (.ci/run) and checks what it left",
     "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make run": "the same, with a download of PyTorch",
-    "make test": "CI runs it in a fresh clone, and this after it",
+    "make test": "CI runs `make test-all` in a fresh clone, and this after it",
     "make serve": "tests/flows/test_flow_server.py starts the same module",
-    "python3 -m venv .venv": "CI's `make test` does it",
+    "python3 -m venv .venv": "CI's `make test-all` does it",
     "source .venv/bin/activate": "the environment of this test is active",
     "cd novel && dvc repro": (
         "trains the default model; tests/gpt2ops/cli/test_cli_finetune.py runs all stages of such a project"
     ),
     "cd story && dvc repro": "as `cd novel && dvc repro`",
-    "pip install -r requirements.txt": "CI's `make test` does it",
-    "pip install --no-deps -e .": "CI's `make test` does it",
-    'python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not pages"': "is what CI runs beside this",
+    "pip install -r requirements.txt": "CI's `make test-all` does it",
+    "pip install --no-deps -e .": "CI's `make test-all` does it",
+    "pip install -r requirements-dev.txt": "CI's `make test-all` does it",
+    'python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not pages"': "CI runs more than it",
     "prefect deployment run 'fine-tune/local' -p 'train={\"learning_rate\": 1e-3}' --watch": (
         "needs `make serve`; tests/flows/test_flow_server.py submits runs the same way"
     ),

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=("fp32", "bf16", "int8"),
         default="fp32",
-        help="how weights are kept: bf16 is smaller and faster, int8 (for a CPU) smallest (default: %(default)s)",
+        help="precision of the weights: bf16 is smaller and faster, int8 (for a CPU) smallest (default: %(default)s)",
     )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="0: any free one (default: %(default)s)")
@@ -40,12 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "processes",
     )
     parser.add_argument(
-        "--export-space", metavar="DIR", help="instead write a folder that runs as a Hugging Face Space, and leave"
+        "--export-space",
+        metavar="DIR",
+        help="write a folder that runs as a Hugging Face Space, and exit",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Raises UserError for a model, an address or a folder that will not do."""
+    """Raises UserError for an unusable model, address or folder."""
     models = arguments.model or []
     if arguments.export_space is not None:
         from gpt2ops.app.space import export_space

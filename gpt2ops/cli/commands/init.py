@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "`dvc repro` in it trains, evaluates and registers; a changed setting runs again what depends on it."
     )
     parser.epilog = EXAMPLES
-    parser.add_argument("directory", metavar="DIR", help="the project's folder: a new or an empty one")
+    parser.add_argument("directory", metavar="DIR", help="the project's folder: new or empty")
     parser.add_argument(
         "--train-file",
         metavar="FILE",
@@ -44,12 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--update",
         action="store_true",
-        help="of a project that is there: take over the stages of the installed version; settings and results stay",
+        help="update an existing project to the stages of the installed version; settings and results are kept",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the project, or update it. Raises UserError, and leaves nothing, where it cannot be made."""
+    """Write or update the project. Raises UserError, and leaves nothing behind, where that is not possible."""
     folder = with_home(arguments.directory)
     if arguments.update:
         update(folder)
@@ -73,15 +73,13 @@ def check_free(folder: Path) -> None:
     if folder.is_file():
         raise UserError(f"{folder} is a file; name a folder.")
     if is_project(folder):
-        raise UserError(
-            f"{folder} is a project already; `gpt2 init {folder} --update` takes over this version's stages."
-        )
+        raise UserError(f"{folder} is a project already; `gpt2 init {folder} --update` updates its stages.")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new folder.")
 
 
 def settings(arguments: argparse.Namespace, text: Path | None, files: list[Path]) -> dict[str, Any]:
-    """What differs from the defaults."""
+    """The settings that differ from the defaults of params.yaml."""
     chosen: dict[str, Any] = {}
     if arguments.model is not None:
         chosen = from_model(arguments.model)
@@ -113,7 +111,7 @@ def copy_text(text: Path | None, folder: Path) -> Path:
 
 
 def empty(folder: Path, *, keep: bool) -> None:
-    """Take back what was written into a folder that was empty, or was not there."""
+    """Remove all that is in `folder`; with `keep` the folder itself stays."""
     for path in folder.iterdir() if folder.is_dir() else []:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -125,17 +123,17 @@ def empty(folder: Path, *, keep: bool) -> None:
 
 def update(folder: Path) -> None:
     if not is_project(folder):
-        raise UserError(f"{folder} is no project; `gpt2 init {folder}` without --update makes one.")
+        raise UserError(f"{folder} is no project; `gpt2 init {folder}` without --update creates one.")
     write_pipeline(folder)
     print(f"{folder} has the stages of version {package_version()}; `dvc repro` runs again those that changed.")
 
 
 def print_welcome(typed: str, folder: Path, text: Path) -> None:
     size = sum(file.stat().st_size for file in [folder / text, *(folder / text).rglob("*")] if file.is_file())
-    print(f"made the project {typed}")
+    print(f"created the project {typed}")
     print("  params.yaml   what a run does: every setting, with its meaning")
     print(f"  data/corpus/  {text.name}, {size:,} bytes")
-    print("  README.md     how to go on")
+    print("  README.md     what to do next")
     change = "" if folder.resolve() == Path.cwd() else f"cd {typed} && "
     print(f"next:  {change}dvc repro")
 
@@ -148,7 +146,7 @@ def readme(folder: Path, text: Path) -> str:
 A GPT-2 on `{text.as_posix()}`, made with gpt2-workflow {package_version()}.
 
 ```bash
-dvc repro                                          # train, evaluate, sample, register, report; nothing is done twice
+dvc repro                                          # train, evaluate, sample, register, report; skips unchanged stages
 gpt2 generate --model models/best --prompt "..."   # write with the model
 gpt2 runs                                          # every run so far; `gpt2 compare A B` for two of them
 mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
@@ -156,21 +154,22 @@ mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
 
 | where | what |
 |---|---|
-| `params.yaml` | every setting; change one and `dvc repro` runs again what depends on it |
-| `data/corpus/` | the text; a change there runs everything again |
+| `params.yaml` | every setting; after a change `dvc repro` runs the stages that depend on it |
+| `data/corpus/` | the text; after a change `dvc repro` runs all stages |
 | `models/best/` | the model, in the Hugging Face layout |
 | `reports/` | the report, samples, curves and numbers |
 | `mlruns/` | MLflow: every run and every registered model |
-| `dvc.yaml`, `dvc.lock` | the stages, and what they made of what |
-| `code.yaml` | which code made it: after an update of the package, `gpt2 init . --update` |
+| `dvc.yaml`, `dvc.lock` | the stages, and the hashes of their inputs and outputs |
+| `code.yaml` | a digest of each stage's code: after an update of the package, `gpt2 init . --update` |
 
-Ctrl-C saves a checkpoint, and the next `dvc repro` goes on from it. Useful settings in `params.yaml`:
+Ctrl-C saves a checkpoint, and the next `dvc repro` resumes from it. Useful settings in `params.yaml`:
 
 - `train.stop`: when to stop: `max_steps`, `max_epochs`, `target_loss`, `patience`
 - `model.init: gpt2`: start from the released weights; with `train.recipe: finetune` and
   `train.stop: {{target_loss: null, max_steps: null, max_epochs: 3}}`
 - `train.micro_batch_size: 1`: less memory, the same result
 
-In git: commit everything that `.gitignore` leaves. A folder that was no git repository when the project was made needs
-`dvc config core.no_scm false` after `git init`; then `dvc exp run -S train.learning_rate=1e-3` compares settings too.
+In git: commit everything that `.gitignore` does not exclude. A folder that was no git repository when the project was
+made needs `dvc config core.no_scm false` after `git init`; then `dvc exp run -S train.learning_rate=1e-3`
+compares settings too.
 """

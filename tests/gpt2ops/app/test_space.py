@@ -109,7 +109,7 @@ def test_a_space_says_what_it_is_and_pins_what_it_needs(project: Path, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["models"], "models is there already; name a new folder, or delete it."),
+        (["models"], "models exists; name a new folder, or delete it."),
         (["space", "--model", "no/such"], "There is no model 'no/such'"),
         (["space", "--model", "models/best", "--model", "models/best"], "a Space has one model, not 2"),
     ],
