@@ -95,6 +95,7 @@ def write_notebook_page(path: Path, *, execute: bool) -> None:
     resources = {"output_files_dir": f"{path.stem}_files", "unique_key": path.stem}
     exporter = MarkdownExporter(preprocessors=[CoalesceStreamsPreprocessor])
     body, resources = exporter.from_notebook_node(notebook, resources=resources)
+    body += f"\n[Download this notebook]({path.name})\n"
     FilesWriter(build_directory=str(path.parent)).write(body, resources, notebook_name=path.stem)
 
 
