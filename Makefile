@@ -9,8 +9,8 @@ export DVC_NO_ANALYTICS := true
 
 run: setup
 	@touch .venv/run-started
-	@python -m tasks.dvc_files && dvc repro
-	@test reports/report.html -nt .venv/run-started || python -m tasks.summary
+	@python -m gpt2ops.pipeline.lockfile && dvc repro
+	@test reports/report.html -nt .venv/run-started || python -m gpt2ops.reporting.summary
 
 test: setup
 	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not pages"
@@ -21,11 +21,11 @@ test-pages: setup
 
 # Kills whole pipelines at random moments; an hour or two for a thousand kills.
 torture: setup
-	@python -m tests.torture --kills $(or $(KILLS),1000)
+	@python -m tests.harness.torture --kills $(or $(KILLS),1000)
 
 # Spoiled inputs for every reader; about half an hour for a hundred thousand.
 fuzz: setup
-	@python -m tests.fuzz --cases $(or $(CASES),100000)
+	@python -m tests.harness.fuzz --cases $(or $(CASES),100000)
 
 # Speed against named peers, into benchmarks/RESULTS.md; an hour or two on two cores that do nothing else.
 bench: setup

@@ -14,12 +14,11 @@ from typing import Any
 
 import nbformat
 import yaml
+from cli.main import COMMANDS, build_parser
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbconvert.writers import FilesWriter
-
-from cli.main import COMMANDS, build_parser
 from tasks.params import Params
 
 ROOT = Path(__file__).resolve().parent.parent

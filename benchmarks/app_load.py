@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--visitors", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=100)
     arguments = parser.parse_args()
-    command = [sys.executable, "-c", "from cli.main import main; main()", "app", "--port", "0"]
+    command = [sys.executable, "-c", "from gpt2ops.cli.main import main; main()", "app", "--port", "0"]
     command += ["--model", arguments.model, "--weights", arguments.weights]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     page = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

@@ -87,8 +87,9 @@ def bandwidth(device: str) -> tuple[float, float]:
 def ours(job: dict[str, Any]) -> Any:
     import torch
 
-    from gpt2core.decoding import drafting, generate
-    from gpt2core.decoding.packed import PackedGPT
+    from gpt2core.decoding import generate
+    from gpt2core.decoding.packed.model import PackedGPT
+    from gpt2core.decoding.strategies import drafting
     from gpt2core.model import GPT
 
     if job["side"] == UNDRAFTED:
@@ -123,8 +124,8 @@ def perplexities(model: str, text: str, max_tokens: int) -> dict[str, float]:
     """Sliding-window perplexity (1,024 tokens, stride 512) of the text's end, for each kind of weights."""
     import torch
 
-    from gpt2core.decoding.packed import PackedGPT
-    from gpt2core.evaluate import evaluate
+    from gpt2core.decoding.packed.model import PackedGPT
+    from gpt2core.evaluation.scores import evaluate
     from gpt2core.model import GPT
     from gpt2core.tokenizer import Tokenizer
 

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt2core.files import read_json
-from tests.small_project import ROOT, TINY, Project, copy_sources
+from gpt2core.storage.files import read_json
+from tests.support.small_project import ROOT, TINY, Project, copy_sources
 
 CORPUS = "data/corpus/shakespeare-plays.txt"
 WITHIN = 10.0  # seconds: the promise for 124M
@@ -82,8 +82,9 @@ def leave(place: Project, chance: random.Random) -> tuple[float, int]:
 
 def saving(place: Project) -> tuple[float, float]:
     """Medians in seconds: a save, and a step, of a run without a pause."""
-    from gpt2core import checkpoint, optim
     from gpt2core.model import GPT
+    from gpt2core.training import checkpoint
+    from gpt2core.training import optimizers as optim
 
     newest = max((place.root / "models/checkpoints").rglob("manifest.json"), key=lambda path: path.stat().st_mtime)
     found = checkpoint.load_checkpoint(newest.parent)

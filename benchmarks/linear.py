@@ -19,15 +19,15 @@ import torch
 
 from benchmarks.results import write_report
 from benchmarks.trained import batches_of, params_of, trainer_of
-from gpt2core.corpus import read_corpus
-from gpt2core.events import TrainerEvents
+from gpt2core.data.corpus import read_corpus
+from gpt2core.data.tokens import open_tokens
+from gpt2core.data.writer import write_tokens
 from gpt2core.runtime import Runtime
-from gpt2core.token_writer import write_tokens
-from gpt2core.tokens import open_tokens
-from gpt2core.trainer import Trainer
-from tasks import paths
-from tasks.tracking import start_run
-from tasks.training_log import MLflowRows
+from gpt2core.training.events import TrainerEvents
+from gpt2core.training.trainer import Trainer
+from gpt2ops import paths
+from gpt2ops.tracking.api import start_run
+from gpt2ops.training.log import MLflowRows
 
 SETTINGS: dict[str, Any] = {
     "model.block_size": 16,

@@ -31,10 +31,10 @@ SETTINGS: dict[str, Any] = {
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
     from benchmarks.trained import batches_of, params_of, trainer_of
-    from gpt2core.events import TrainerEvents
+    from gpt2core.data.tokens import open_tokens
     from gpt2core.runtime import pick_runtime, set_threads
-    from gpt2core.tokens import open_tokens
-    from tasks.allocator import keep_freed_memory
+    from gpt2core.training.events import TrainerEvents
+    from gpt2ops.process.startup import keep_freed_memory
 
     keep_freed_memory()
     set_threads(None)
@@ -92,8 +92,8 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(train(json.loads(arguments.child))))
         return
-    from gpt2core.corpus import read_corpus
-    from gpt2core.token_writer import write_tokens
+    from gpt2core.data.corpus import read_corpus
+    from gpt2core.data.writer import write_tokens
 
     rows: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
     with tempfile.TemporaryDirectory() as folder:

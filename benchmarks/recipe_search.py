@@ -84,8 +84,8 @@ def trained(variant: Variant, tokens: Path, budget: int) -> tuple[float, int]:
     import torch
 
     from benchmarks.trained import batches_of, params_of, trainer_of
+    from gpt2core.data.tokens import open_tokens
     from gpt2core.runtime import pick_runtime
-    from gpt2core.tokens import open_tokens
 
     token_set = open_tokens(tokens)
     never = dict.fromkeys(("train.log_interval", "train.eval_interval", "train.checkpoint_interval"), 10**7)
@@ -108,7 +108,7 @@ def trained(variant: Variant, tokens: Path, budget: int) -> tuple[float, int]:
 
 def main() -> None:
     from gpt2core.runtime import set_threads
-    from tasks.allocator import keep_freed_memory
+    from gpt2ops.process.startup import keep_freed_memory
 
     keep_freed_memory()
     set_threads(None)

@@ -37,7 +37,7 @@ def served(model: str, workers: int) -> Iterator[int]:
     import mlflow.pyfunc
 
     import gpt2core
-    from tasks import text_model
+    from gpt2ops.registry import text_model
 
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         with warnings.catch_warnings():

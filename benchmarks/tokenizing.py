@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results import in_a_process, write_report
-from gpt2core.batches import Batches
-from gpt2core.corpus import read_corpus
-from gpt2core.files import write_json
-from gpt2core.token_writer import write_tokens
+from gpt2core.data.batches import Batches
+from gpt2core.data.corpus import read_corpus
+from gpt2core.data.tokens import MANIFEST, TOKEN_DTYPE, open_tokens
+from gpt2core.data.writer import write_tokens
+from gpt2core.storage.files import write_json
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.tokens import MANIFEST, TOKEN_DTYPE, open_tokens
-from tasks import paths
+from gpt2ops import paths
 
 COMMAND_SECONDS = 900
 SHARDS, SHARD = 10, 100_000_000

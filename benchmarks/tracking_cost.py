@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from benchmarks.trained import batches_of, params_of, trainer_of
-from gpt2core.corpus import read_corpus
+from gpt2core.data.corpus import read_corpus
+from gpt2core.data.tokens import open_tokens
+from gpt2core.data.writer import write_tokens
 from gpt2core.runtime import Runtime
-from gpt2core.token_writer import write_tokens
-from gpt2core.tokens import open_tokens
-from tasks import paths
-from tasks.params import Params
-from tasks.tracking import start_run
-from tasks.training_log import MLflowRows
+from gpt2ops import paths
+from gpt2ops.params.schema import Params
+from gpt2ops.tracking.api import start_run
+from gpt2ops.training.log import MLflowRows
 
 # A step of about 20 ms on two cores: the smaller the step, the more tracking weighs.
 SETTINGS: dict[str, Any] = {

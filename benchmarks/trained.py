@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2core.batches import Batches
-from gpt2core.events import TrainerEvents
+from gpt2core.data.batches import Batches
+from gpt2core.data.tokens import TokenSplit
 from gpt2core.runtime import Runtime
-from gpt2core.tokens import TokenSplit
-from gpt2core.trainer import Trainer
-from tasks.finetune import open_batches, trainer_config
-from tasks.initial_model import initial_model
-from tasks.params import Params, parse_params
+from gpt2core.training.events import TrainerEvents
+from gpt2core.training.trainer import Trainer
+from gpt2ops.params.schema import Params, parse_params
+from gpt2ops.training.initial_model import initial_model
+from gpt2ops.training.run import open_batches, trainer_config
 
 
 def params_of(settings: dict[str, Any]) -> Params:
@@ -24,8 +24,7 @@ def params_of(settings: dict[str, Any]) -> Params:
 
 
 def batches_of(params: Params, split: TokenSplit) -> Batches:
-    batches: Batches = open_batches(params, split)
-    return batches
+    return open_batches(params, split)
 
 
 def trainer_of(

@@ -67,10 +67,10 @@ def ours(job: dict[str, Any]) -> tuple[list[float], list[float]]:
     import torch
 
     from benchmarks.trained import params_of, trainer_of
-    from gpt2core.events import TrainerEvents
     from gpt2core.runtime import pick_runtime, set_threads
-    from gpt2core.trainer import Trainer
-    from tasks.allocator import keep_freed_memory
+    from gpt2core.training.events import TrainerEvents
+    from gpt2core.training.trainer import Trainer
+    from gpt2ops.process.startup import keep_freed_memory
 
     keep_freed_memory()
     set_threads(None)

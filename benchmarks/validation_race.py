@@ -60,7 +60,7 @@ def validation_loss(model: Any, val: Any) -> float:
     """Over the whole split, window after window."""
     import torch
 
-    from gpt2core.evaluate import evaluate
+    from gpt2core.evaluation.scores import evaluate
     from gpt2core.model import GPT
 
     model.eval()
@@ -78,11 +78,11 @@ def steps_that_fit(seconds: float, probe: Callable[[int], "Race"]) -> int:
 
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     from benchmarks.trained import batches_of, params_of, trainer_of
-    from gpt2core.events import TrainerEvents
+    from gpt2core.data.tokens import open_tokens
     from gpt2core.runtime import pick_runtime, set_threads
-    from gpt2core.tokens import open_tokens
-    from gpt2core.trainer import Trainer
-    from tasks.allocator import keep_freed_memory
+    from gpt2core.training.events import TrainerEvents
+    from gpt2core.training.trainer import Trainer
+    from gpt2ops.process.startup import keep_freed_memory
 
     keep_freed_memory()
     set_threads(None)
@@ -118,7 +118,7 @@ def trainer(job: dict[str, Any]) -> dict[str, Any]:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from benchmarks.training import hugging_face_model
-    from gpt2core.tokens import open_tokens
+    from gpt2core.data.tokens import open_tokens
 
     tokens = open_tokens(job["tokens"])
     train, val = tokens.split("train"), tokens.split("val")
@@ -155,9 +155,9 @@ def trainer(job: dict[str, Any]) -> dict[str, Any]:
 
 def tokenized(folder: Path) -> Path:
     """The bundled plays, split as the default run splits them."""
-    from gpt2core.corpus import read_corpus
-    from gpt2core.token_writer import write_tokens
-    from tasks import paths
+    from gpt2core.data.corpus import read_corpus
+    from gpt2core.data.writer import write_tokens
+    from gpt2ops import paths
 
     write_tokens(
         folder / "tokens",

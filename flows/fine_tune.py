@@ -4,6 +4,11 @@
 `prefect deployment run 'fine-tune/local' -p 'train={"learning_rate": 1e-3}'` hands it to the worker.
 """
 
+if __name__ == "__main__":
+    from gpt2ops.process.startup import start_process
+
+    start_process()
+
 import argparse
 import os
 import sys
@@ -21,10 +26,10 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 from prefect.states import Failed
 
-from flows import summary
-from flows.child import ChildError, run_child
-from flows.database import prepare_database
-from flows.overrides import (
+from flows.engine import summary
+from flows.engine.child import ChildError, run_child
+from flows.engine.database import prepare_database
+from flows.engine.overrides import (
     DataOverrides,
     EvaluateOverrides,
     ModelOverrides,
@@ -35,13 +40,14 @@ from flows.overrides import (
     check_merged,
     parse_overrides,
 )
-from flows.progress import Progress
-from flows.workspace import open_workspace, remove_workspace
+from flows.engine.progress import Progress
+from flows.engine.workspace import open_workspace, remove_workspace
 from gpt2core.errors import UserError
-from tasks import paths
-from tasks.dvc_files import mend
-from tasks.params import load_params
-from tasks.process import FLOW_PROCESS
+from gpt2ops import paths
+from gpt2ops.params.schema import load_params
+from gpt2ops.pipeline.lockfile import mend
+from gpt2ops.process.signals import FLOW_PROCESS
+from gpt2ops.process.startup import end_imports
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("download", "tokenize", "finetune", "evaluate", "sample", "plot", "register", "report")
@@ -163,7 +169,7 @@ def child_environment(flow_run_id: str) -> dict[str, str]:
 def _linked_run(workspace: Path, environment: Mapping[str, str], flow_run_id: str) -> tuple[str, str]:
     """Its id, and `trained` or `restored`."""
     lines: list[str] = []
-    command = [sys.executable, "-m", "flows.cached_run", flow_run_id]
+    command = [sys.executable, "-m", "flows.engine.cached_run", flow_run_id]
     run_child(command, directory=workspace, environment=environment, on_line=lines.append)
     run_id, origin = lines[-1].split()
     return run_id, origin
@@ -171,6 +177,7 @@ def _linked_run(workspace: Path, environment: Mapping[str, str], flow_run_id: st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow in this process: 0 for a finished run, 1 a failed one, 2 a wrong override, 130 for Ctrl-C."""
+    end_imports()
     parser = argparse.ArgumentParser(
         prog="python -m flows.fine_tune", description="Run the flow fine-tune here and now."
     )

@@ -3,6 +3,11 @@
 Ctrl-C or SIGTERM stops all of it, the worker first, so that a running training saves its checkpoint.
 """
 
+if __name__ == "__main__":
+    from gpt2ops.process.startup import start_process
+
+    start_process()
+
 import argparse
 import os
 import shlex
@@ -18,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.pool import (
+from flows.engine.pool import (
     POOL,
     auth_string,
     cancel_running,
@@ -29,11 +34,12 @@ from flows.pool import (
     worker_is_online,
     worker_name,
 )
-from flows.services import MLFLOW_PAGE, Service, Services, end, left_over, listener
+from flows.engine.services import MLFLOW_PAGE, Service, Services, end, left_over, listener
 from gpt2core.errors import UserError
-from tasks import paths
-from tasks.stage import say
-from tasks.tracking_store import connect, redact, tracking_uri
+from gpt2ops import paths
+from gpt2ops.process.stage import say
+from gpt2ops.process.startup import end_imports
+from gpt2ops.tracking.store import connect, redact, tracking_uri
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
@@ -213,6 +219,7 @@ def ignore_signals() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    end_imports()
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--prefect-port", type=int, default=DEFAULT_PREFECT_PORT)
     parser.add_argument("--mlflow-port", type=int, default=DEFAULT_MLFLOW_PORT)

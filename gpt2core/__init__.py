@@ -6,27 +6,29 @@ Names load on first use, so that a stage pays only for what it imports.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.2.0"
+
 if TYPE_CHECKING:
     from gpt2core.config import GPTConfig
     from gpt2core.decoding import PackedGPT, generate, stream
     from gpt2core.errors import UserError
-    from gpt2core.evaluate import evaluate, perplexity
+    from gpt2core.evaluation.scores import evaluate, perplexity
     from gpt2core.model import GPT
     from gpt2core.tokenizer import Tokenizer
-    from gpt2core.trainer import Trainer
-    from gpt2core.trainer_config import TrainerConfig
+    from gpt2core.training.config import TrainerConfig
+    from gpt2core.training.trainer import Trainer
 
 _HOMES = {
     "GPT": "model",
     "GPTConfig": "config",
     "PackedGPT": "decoding",
     "Tokenizer": "tokenizer",
-    "Trainer": "trainer",
-    "TrainerConfig": "trainer_config",
+    "Trainer": "training.trainer",
+    "TrainerConfig": "training.config",
     "UserError": "errors",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation.scores",
     "generate": "decoding",
-    "perplexity": "evaluate",
+    "perplexity": "evaluation.scores",
     "stream": "decoding",
 }
 

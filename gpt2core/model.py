@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2core.config import GPTConfig
-from gpt2core.dropout import Dropout
 from gpt2core.errors import UserError
-from gpt2core.head_loss import head_loss, head_loss_pays
-from gpt2core.short_attention import attention_pays, short_attention
+from gpt2core.kernels.attention import short_attention, short_attention_is_faster
+from gpt2core.kernels.dropout import Dropout
+from gpt2core.kernels.head_loss import head_loss, head_loss_is_faster
 
 
 class Cache(Protocol):
@@ -36,7 +36,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.n_head, self.n_embd, self.head_dim = config.n_head, config.n_embd, config.head_dim
         self.layer = layer
-        self.drop_rate = config.drop_rate
+        self.drop_rate, self.own_kernels = config.drop_rate, True
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.resid_dropout = Dropout(config.drop_rate)
@@ -50,7 +50,7 @@ class SelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
         dropout = self.drop_rate if self.training else 0.0
-        if mask is None and attention_pays(q, dropout):
+        if mask is None and self.own_kernels and short_attention_is_faster(q, dropout):
             y = short_attention(q, k, v, dropout)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
@@ -90,7 +90,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing, self.own_kernels = False, True
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = Dropout(config.drop_rate)
@@ -127,7 +127,7 @@ class GPT(nn.Module):
         Raises UserError when the tokens do not fit into block_size.
         """
         x = self.hidden_states(token_ids, attention_mask, cache)  # (B, T, C)
-        if targets is not None and head_loss_pays(x):
+        if targets is not None and self.own_kernels and head_loss_is_faster(x):
             return head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
         logits = self.lm_head(x)  # (B, T, V)
         if targets is None:
@@ -169,6 +169,12 @@ class GPT(nn.Module):
             if isinstance(module, (Dropout, SelfAttention)):
                 module.drop_rate = drop_rate
 
+    def use_own_kernels(self, enabled: bool) -> None:
+        """Whether a training step on a CPU uses this package's head, attention and dropout kernels, or torch's."""
+        for module in self.modules():
+            if isinstance(module, (GPT, Dropout, SelfAttention)):
+                module.own_kernels = enabled
+
     def num_parameters(self) -> int:
         """Parameters, a tied head counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -179,13 +185,13 @@ class GPT(nn.Module):
 
         Raises UserError where they are not to be had, or are of another architecture.
         """
-        from gpt2core.hf import load_pretrained
+        from gpt2core.storage.hf import load_pretrained
 
         return load_pretrained(name_or_directory)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `config.json`, `generation_config.json` and `model.safetensors` as `transformers` reads them."""
-        from gpt2core.hf import save_pretrained
+        from gpt2core.storage.hf import save_pretrained
 
         save_pretrained(self, Path(directory))
 

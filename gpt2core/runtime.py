@@ -1,23 +1,21 @@
 """Where and how numbers are computed: device, precision, threads, seeds, process group."""
 
-import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 
 from gpt2core.errors import UserError
 
 PRECISION_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# bf16 also costs casts around each matmul: a smaller gain than this is lost to them.
-BF16_MIN_GAIN = 1.3
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a run computes with, and why."""
+    """Device and precision of a run."""
 
     device: torch.device
     precision: str  # fp32 | bf16 | fp16
@@ -30,24 +28,20 @@ class Runtime:
 
 
 def pick_runtime(device: str, precision: str) -> Runtime:
-    """Resolve `auto | cpu | cuda | mps` and `auto | fp32 | bf16 | fp16`. Raises UserError where one is not there."""
+    """Resolve `auto | cpu | cuda | mps` and `auto | fp32 | bf16 | fp16`. Raises UserError for an unavailable one."""
     chosen = pick_device(device)
     if precision != "auto":
         if precision == "fp16" and chosen.type == "cpu":
-            raise UserError("run.precision fp16 needs a GPU; on a CPU use fp32, bf16 or auto.")
-        return Runtime(chosen, precision, "as set in run.precision")
+            raise UserError("precision fp16 needs a GPU; on a CPU use fp32, bf16 or auto.")
+        return Runtime(chosen, precision, "as set")
     if chosen.type == "cuda":
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Runtime(chosen, "bf16" if supported else "fp16", "the GPU's fast format")
+        capability = ".".join(str(number) for number in torch.cuda.get_device_capability(chosen))
+        reason = f"a GPU of compute capability {capability} has {'' if supported else 'no '}bf16"
+        return Runtime(chosen, "bf16" if supported else "fp16", reason)
     if chosen.type == "cpu":
-        gain = bf16_gain()
-        verb = "pays" if gain >= BF16_MIN_GAIN else "does not pay"
-        return Runtime(
-            chosen,
-            "bf16" if gain >= BF16_MIN_GAIN else "fp32",
-            f"bf16 {verb} on this CPU: a matmul runs at {gain:{'.1f' if gain >= 0.1 else '.1g'}} times fp32's speed",
-        )
-    return Runtime(chosen, "fp32", "bf16 is not tried on this device")
+        return Runtime(chosen, *cpu_precision(cpu_capabilities()))
+    return Runtime(chosen, "fp32", "bf16 has not been measured on this device")
 
 
 def pick_device(choice: str) -> torch.device:
@@ -57,40 +51,53 @@ def pick_device(choice: str) -> torch.device:
     if not available[choice]:
         cpu_build = choice == "cuda" and torch.version.cuda is None
         hint = "this PyTorch is a CPU-only build; see 'CUDA' in the README" if cpu_build else "no such device was found"
-        raise UserError(f"run.device is {choice!r}, but {hint}; or set run.device to auto.")
+        raise UserError(f"device is {choice!r}, but {hint}; or set device to auto.")
     return torch.device(choice)
 
 
-def bf16_gain(size: int = 512, seconds: float = 0.15) -> float:
-    """Speed of a bf16 matmul over that of an fp32 one on this CPU, by a probe of about 2 * `seconds`."""
-    a = torch.randn(size, size)
-    return _matmuls_per_second(a.bfloat16(), seconds) / _matmuls_per_second(a, seconds)
+def cpu_capabilities() -> dict[str, Any]:
+    """This CPU's instruction sets as `torch.cpu.get_capabilities` names them; AMX only where the system permits it."""
+    found = dict(torch.cpu.get_capabilities())
+    found["amx_bf16"] = bool(found.get("amx_bf16")) and bool(torch.cpu._init_amx())
+    return found
 
 
-def _matmuls_per_second(a: torch.Tensor, seconds: float) -> float:
-    b = a.clone()
-    started_at = time.perf_counter()
-    torch.mm(a, b)  # warms up, and where bf16 is emulated this one alone outlasts the probe
-    if time.perf_counter() - started_at > seconds:
-        return 1 / (time.perf_counter() - started_at)
-    count, started_at = 0, time.perf_counter()
-    while time.perf_counter() - started_at < seconds:
-        torch.mm(a, b)
-        count += 1
-    return count / (time.perf_counter() - started_at)
+def cpu_precision(capabilities: Mapping[str, Any]) -> tuple[str, str]:
+    """The precision that is fast on a CPU with these `cpu_capabilities`, and why.
+
+    Precision is part of a run's identity, so it is looked up and never timed: a busy machine gives the same answer.
+    """
+    if capabilities.get("amx_bf16"):
+        return "bf16", "the CPU has AMX-BF16"
+    if capabilities.get("avx512_bf16"):
+        # Zen 4 multiplies bf16 four times as fast as fp32, a Xeon held to AVX512-BF16 at 0.5 to 0.8 times its speed.
+        if str(capabilities.get("cpu_name", "")).startswith("AMD"):
+            return "bf16", "an AMD CPU with AVX512-BF16"
+        return "fp32", "the CPU has AVX512-BF16 without AMX, and is faster in fp32"
+    if capabilities.get("bf16"):
+        return "fp32", "bf16 has not been measured on ARM; set precision to try it"
+    return "fp32", "the CPU has no fast bf16 (AMX-BF16, or AVX512-BF16 of AMD)"
 
 
 def set_threads(threads: int | None) -> int:
-    """Use `threads` CPU threads, or one a physical core; returns how many."""
+    """Use `threads` CPU threads (None: one per physical core); returns the number."""
     if threads is None:
-        physical = psutil.cpu_count(logical=False) or 1
-        try:
-            allowed = len(psutil.Process().cpu_affinity())
-        except AttributeError:  # macOS has no affinity
-            allowed = physical
-        threads = min(physical, allowed)
+        threads = _physical_cores()
     torch.set_num_threads(threads)
     return threads
+
+
+def _physical_cores() -> int:
+    """Those that this process may use; without psutil PyTorch's own number of threads."""
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        return torch.get_num_threads()
+    physical = psutil.cpu_count(logical=False) or 1
+    try:
+        return min(physical, len(psutil.Process().cpu_affinity()))
+    except AttributeError:  # macOS has no affinity
+        return physical
 
 
 def set_determinism(deterministic: bool) -> None:

@@ -14,9 +14,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt2core.data.fast_encoding import FastEncoding, load_fast_encoding
 from gpt2core.errors import UserError
-from gpt2core.fast_encoding import FastEncoding, load_fast_encoding
-from gpt2core.files import write_json, write_text
+from gpt2core.storage.files import write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,11 +1,16 @@
 """Stage `download`: data.* -> data/raw/ text files + provenance.json."""
 
-from gpt2core.directories import replaced_directory
-from gpt2core.files import write_json
-from tasks import paths
-from tasks.params import load_params
-from tasks.sources import collect
-from tasks.stage import run_stage, say
+if __name__ == "__main__":
+    from gpt2ops.process.startup import start_process
+
+    start_process()
+
+from gpt2core.storage.directories import replaced_directory
+from gpt2core.storage.files import write_json
+from gpt2ops import paths
+from gpt2ops.corpora.sources import collect
+from gpt2ops.params.schema import load_params
+from gpt2ops.process.stage import run_stage, say
 
 
 def main() -> None:

@@ -1,21 +1,26 @@
 """Stage `evaluate`: models/best + data/tokens -> reports/metrics/evaluate.json."""
 
+if __name__ == "__main__":
+    from gpt2ops.process.startup import start_process
+
+    start_process(large_tensors=True)
+
 import sys
 from typing import Any
 
 from tqdm import tqdm
 
-from gpt2core.evaluate import Score, evaluate, unigram_loss, verbatim_recall, verdict
-from gpt2core.files import write_json
+from gpt2core.data.tokens import TokenSet, TokenSplit, open_tokens
+from gpt2core.evaluation.scores import Score, evaluate, unigram_loss, verbatim_recall, verdict
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime, pick_runtime, set_threads
+from gpt2core.storage.files import write_json
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.tokens import TokenSet, TokenSplit, open_tokens
-from tasks import paths
-from tasks.initial_model import best_model, initial_model
-from tasks.params import Params, load_params
-from tasks.stage import run_stage, say
-from tasks.tracking import evaluation_metrics, tracked_run
+from gpt2ops import paths
+from gpt2ops.params.schema import Params, load_params
+from gpt2ops.process.stage import run_stage, say
+from gpt2ops.tracking.api import evaluation_metrics, tracked_run
+from gpt2ops.training.initial_model import best_model, initial_model
 
 SPLITS = ("train", "val", "test")
 

@@ -1,16 +1,21 @@
 """Stage `plot`: reports/training_history.json -> reports/plots/*.png."""
 
+if __name__ == "__main__":
+    from gpt2ops.process.startup import start_process
+
+    start_process()
+
 from pathlib import Path
 from typing import Any
 
-from gpt2core.directories import replaced_directory
-from gpt2core.files import atomic_path
-from tasks import paths
-from tasks.charts import CURVES, GREY, draw_curve, draw_level, draw_loss, stop_text
-from tasks.params import load_params
-from tasks.reports import read_report, read_rows
-from tasks.stage import run_stage, say
-from tasks.tracking import tracked_run
+from gpt2core.storage.directories import replaced_directory
+from gpt2core.storage.files import atomic_path
+from gpt2ops import paths
+from gpt2ops.params.schema import load_params
+from gpt2ops.pipeline.results import read_report, read_rows
+from gpt2ops.process.stage import run_stage, say
+from gpt2ops.reporting.curves import CURVES, GREY, draw_curve, draw_level, draw_loss, stop_text
+from gpt2ops.tracking.api import tracked_run
 
 
 def main() -> None:

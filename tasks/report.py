@@ -1,20 +1,28 @@
 """Stage `report`: what all stages before left -> reports/report.html and reports/report.pdf, the same in both."""
 
+if __name__ == "__main__":
+    from gpt2ops.process.startup import start_process
+
+    start_process()
+
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from gpt2core.files import write_together
-from tasks import paths, report_origin, report_results
-from tasks.report_blocks import Report
-from tasks.report_charts import printable
-from tasks.report_inputs import Inputs, read_inputs
-from tasks.report_runs import Comparison, compare
-from tasks.stage import run_stage, say
-from tasks.summary import VERDICTS, print_summary
-from tasks.tracking import tracked_run
+from gpt2core.storage.files import write_together
+from gpt2ops import paths
+from gpt2ops.process.stage import run_stage, say
+from gpt2ops.reporting import origin as report_origin
+from gpt2ops.reporting import results as report_results
+from gpt2ops.reporting.blocks import Report
+from gpt2ops.reporting.charts import printable
+from gpt2ops.reporting.inputs import Inputs, read_inputs
+from gpt2ops.reporting.runs import Comparison, compare
+from gpt2ops.reporting.summary import VERDICTS, print_summary
+from gpt2ops.tracking.api import tracked_run
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(str(files("gpt2ops.reporting"))) / "templates"
 PDF_FONT = "Libertinus Serif"  # comes with typst
 
 

@@ -1,16 +1,21 @@
 """Stage `tokenize`: data/raw -> data/tokens."""
 
+if __name__ == "__main__":
+    from gpt2ops.process.startup import start_process
+
+    start_process()
+
 from pathlib import Path
 from typing import Any
 
-from gpt2core.corpus import read_corpus
+from gpt2core.data.corpus import read_corpus
+from gpt2core.data.writer import write_tokens
 from gpt2core.errors import UserError
-from gpt2core.token_writer import write_tokens
-from tasks import paths
-from tasks.params import load_params
-from tasks.progress import progress_bar
-from tasks.reports import read_report
-from tasks.stage import run_stage, say
+from gpt2ops import paths
+from gpt2ops.params.schema import load_params
+from gpt2ops.pipeline.results import read_report
+from gpt2ops.process.progress import progress_bar
+from gpt2ops.process.stage import run_stage, say
 
 
 def main() -> None:

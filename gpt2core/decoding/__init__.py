@@ -3,7 +3,7 @@
 from gpt2core.decoding.generate import generate
 from gpt2core.decoding.options import GenerationOptions
 from gpt2core.decoding.output import GenerateOutput
-from gpt2core.decoding.packed import PackedGPT
+from gpt2core.decoding.packed.model import PackedGPT
 from gpt2core.decoding.streaming import stream
 
 __all__ = ["GenerateOutput", "GenerationOptions", "PackedGPT", "generate", "stream"]

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gpt2core.decoding.opening import open_rows
-from gpt2core.decoding.rows import PastBlockSize, block_size_of
+from gpt2core.decoding.rows.cached import PastBlockSize, block_size_of
+from gpt2core.decoding.rows.opening import open_rows
 
 
 @torch.inference_mode()

@@ -6,10 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from gpt2core.errors import UserError
-from gpt2core.files import inside
-from gpt2core.hf import read_config
 from gpt2core.importing.source import Source, read_safetensors, read_small_json
 from gpt2core.importing.torch_file import read_torch_file
+from gpt2core.storage.files import inside
+from gpt2core.storage.hf import read_config
 from gpt2core.tokenizer import Tokenizer
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")

@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from gpt2core.errors import UserError
-from gpt2core.files import inside, read_json
 from gpt2core.importing.layouts import best_layout
 from gpt2core.importing.llmc import is_llmc, read_llmc
 from gpt2core.importing.tf_checkpoint import find_tf_checkpoint, read_tf_checkpoint
 from gpt2core.importing.torch_file import StandIn, is_torch_file, read_torch_file
+from gpt2core.storage.files import inside, read_json
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 # Where checkpoints keep the settings of the model, first the surest.

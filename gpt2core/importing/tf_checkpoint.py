@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gpt2core.errors import UserError
-from gpt2core.files import inside
+from gpt2core.storage.files import inside
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48

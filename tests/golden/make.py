@@ -1,7 +1,7 @@
 """Writes the golden files of the format that this code writes: `python -m tests.golden.make tests/golden/v1`.
 
 Run once for a format that is released, by the code of that release, and committed; never again for the same version.
-What later code must read of them stands in expected.json, and tests/test_golden.py reads it.
+What later code must read of them stands in expected.json, and tests/gpt2core/test_golden.py reads it.
 """
 
 import shutil
@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 
-from gpt2core import checkpoint, tokens
-from gpt2core.batches import Batches
 from gpt2core.config import GPTConfig
-from gpt2core.files import write_json
+from gpt2core.data import tokens
+from gpt2core.data.batches import Batches
+from gpt2core.data.writer import write_tokens
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
-from gpt2core.token_writer import write_tokens
-from gpt2core.trainer import Trainer
-from tests.test_trainer import CONFIG, ArrayTokens
+from gpt2core.storage.files import write_json
+from gpt2core.training import checkpoint
+from gpt2core.training.trainer import Trainer
+from tests.support.training import CONFIG, ArrayTokens
 
 CONFIG_OF_MODEL = GPTConfig(32, 16, n_layer=1, n_head=2, n_embd=8, drop_rate=0.1)
 TEXT = ("To be, or not to be, that is the question:", "Naïve café — 日本語 🎭", "O Romeo, Romeo!") * 4

@@ -1,0 +1,1 @@
+"""What a flow run stands on: workspace, child process, work pool, services, progress."""

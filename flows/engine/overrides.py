@@ -1,0 +1,107 @@
+"""The flow's parameters: each section of gpt2ops/params/schema.py again, with every key optional: one schema.
+
+Prefect draws their JSON schema as a form and holds each submission against it.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    create_model,
+    model_serializer,
+)
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from gpt2core.errors import UserError
+from gpt2ops.params import schema as params
+from gpt2ops.params.editing import merged, parse_assignments
+from gpt2ops.params.schema import BY_RECIPE, Params, describe_problems, parse_params
+
+
+class Overrides(BaseModel):
+    """Some keys of a section. `values()` are only those that were given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+    def values(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", by_alias=True)
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Prefect serializes the empty default into the form; a null there would come back as an override."""
+        given = {self.__class__.model_fields[name].alias or name for name in self.model_fields_set}
+        return {key: value for key, value in serialize(self).items() if key in given | self.model_fields_set}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """A JSON schema's own complaint about an unknown key does not tell the known ones; `propertyNames` does."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        del schema["additionalProperties"]
+        properties = schema.get("properties", {})
+        schema["propertyNames"] = {"enum": list(properties)}
+        for branch in (one for field in properties.values() for one in field.get("anyOf", [field])):
+            if branch.get("type") == "boolean":
+                # The form draws a boolean as a switch, and sends `false` for one that nobody has touched.
+                del branch["type"]
+                branch["enum"] = [True, False]
+        return schema
+
+
+def overrides_of(section: type[BaseModel]) -> type[Overrides]:
+    """`section` with its own bounds, no key required, and no default: what is not given stays as params.yaml has it."""
+    fields: Any = {name: _optional(field) for name, field in section.model_fields.items()}
+    return create_model(f"{section.__name__}Overrides", __base__=Overrides, **fields)
+
+
+def _optional(field: FieldInfo) -> tuple[Any, Any]:
+    """Annotation and default: a factory, for a plain default would go into the form, and from there into the run."""
+    kind: Any = field.annotation
+    default: Any = lambda: None  # noqa: E731
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        kind = default = overrides_of(kind)
+    elif field.metadata:
+        kind = Annotated[kind, *field.metadata]
+    if field.default is BY_RECIPE:
+        kind = kind | None
+    return kind, Field(default_factory=default, alias=field.alias, description=field.description)
+
+
+if TYPE_CHECKING:
+    RunOverrides = Overrides
+    DataOverrides = Overrides
+    ModelOverrides = Overrides
+    TrainOverrides = Overrides
+    EvaluateOverrides = Overrides
+    SampleOverrides = Overrides
+    RegisterOverrides = Overrides
+    ParamsOverrides = Overrides
+else:
+    RunOverrides = overrides_of(params.Run)
+    DataOverrides = overrides_of(params.Data)
+    ModelOverrides = overrides_of(params.Model)
+    TrainOverrides = overrides_of(params.Train)
+    EvaluateOverrides = overrides_of(params.Evaluate)
+    SampleOverrides = overrides_of(params.Sample)
+    RegisterOverrides = overrides_of(params.Register)
+    ParamsOverrides = overrides_of(Params)
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """`train.learning_rate=1e-3`, ... as nested values. Raises UserError with a line for each problem."""
+    try:
+        return ParamsOverrides.model_validate(parse_assignments(assignments)).values()
+    except ValidationError as error:
+        raise UserError(*describe_problems(error)) from None
+
+
+def check_merged(base: Params, overrides: Mapping[str, Any]) -> Params:
+    """All parameters of a run. Raises UserError where they do not go together, which no single section can see."""
+    return parse_params(merged(base.model_dump(mode="json", by_alias=True), overrides), source="parameters")

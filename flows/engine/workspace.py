@@ -1,0 +1,156 @@
+"""A folder of its own for every flow run: `workspaces/<flow run id>/`, sharing only DVC's cache with the project.
+
+Where the project is a git repository it is a worktree of HEAD with the uncommitted changes laid over, else a copy.
+"""
+
+import configparser
+import glob
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt2core.errors import UserError
+from gpt2core.storage.files import atomic_path, write_text
+from gpt2ops import paths
+from gpt2ops.params.editing import merged, with_values
+
+WORKSPACES = paths.WORKSPACES
+
+# What a run makes again, gets from DVC's cache or never reads. (git knows its ignored files itself.)
+_LEFT_OUT = frozenset(
+    {".git", ".dvc/cache", ".dvc/tmp", ".dvc/config.local", "models", "logs", WORKSPACES.as_posix(), "node_modules"}
+    | {path.as_posix() for path in (paths.RAW, paths.TOKENS, paths.PLOTS, paths.MLRUNS)}
+)
+_LEFT_OUT_ANYWHERE = frozenset({"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis"})
+
+# Keys that may name a local file or folder, which a workspace need not have.
+_LOCAL_NAMES = (("data", "source"), ("data", "watch"), ("model", "init"))
+
+
+def open_workspace(root: Path, name: str, overrides: Mapping[str, Any]) -> Path:
+    """The workspace `name` of the project at `root`: a new one with `overrides` in its params.yaml, or what is there.
+
+    A retry finds its checkpoints this way. Raises UserError where git or DVC refuse, OSError for a full disk.
+    """
+    root = root.resolve()
+    workspace = root / WORKSPACES / name
+    ready = workspace / ".dvc" / "config.local"
+    if ready.is_file():
+        return workspace
+    remove_workspace(root, workspace)
+    workspace.parent.mkdir(exist_ok=True)
+    if is_git_root(root):
+        _add_worktree(root, workspace)
+    else:
+        copy_project(root, workspace)
+    write_overrides(root, workspace, overrides)
+    # Last, for its presence says that the workspace is whole.
+    _write_dvc_config(ready, cache=shared_cache(root))
+    return workspace
+
+
+def remove_workspace(root: Path, workspace: Path) -> None:
+    """Delete the folder and git's record of it; nothing happens where there is none."""
+    if workspace.exists():
+        shutil.rmtree(workspace)
+    if is_git_root(root):
+        _git(root, "worktree", "prune")
+
+
+def is_git_root(root: Path) -> bool:
+    """Whether `root` is the top of a git repository that has a commit."""
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return False
+    done = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=root, capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def shared_cache(root: Path) -> Path:
+    """DVC's cache of the project, absolute, wherever its configuration puts it."""
+    command = [sys.executable, "-m", "dvc", "cache", "dir"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"dvc does not tell where its cache is: {_last_line(done.stderr)}")
+    return root / ".dvc" / _last_line(done.stdout)
+
+
+def write_overrides(root: Path, workspace: Path, overrides: Mapping[str, Any]) -> None:
+    """Set `overrides` in the workspace's params.yaml, comments kept.
+
+    Names of local files that are found only in `root` become absolute.
+    """
+    file = workspace / paths.PARAMS
+    text = file.read_text(encoding="utf-8")
+    changes = merged(overrides, _absolute_names(root, workspace, merged(yaml.safe_load(text) or {}, overrides)))
+    if changes:
+        write_text(file, with_values(text, changes))
+
+
+def _absolute_names(root: Path, workspace: Path, values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for section, key in _LOCAL_NAMES:
+        name = (values.get(section) or {}).get(key)
+        if not isinstance(name, str) or not name or Path(name).is_absolute():
+            continue
+        there, here = (set(glob.glob(name, root_dir=folder, recursive=True)) for folder in (root, workspace))  # noqa: PTH207
+        if there - here:
+            found.setdefault(section, {})[key] = (root / name).as_posix()
+    return found
+
+
+def _add_worktree(root: Path, workspace: Path) -> None:
+    """HEAD, and over it what `git status` lists: changed, new and deleted files."""
+    _git(root, "worktree", "add", "--detach", "--force", str(workspace), "HEAD")
+    changed = _git(root, "diff", "--name-only", "--no-renames", "-z", "HEAD").split("\0")
+    new = _git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
+    for name in filter(None, changed + new):
+        source, target = root / name, workspace / name
+        if source.is_dir() and not source.is_symlink():
+            continue  # a repository within the repository
+        target.unlink(missing_ok=True)
+        if source.is_symlink() or source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target, follow_symlinks=False)
+
+
+def copy_project(root: Path, workspace: Path) -> None:
+    """All but results, caches and virtual environments."""
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        here = Path(folder)
+        return [
+            name
+            for name in names
+            if name in _LEFT_OUT_ANYWHERE
+            or name.endswith(".partial")
+            or (here / name).relative_to(root).as_posix() in _LEFT_OUT
+            or (here / name / "pyvenv.cfg").is_file()
+        ]
+
+    shutil.copytree(root, workspace, symlinks=True, ignore=left_out)
+
+
+def _write_dvc_config(file: Path, *, cache: Path) -> None:
+    config = configparser.ConfigParser(interpolation=None)
+    # Outside git DVC insists on no_scm; inside, it keeps DVC's advice to commit out of a throw-away worktree.
+    config["core"] = {"no_scm": "true", "analytics": "false"}
+    config["cache"] = {"dir": str(cache)}
+    file.parent.mkdir(exist_ok=True)
+    with atomic_path(file) as partial, partial.open("w", encoding="utf-8") as handle:
+        config.write(handle)
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"git {' '.join(arguments[:2])} failed in {root}: {_last_line(done.stderr)}")
+    return done.stdout
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it says nothing"])[-1]

@@ -1,0 +1,1 @@
+"""Corpus files, splits, token shards and batches."""

@@ -1,0 +1,1 @@
+"""Rows of tokens with their keys and values."""

@@ -1,0 +1,139 @@
+"""Rows of a GPT on a GPU whose every further token is one CUDA graph.
+
+A step of few rows takes a GPU less time than Python takes to launch its kernels one by one; a graph launches them all
+at once. What it reads and writes lies where it lay at its capture, so that the step looks at a fixed number of tokens,
+of which a mask hides those that are not there yet (PyTorch's notes on CUDA graphs; pytorch-labs/gpt-fast `model.py`).
+
+Shapes: B rows, S tokens looked at, L n_layer, H n_head, D head_dim, C n_embd, V vocab_size.
+"""
+
+import threading
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt2core.decoding.packed.policy import is_plain
+from gpt2core.decoding.rows.cached import CachedRows
+from gpt2core.model import GPT, Block
+
+# A capture takes about as long as a dozen plain steps.
+MIN_NEW_TOKENS = 32
+FIRST_LOOK = 256  # tokens; twice as many, and a new graph, once they are full
+_capturing = threading.Lock()  # CUDA makes one graph at a time
+WARM_UPS = 2  # libraries get their memory in the first ones, which a graph must not hold
+
+
+def can_graph(model: GPT) -> bool:
+    """Whether `GraphedRows` decode this model as its own modules would."""
+    return model.wte.weight.device.type == "cuda" and not model.training and is_plain(model)
+
+
+class GraphedRows(CachedRows):
+    """`CachedRows` whose single tokens are read by a graph; on a CPU, for tests, by the same body without one."""
+
+    model: GPT
+    _step: "_Step | None" = None
+
+    def append(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        rest = self.max_length - self.length
+        started = self._step is not None or rest >= MIN_NEW_TOKENS
+        if self._cache is None or tokens.shape[1] != 1 or self.room < 1 or not started:
+            return super().append(tokens, mask)
+        place = self._cache.length
+        store = self._cache.reserve(1)
+        if self._step is None or not self._step.fits(store, place):
+            self._step = _Step(self.model, store, place)
+        self.length += 1
+        tokens = self._as_stored(tokens)
+        if self._ids is not None:
+            self._ids = torch.cat([self._ids, tokens], dim=1)
+        padding = None if self._mask is None else (~self._mask).sum(-1)
+        hidden, logits = self._step.read(tokens, place, padding)
+        self.hidden = self._as_asked(hidden)
+        return self._as_asked(logits)
+
+    def append_all(self, tokens: Tensor) -> Tensor:
+        return self.append(tokens)[:, None] if tokens.shape[1] == 1 else super().append_all(tokens)
+
+
+class _Step:
+    """Reads one more token of each row into `store` (L, 2, B, H, room, D)."""
+
+    def __init__(self, model: GPT, store: Tensor, place: int) -> None:
+        self._model, self._store = model, store
+        self._looked_at = FIRST_LOOK
+        while self._looked_at <= place:
+            self._looked_at *= 2
+        self._looked_at = min(self._looked_at, store.shape[4])
+        device = store.device
+        rows = store.shape[2]
+        self._tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        self._place = torch.zeros(1, dtype=torch.int64, device=device)
+        self._padding = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        self._numbers = torch.arange(self._looked_at, device=device)
+        self._results: tuple[Tensor, Tensor] | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._may_capture = device.type == "cuda"
+
+    def fits(self, store: Tensor, place: int) -> bool:
+        same = store.data_ptr() == self._store.data_ptr() and store.shape == self._store.shape
+        return same and place < self._looked_at
+
+    def read(self, tokens: Tensor, place: int, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Hidden states (B, 1, C) and logits (B, V) fp32 after tokens (B, 1), the `place`-th of their rows."""
+        self._tokens.copy_(tokens)
+        self._place.fill_(place)
+        if padding is not None:
+            self._padding.copy_(padding[:, None])
+        if self._graph is None and self._may_capture:
+            self._capture()
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._results = self._body()
+        assert self._results is not None
+        hidden, logits = self._results
+        return hidden.clone(), logits.clone()
+
+    def _body(self) -> tuple[Tensor, Tensor]:
+        model = self._model
+        x = model.wte(self._tokens) + model.wpe((self._place - self._padding).clamp_min(0))  # (B, 1, C)
+        seen = (self._numbers <= self._place) & (self._numbers >= self._padding)  # (B, S)
+        for layer, block in enumerate(model.h):
+            assert isinstance(block, Block)
+            x = x + self._attend(layer, block, block.ln_1(x), seen[:, None, None])
+            x = x + block.mlp(block.ln_2(x))
+        hidden = model.ln_f(x)
+        return hidden, model.lm_head(hidden[:, -1]).float()
+
+    def _attend(self, layer: int, block: Block, x: Tensor, mask: Tensor) -> Tensor:
+        attn, (B, _, C) = block.attn, x.shape
+        qkv = attn.c_attn(x).view(B, 1, 3, attn.n_head, attn.head_dim).permute(2, 0, 3, 1, 4)  # (3, B, H, 1, D)
+        kept = self._store[layer]  # (2, B, H, room, D)
+        kept.index_copy_(3, self._place, qkv[1:].to(kept.dtype))
+        k, v = kept[:, :, :, : self._looked_at].unbind(0)
+        y = F.scaled_dot_product_attention(qkv[0].to(kept.dtype), k, v, attn_mask=mask)  # (B, H, 1, D)
+        return attn.c_proj(y.transpose(1, 2).reshape(B, 1, C))
+
+    def _capture(self) -> None:
+        device = self._store.device
+        # Whatever fails in between, the thread goes on with the stream that it had.
+        with _capturing, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+            try:
+                aside = torch.cuda.Stream(device)
+                aside.wait_stream(torch.cuda.current_stream(device))
+                with torch.cuda.stream(aside):
+                    for _ in range(WARM_UPS):
+                        self._body()
+                torch.cuda.current_stream(device).wait_stream(aside)
+                graph = torch.cuda.CUDAGraph()
+                # Other threads of a server may use the GPU meanwhile.
+                with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                    self._results = self._body()
+                self._graph = graph
+            except RuntimeError as error:
+                self._may_capture = False
+                reason = str(error).splitlines()[0]
+                warnings.warn(f"no CUDA graph could be made, kernels are launched one by one: {reason}", stacklevel=2)

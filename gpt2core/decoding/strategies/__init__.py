@@ -1,0 +1,1 @@
+"""Ways of decoding: sampling, beams, contrastive search, drafts and prompt lookup."""

@@ -1,0 +1,134 @@
+"""A whole update as one CUDA graph: forward, backward, clipping and AdamW are launched at once.
+
+A GPU computes a step of a hundred tokens in less time than Python takes to launch its kernels one by one. A graph reads
+and writes fixed addresses: tokens, learning rate and the skip flag are tensors, and one copy a step returns loss and
+norm. See PyTorch's notes on CUDA graphs (whole-network capture).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gpt2core.errors import UserError
+from gpt2core.model import GPT
+from gpt2core.runtime import Runtime
+from gpt2core.training.config import TrainerConfig
+from gpt2core.training.spikes import GRADIENT_LIMIT, LossMonitor
+from gpt2core.training.step import StepResult, TrainStep
+
+# With more tokens a step the GPU computes for longer than the launches take.
+LARGEST_STEP = 16_384  # tokens
+# A first compilation takes about a minute and saves a third of the time; a GPU computes this much in three minutes.
+LEAST_COMPILED = 5e16  # floating-point operations
+WARM_UPS = 3  # libraries allocate their workspaces in the first passes, outside the graph's memory
+
+
+def make_train_step(model: GPT, config: TrainerConfig, run: Runtime, total_steps: int, tokens: int) -> TrainStep:
+    """The fastest kind for steps of `tokens` tokens. Raises UserError if cuda_graph is on and impossible."""
+    obstacle = graph_obstacle(config, run)
+    if config.cuda_graph == "on" and obstacle:
+        raise UserError(f"cuda_graph is 'on', but {obstacle}; set it to auto.")
+    wanted = config.cuda_graph == "on" or (config.cuda_graph == "auto" and tokens <= LARGEST_STEP)
+    kind = GraphedStep if wanted and not obstacle else TrainStep
+    flops = 6.0 * model.num_parameters() * tokens * total_steps
+    compile_is_faster = run.device.type == "cuda" and flops >= LEAST_COMPILED
+    compiled = config.compile == "on" or (config.compile == "auto" and compile_is_faster)
+    return kind(model, config, run, total_steps, compiled=compiled)
+
+
+def graph_obstacle(config: TrainerConfig, run: Runtime) -> str | None:
+    """The reason why this run's step cannot be a CUDA graph; None if it can."""
+    if run.device.type != "cuda":
+        return f"the device is {run.device.type}"
+    if run.precision == "fp16":
+        return "fp16 adapts its loss scale on the host"
+    if config.optimizer != "adamw":
+        return f"the optimizer is {config.optimizer}, not adamw"
+    if config.spike_rollback is not None:
+        return "spike_rollback decides on the host"
+    if dist.is_initialized():
+        return "several processes train together"
+    return None
+
+
+class GraphedStep(TrainStep):
+    """`TrainStep` for one device and AdamW; on a CPU, in tests, the same code runs without a graph."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        device = self.run.device
+        # The fused kernel reads the rate from a tensor: float on a GPU, double on a CPU.
+        kind = torch.float32 if device.type == "cuda" else torch.float64
+        (self.optimizer,) = self.optimizers
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]), dtype=kind, device=device)
+            group["capturable"] = True
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._may_capture = device.type == "cuda"
+        self._inputs: tuple[Tensor, Tensor] | None = None
+        self._skipped = torch.zeros((), dtype=torch.bool, device=device)
+        self._numbers = torch.zeros(2, device=device)  # loss and norm
+
+    def update(
+        self, step: int, batch: tuple[np.ndarray, np.ndarray], monitor: LossMonitor, interrupted: Callable[[], bool]
+    ) -> StepResult | None:
+        if interrupted():
+            return None
+        if self._inputs is None:
+            token_ids, targets = (torch.from_numpy(array).to(self.run.device) for array in batch)
+            self._inputs = token_ids, targets
+        note = None
+        if self._graph is None and self._may_capture:
+            try:
+                self._graph = self._capture()
+            except RuntimeError as error:
+                self._may_capture = False
+                note = f"CUDA graph capture failed, kernels are launched one by one: {str(error).splitlines()[0]}"
+        self._begin(step)
+        for held, array in zip(self._inputs, batch, strict=True):
+            held.copy_(torch.from_numpy(array))
+        self._skipped.fill_(monitor.is_excluded(step))
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._compute()
+        train_loss, grad_norm = self._numbers.tolist()
+        decision = monitor.decide(step, train_loss, grad_norm)
+        return StepResult(train_loss, grad_norm, replace(decision, note=decision.note or note))
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, a whole update in one CUDA graph"
+
+    def restore(self, saved: GPT, optimizer: dict[str, Tensor], scaler: dict[str, float]) -> None:
+        super().restore(saved, optimizer, scaler)
+        self._graph = None  # it holds the addresses of the replaced moments
+
+    def _compute(self) -> None:
+        """Forward, backward and update without synchronising with the host."""
+        assert self._inputs is not None
+        self._zero_grad()
+        loss = self._add_gradients(*self._inputs, interrupted=lambda: False)
+        assert loss is not None
+        norm = self._clip()
+        applied = loss.isfinite() & (norm < GRADIENT_LIMIT) & ~self._skipped
+        self.optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]  # then fused AdamW changes nothing
+        self.optimizer.step()
+        self._numbers[0].copy_(loss)
+        self._numbers[1].copy_(norm)
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        self._skipped.fill_(True)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                self._compute()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._compute()
+        return graph

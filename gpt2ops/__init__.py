@@ -1,0 +1,1 @@
+"""What stages, flows, the command and the web page share."""

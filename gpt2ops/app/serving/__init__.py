@@ -1,0 +1,1 @@
+"""The models behind the page, and who is served next."""

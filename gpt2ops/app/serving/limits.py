@@ -1,0 +1,40 @@
+"""What one visitor may ask for, and how many are served at once."""
+
+from dataclasses import dataclass
+
+from gpt2core.errors import UserError
+from gpt2ops.params.decoding import STRATEGIES, DecodingSetting
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`seconds` are those of one model's texts; what is written by then is kept."""
+
+    prompt_characters: int = 20_000
+    new_tokens: int = 1000
+    rows: int = 16  # texts that the model works on at once: outputs, beams, candidates
+    seconds: float = 120.0
+    running: int = 1  # texts are soonest there when each has all cores
+    waiting: int = 40
+    models_in_memory: int = 3
+    history: int = 100
+
+    def check(self, prompt: str, setting: DecodingSetting) -> None:
+        """Raises UserError for more than a visitor may ask for."""
+        if not prompt.strip():
+            raise UserError("The prompt is empty: type how the text begins.")
+        if len(prompt) > self.prompt_characters:
+            raise UserError(
+                f"The prompt has {len(prompt):,} characters, and this page takes {self.prompt_characters:,} at most: "
+                "shorten it."
+            )
+        most = {"max_new_tokens": self.new_tokens, "num_sequences": self.rows, "num_beams": self.rows}
+        if "penalty_alpha" in STRATEGIES[setting.decoding].keys:
+            most["top_k"] = self.rows  # contrastive search tries so many continuations at once
+        for key, limit in most.items():
+            value = getattr(setting, key)
+            if value is not None and value > limit:
+                raise UserError(f"{key} ({value}) must be at most {limit} on this page.")
+        for key in ("bad_words", "suppress_tokens", "stop"):
+            if len(getattr(setting, key) or ()) > 100:
+                raise UserError(f"{key} has {len(getattr(setting, key))} entries; at most 100 on this page.")

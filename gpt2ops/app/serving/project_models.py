@@ -1,0 +1,94 @@
+"""The models of a project: those named at the start, its folders, and its registry."""
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from gpt2core.errors import UserError
+from gpt2core.storage.hf import RELEASED, find_weights
+from gpt2ops import paths
+from gpt2ops.registry.models import NO_MODELS, ModelVersion, registered_versions, store_exists
+from gpt2ops.tracking.store import project_root, redact, tracking_uri
+
+REGISTERED = "models:/"
+VERSIONS_SHOWN = 20
+FRESH_SECONDS = 10.0  # a page load looks the registry up, many at once do so together
+
+
+class ProjectModels:
+    """`given` may lie anywhere, as who started the page chose; a visitor's path must lie within the project."""
+
+    def __init__(self, given: Sequence[str] = ()) -> None:
+        self._given = list(given)
+        self._root = project_root()
+        self._lock = threading.Lock()
+        self._known: tuple[float, list[tuple[str, str]]] | None = None
+
+    def choices(self) -> list[tuple[str, str]]:
+        """Those given, models/best, the registry's, and other folders under models/."""
+        with self._lock:
+            if self._known is None or time.monotonic() - self._known[0] > FRESH_SECONDS:
+                self._known = (time.monotonic(), self._look_up())
+            return self._known[1]
+
+    def directory(self, name: str) -> Path:
+        if name.startswith(REGISTERED):
+            return self._registered(name)
+        if name in self._given and name in RELEASED and not Path(name).is_dir():
+            return find_weights(name)
+        place = Path(name) if name in self._given else (self._root / name).resolve()
+        if name not in self._given and not place.is_relative_to(self._root):
+            raise UserError(f"The model {name!r} lies outside this project; its owner can add it with --model.")
+        if not place.is_dir():
+            offered = " It can be added with --model." if name in RELEASED else ""
+            raise UserError(
+                f"There is no model {name!r}; choose one from the list, or type a folder of this project such as "
+                f"{paths.BEST_MODEL.as_posix()}, or models:/NAME@ALIAS.{offered}"
+            )
+        return place
+
+    def _look_up(self) -> list[tuple[str, str]]:
+        names = [(name, name) for name in self._given]
+        if (self._root / paths.BEST_MODEL).is_dir():
+            names.append((paths.BEST_MODEL.as_posix(), paths.BEST_MODEL.as_posix()))
+        with suppress(UserError):  # a registry that fails leaves the folders
+            names += _registered_choices(registered_versions())
+        for config in sorted((self._root / paths.BEST_MODEL.parent).glob("*/config.json")):
+            folder = config.parent.relative_to(self._root).as_posix()
+            names.append((folder, folder))
+        first: dict[str, str] = {}
+        for label, name in names:
+            first.setdefault(name, label)
+        return [(label, name) for name, label in first.items()]
+
+    def _registered(self, name: str) -> Path:
+        if not store_exists():
+            raise UserError(f"There is no model {name!r}: {NO_MODELS}")
+        from gpt2ops.tracking.api import registered_model_directory
+
+        try:
+            return registered_model_directory(name)
+        except UserError as error:
+            line = str(error).replace("model.init", "The model").replace(redact(tracking_uri()), "the registry")
+            raise UserError(line.replace(f"{self._root}/", "")) from None
+
+
+def _registered_choices(versions: Sequence[ModelVersion]) -> list[tuple[str, str]]:
+    """Aliases, then versions, newest first; of models that one run registered of the same weights only the first."""
+    own: dict[str, ModelVersion] = {}
+    for version in sorted(versions, key=lambda version: version.name):
+        own.setdefault(version.run_id, version)
+    kept = [version for version in versions if own[version.run_id] is version][:VERSIONS_SHOWN]
+    aliases = [(alias, version) for version in kept for alias in version.aliases]
+    aliases.sort(key=lambda pair: pair[0] != "champion")
+    return [
+        (f"{version.name}@{alias}: version {version.version}{_measured(version)}", f"models:/{version.name}@{alias}")
+        for alias, version in aliases
+    ] + [(f"{version.name}, version {version.version}{_measured(version)}", version.uri) for version in kept]
+
+
+def _measured(version: ModelVersion) -> str:
+    perplexity = version.metrics.get("evaluate/test_perplexity")
+    return "" if perplexity is None else f", perplexity {perplexity:,.0f}"

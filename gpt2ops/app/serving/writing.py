@@ -1,0 +1,136 @@
+"""A model's texts while they are written in one thread, for another to watch and to stop."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any
+
+from torch import Tensor
+
+from gpt2core.decoding.streaming import TextStream
+from gpt2core.errors import UserError
+from gpt2core.tokenizer import Tokenizer
+from gpt2ops.app.page.alternatives import Choice, token_choices
+from gpt2ops.app.page.fields import in_labels
+from gpt2ops.app.serving.models import LoadedModel
+from gpt2ops.params.decoding import STRATEGIES, DecodingSetting, in_our_words
+from gpt2ops.sampling.texts import Text, write_texts
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished text with a choice for each token; `passages` are the ones learned by heart, as token positions.
+
+    Its finish_reason may also be `stopped`, by the visitor, or `limit`, of the page.
+    """
+
+    text: Text
+    choices: list[Choice]
+    passages: list[tuple[int, int]]
+
+
+class _CutError(Exception):
+    """The text ends here, whatever its settings say."""
+
+
+@dataclass
+class _Row:
+    """A text that grows."""
+
+    stream: TextStream
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    ended: bool = False
+
+
+class Writing:
+    """The texts of one model to one prompt. A search with beams shows its text only at the end, but can be stopped."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        prompt_ids: Sequence[int],
+        setting: DecodingSetting,
+        seed: int,
+        tokenizer: Tokenizer,
+        stop: Event,
+        seconds: float,
+    ) -> None:
+        self._loaded, self._prompt_ids, self._setting, self._seed = loaded, prompt_ids, setting, seed
+        self._tokenizer, self._stop, self._seconds = tokenizer, stop, seconds
+        self._rows = [_Row(TextStream(tokenizer)) for _ in range(setting.num_sequences or 1)]
+        self._searches = "num_beams" in STRATEGIES[setting.decoding].keys
+        self._deadline = math.inf
+        self._after_prompt = False
+        self.steps = 0
+        self.seconds = 0.0  # of writing, once it is over
+
+    def check_fits(self) -> None:
+        """Raises UserError where the text may leave the model's positions and the window is not to slide."""
+        room = max(0, self._loaded.block_size + 1 - len(self._prompt_ids))
+        wanted = self._setting.max_new_tokens or 0
+        if self._setting.past_block_size != "slide" and wanted > room:
+            raise UserError(
+                in_labels(
+                    f"The prompt has {len(self._prompt_ids):,} tokens and max_new_tokens is {wanted}, but "
+                    f"{self._loaded.name} reads {self._loaded.block_size} at once: lower max_new_tokens to {room} or "
+                    "less, shorten the prompt, or set past_block_size to slide."
+                )
+            )
+
+    @property
+    def so_far(self) -> list[str]:
+        """The texts as far as they are, whole characters only."""
+        return [row.text for row in self._rows]
+
+    def run(self) -> list[tuple[Text, list[Choice]]]:
+        """Write the texts. Raises UserError, in the page's words, for what this model or prompt does not allow."""
+        started = time.monotonic()
+        self._deadline = started + self._seconds
+        watched: dict[str, Any] = {"logits_processor": [self._look]} if self._searches else {"streamer": self}
+        try:
+            (texts,) = write_texts(
+                self._loaded.model, [self._prompt_ids], self._setting, [self._seed], self._tokenizer, **watched
+            )
+        except _CutError as cut:
+            texts = [] if self._searches else [self._cut(row, str(cut)) for row in self._rows]
+        except UserError as error:
+            raise UserError(in_labels(in_our_words(str(error)))) from None
+        self.seconds = time.monotonic() - started
+        return [(text, self._choices(text)) for text in texts]
+
+    def put(self, tokens: Tensor) -> None:
+        """The prompt first, then the tokens (rows,) of each step."""
+        if self._after_prompt:
+            for row, token_id in zip(self._rows, tokens.flatten().tolist(), strict=True):
+                row.ended = row.ended or token_id == self._tokenizer.eot_id
+                if not row.ended:
+                    row.token_ids.append(token_id)
+                    row.text += row.stream.put([token_id])
+        self._after_prompt = True
+        self._count()
+
+    def end(self) -> None:
+        """Part of a streamer; the whole text comes from `run`."""
+
+    def _look(self, ids: Tensor, logits: Tensor) -> Tensor:
+        self._count()
+        return logits
+
+    def _count(self) -> None:
+        self.steps += 1
+        if self._stop.is_set():
+            raise _CutError("stopped")
+        if time.monotonic() > self._deadline:
+            raise _CutError("limit")
+
+    def _cut(self, row: _Row, reason: str) -> Text:
+        text = self._tokenizer.decode(row.token_ids)
+        return Text(text, row.token_ids, len(row.token_ids), None, "eos" if row.ended else reason)
+
+    def _choices(self, text: Text) -> list[Choice]:
+        return token_choices(
+            self._loaded.model, self._prompt_ids, text.token_ids, self._setting.past_block_size or "refuse"
+        )

@@ -1,0 +1,84 @@
+"""`gpt2 rerun RUN`: the same data, code and settings once more, and whether the same comes out."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2ops.cli.output import number, put, put_json, put_table
+from gpt2ops.projects.pipeline import INTERRUPTED, InterruptedPipelineError, PipelineError, run_stage
+
+if TYPE_CHECKING:
+    from gpt2ops.maintenance.rerun import Result
+    from gpt2ops.registry.runs import Run
+
+DESCRIPTION = """\
+Make a run again: its params.yaml to the letter, its text by hash (out of DVC's
+cache, or from where it came), its code by digest (the code that is here where
+it is the same, else its commit). It trains anew in a folder of its own, is
+tracked as a run of its own, and is held against the first one: on the same
+machine the weights should be the same to the last bit. The registry stays as
+it is."""
+EXAMPLES = """\
+examples:
+  gpt2 rerun 3f99d95e
+  gpt2 rerun models:/gpt2@champion --dir again --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = DESCRIPTION, EXAMPLES
+    parser.add_argument("run", metavar="RUN", help="a run: its id, the start of it, its name, models:/NAME@ALIAS")
+    parser.add_argument(
+        "--dir", dest="directory", metavar="DIR", help="where to make it (default: rerun- and the start of its id)"
+    )
+    parser.add_argument(
+        "--any-code", action="store_true", help="with the code that is here, also if the run's was other"
+    )
+    parser.add_argument("--json", action="store_true", help="the result as an object; all else goes to standard error")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Raises UserError where the run, its settings, its code or its text are not to be had; exits 130 for Ctrl-C."""
+    from gpt2core.storage.files import with_home
+    from gpt2ops.maintenance.rerun import as_dict, check_data, compare, prepare
+    from gpt2ops.registry.runs import find_run
+
+    wanted = find_run(arguments.run)
+    folder = with_home(arguments.directory or f"rerun-{wanted.run_id[:8]}")
+    print(f"making {wanted.name} ({wanted.run_id[:8]}) again in {folder}", file=sys.stderr, flush=True)
+    try:
+        for stage in prepare(wanted, folder, any_code=arguments.any_code):
+            print(f"-- {stage}", file=sys.stderr, flush=True)
+            run_stage(folder, stage, store=Path.cwd(), output_to_stderr=arguments.json)
+            if stage == "tokenize":
+                check_data(wanted, folder)
+    except InterruptedPipelineError:
+        print("gpt2: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except PipelineError:
+        sys.exit(1)
+    from gpt2core.storage.files import read_json
+    from gpt2ops import paths
+    from gpt2ops.tracking.store import stored_run_id
+
+    again = find_run(stored_run_id(read_json(folder / paths.RUN)["run_id"]))
+    result = compare(wanted, again, folder)
+    if arguments.json:
+        put_json(as_dict(result, folder))
+    else:
+        show(wanted, again, result, folder)
+
+
+def show(wanted: "Run", again: "Run", result: "Result", folder: Path) -> None:
+    put(f"\n{wanted.run_id[:8]} again is run {again.run_id[:8]}, in {os.fspath(folder)}\n")
+    weights = {True: "the same to the last bit", False: "other weights", None: "not known of the first run"}
+    put(f"weights: {weights[result.same_weights]}\n")
+    if not result.differences:
+        put("metrics: the same\n")
+        return
+    rows = [
+        [key.removeprefix("evaluate/"), number(first, 6), number(second, 6)]
+        for key, (first, second) in result.differences.items()
+    ]
+    put_table(["METRIC", wanted.run_id[:8], again.run_id[:8]], rows)

@@ -1,0 +1,1 @@
+"""The flags of the larger subcommands, without their imports."""

@@ -1,0 +1,1 @@
+"""Prompts and texts of `gpt2 generate`."""

@@ -1,0 +1,1 @@
+"""Where a training text comes from: files, downloads, the hub."""

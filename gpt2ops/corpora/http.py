@@ -1,0 +1,161 @@
+"""Downloading a file over http(s): streamed to disk, retried, and continued where it broke off."""
+
+import hashlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from gpt2core.errors import UserError
+from gpt2core.storage.files import sha256_file
+from gpt2ops.process.progress import progress_bar
+from gpt2ops.process.redact import redact
+from gpt2ops.process.stage import say
+
+if TYPE_CHECKING:
+    import requests
+
+BLOCK_BYTES = 1 << 16
+TIMEOUT_SECONDS = (10, 60)  # to connect, and between two blocks
+# Failures in a row without a byte of progress.
+ATTEMPTS = 5
+FIRST_PAUSE_SECONDS = 1.0
+TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class _TransientError(Exception):
+    """Worth another try."""
+
+
+def download(
+    url: str,
+    folder: Path,
+    sha256: str | None,
+    *,
+    shown: str | None = None,
+    pause_seconds: float = FIRST_PAUSE_SECONDS,
+) -> Path:
+    """Fetch `url` to a file in `folder`; returns its path. What broke off stays there for the next call.
+
+    `shown` is what messages call the address, where it holds a secret.
+    Raises UserError where the server cannot be reached or refuses, and for content that is not of `sha256`.
+    """
+    shown = redact(url) if shown is None else shown
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{hashlib.sha256(shown.encode()).hexdigest()[:16]}.partial"
+    continued = target.exists()
+    _fetch(url, shown, target, pause_seconds)
+    found = sha256_file(target) if sha256 else None
+    if found != sha256 and continued:
+        # The earlier part may be of another version of the file.
+        target.unlink()
+        _fetch(url, shown, target, pause_seconds)
+        found = sha256_file(target)
+    if found != sha256:
+        target.unlink()
+        raise UserError(f"{shown}: sha256 is {found}, expected {sha256}; check data.source and data.sha256.")
+    return target
+
+
+def _fetch(url: str, shown: str, target: Path, pause_seconds: float) -> None:
+    """Complete the file `target` with the content of `url`, which messages call `shown`."""
+    failures, etag = 0, None
+    while True:
+        before = target.stat().st_size if target.exists() else 0
+        try:
+            etag = _transfer(url, shown, target, before, etag)
+            return
+        except _TransientError as error:
+            progressed = target.exists() and target.stat().st_size > before
+            failures = 1 if progressed else failures + 1
+            if failures >= ATTEMPTS:
+                raise UserError(
+                    f"cannot download {shown} ({error}); without a network, get the file elsewhere and set "
+                    "data.source to its local path."
+                ) from None
+            pause = pause_seconds * 2 ** (failures - 1)
+            say(f"{urlsplit(url).hostname}: {error}; trying again in {pause:g} s")
+            time.sleep(pause)
+
+
+def _transfer(url: str, shown: str, target: Path, done: int, etag: str | None) -> str | None:
+    """One request for what is missing after `done` bytes; returns the content's tag."""
+    import requests
+    import urllib3
+
+    headers = {"Accept-Encoding": "identity"}
+    if done:
+        headers["Range"] = f"bytes={done}-"
+        if etag:
+            headers["If-Range"] = etag
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+            hops = [hop.url for hop in (*response.history, response)]
+            if url.startswith("https:") and any(not hop.startswith("https:") for hop in hops):
+                raise UserError(
+                    f"{shown} leads to {_place(hops[-1])}, which is not encrypted; give that address itself."
+                )
+            total = _total_bytes(response.headers.get("Content-Range", ""))
+            if response.status_code == 416 and total == done:
+                return etag
+            served = response.headers.get("Content-Range", "")
+            misplaced = response.status_code == 206 and not served.startswith(f"bytes {done}-")
+            if response.status_code == 416 or misplaced:
+                target.unlink()
+                raise _TransientError("the part on disk does not fit the file there")
+            if response.status_code in TRANSIENT_STATUS:
+                raise _TransientError(f"status {response.status_code}")
+            if response.status_code not in (200, 206):
+                raise UserError(
+                    f"{shown}: the server answers {response.status_code} {response.reason}; check data.source."
+                )
+            _save(response, target, done if response.status_code == 206 else 0)
+            return response.headers.get("ETag")
+    except requests.exceptions.InvalidSchema:
+        raise UserError(f"{shown} leads to an address that is not http or https; give that address itself.") from None
+    except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects, UnicodeError) as error:
+        # What requests says of it has the address in it.
+        raise UserError(f"{shown} cannot be followed ({type(error).__name__}); check data.source.") from None
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, ConnectionError) as error:
+        raise _TransientError(_reason(error)) from error
+
+
+def _place(url: str) -> str:
+    """An address that a server gave, without what follows its path: a signature, mostly."""
+    return redact(urlsplit(url)._replace(query="", fragment="").geturl())
+
+
+def _save(response: "requests.Response", target: Path, done: int) -> None:
+    length = response.headers.get("Content-Length")
+    expected = done + int(length) if length and length.isdigit() else None
+    bar = progress_bar(f"download {target.name[:8]}", total=expected, unit="B")
+    bar.update(done)
+    with target.open("ab" if done else "wb") as handle, bar:
+        for block in response.raw.stream(BLOCK_BYTES, decode_content=False):
+            handle.write(block)
+            bar.update(len(block))
+    if expected is not None and target.stat().st_size != expected:
+        raise _TransientError(f"{target.stat().st_size} of {expected} bytes came")
+
+
+def _total_bytes(content_range: str) -> int | None:
+    """The file's size in a Content-Range such as `bytes 5-9/10` or `bytes */10`."""
+    size = content_range.rpartition("/")[2]
+    return int(size) if size.isdigit() else None
+
+
+def _reason(error: Exception) -> str:
+    """The innermost cause in a few words: what requests and urllib3 wrap around it says little."""
+    text = str(error)
+    for sign, words in (
+        ("NameResolutionError", "the name cannot be resolved"),
+        ("Connection refused", "connection refused"),
+        ("timed out", "timed out"),
+        ("CERTIFICATE_VERIFY_FAILED", "its certificate is not trusted"),
+        ("ProxyError", "the proxy refuses"),
+        ("IncompleteRead", "the connection broke off"),
+        ("Connection aborted", "the connection broke off"),
+    ):
+        if sign in text:
+            return words
+    return type(error).__name__

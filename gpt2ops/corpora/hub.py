@@ -1,0 +1,84 @@
+"""A data set of the Hugging Face hub as .jsonl.zst files, one a split."""
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from gpt2core.errors import UserError
+from gpt2ops.process.progress import progress_bar
+
+# The splits most data sets have, in the order in which they are read; any others follow by name.
+SPLIT_ORDER = ("train", "validation", "test")
+ZSTD_LEVEL = 3
+
+
+def save_dataset(name: str, text_field: str, folder: Path) -> tuple[list[str], str | None]:
+    """Write each split of the data set `OWNER/NAME[/CONFIG]` (or a local folder of one) into `folder`.
+
+    Returns the files' names in reading order, and the licence where the data set states one. Records are streamed, so
+    memory stays bounded. Raises UserError where it cannot be loaded or has no text in `text_field`.
+    """
+    import datasets
+
+    path, config = _path_and_config(name)
+    datasets.utils.logging.set_verbosity(logging.ERROR)
+    try:
+        splits = datasets.load_dataset(path, config, streaming=True)
+        odd = [split for split in splits if not re.fullmatch(r"\w[\w.-]*", str(split))]
+        if odd:  # it becomes a file's name
+            raise UserError(f"hf:{name}: a split is called {odd[0]!r}, which is no name.")
+        order = sorted(
+            splits,
+            key=lambda split: (
+                split not in SPLIT_ORDER,
+                SPLIT_ORDER.index(split) if split in SPLIT_ORDER else 0,
+                split,
+            ),
+        )
+        files = [
+            _save_split(splits[split], f"hf:{name}, split {split}", text_field, folder / f"{split}.jsonl.zst")
+            for split in order
+        ]
+        licence = next((splits[split].info.license for split in order), None)
+    except UserError:
+        raise
+    except Exception as error:  # the hub's client, its transport and its readers each raise their own kinds
+        if isinstance(error, OSError) and error.errno == 28:  # ENOSPC is the stage's to report
+            raise
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise UserError(
+            f"hf:{name} cannot be loaded ({reason}); without a network, get its files elsewhere and set data.source to "
+            "their folder."
+        ) from None
+    return files, licence or None
+
+
+def _path_and_config(name: str) -> tuple[str, str | None]:
+    if Path(name).is_dir():
+        return name, None
+    parts = name.split("/")
+    if len(parts) > 3 or not all(re.fullmatch(r"\w[\w.-]*", part) for part in parts):
+        raise UserError(f"data.source ('hf:{name}') must be hf:OWNER/NAME or hf:OWNER/NAME/CONFIG.")
+    return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+
+
+def _save_split(records: Any, where: str, text_field: str, path: Path) -> str:
+    """Write the texts of `records` to `path`; returns its name."""
+    import zstandard
+
+    with (
+        path.open("wb") as handle,
+        zstandard.ZstdCompressor(level=ZSTD_LEVEL).stream_writer(handle) as packed,
+        progress_bar(where, total=None, unit=" records") as bar,
+    ):
+        for number, record in enumerate(records, start=1):
+            if text_field not in record:
+                fields = ", ".join(map(repr, record))
+                raise UserError(f"{where}: no field {text_field!r} (it has {fields}); set data.text_field.")
+            if not isinstance(record[text_field], str):
+                raise UserError(f"{where}, record {number}: field {text_field!r} is no text; set data.text_field.")
+            packed.write(json.dumps({text_field: record[text_field]}, ensure_ascii=False).encode() + b"\n")
+            bar.update()
+    return path.name

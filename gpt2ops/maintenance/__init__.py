@@ -1,0 +1,1 @@
+"""Keeping a project in order: verify, relocate, rerun, doctor, garbage collection."""

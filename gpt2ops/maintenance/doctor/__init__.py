@@ -1,0 +1,1 @@
+"""What `gpt2 doctor` examines."""

@@ -1,0 +1,201 @@
+"""What the local MLflow store holds that nothing refers to: deleted runs, files of runs that are not in it, spools."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpt2ops.maintenance import presence as at_work
+from gpt2ops.maintenance.garbage.files import Garbage, size_of
+from gpt2ops.tracking.artifact_paths import path_of
+from gpt2ops.tracking.journal import Point
+from gpt2ops.tracking.link import is_begun
+from gpt2ops.tracking.local_store import database, open_database
+from gpt2ops.tracking.store import mlruns, stored_run_id
+
+
+@dataclass(frozen=True)
+class DeletedRun(Garbage):
+    """A run that was deleted in MLflow and that no registered version came from, with the models it logged."""
+
+    run_id: str = ""
+    model_ids: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = field(default=())
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(size_of(folder) for folder in self.folders if folder.exists())
+
+
+def deleted_runs() -> list[DeletedRun]:
+    """As `mlflow gc` finds them, but for those that a registered version came from: their checkpoint is its weights."""
+    if not database().exists():
+        return []
+    with open_database(database()) as connection:
+        rows = connection.execute(
+            "SELECT run_uuid, name, artifact_uri FROM runs WHERE lifecycle_stage = 'deleted' "
+            "AND run_uuid NOT IN (SELECT run_id FROM model_versions WHERE run_id IS NOT NULL)"
+        ).fetchall()
+        used = {source.rsplit("/", 1)[-1] for (source,) in connection.execute("SELECT source FROM model_versions")}
+        logged = connection.execute("SELECT source_run_id, model_id, artifact_location FROM logged_models").fetchall()
+    found = []
+    for run_id, name, uri in rows:
+        own = [(model, place) for source, model, place in logged if source == run_id and model not in used]
+        places = [(uri, run_id), *((place, f"models/{model}") for model, place in own)]
+        folders = [folder for place, inside in places if (folder := _own_folder(place, inside))]
+        found.append(
+            DeletedRun(
+                folders[0] if folders else mlruns() / "artifacts" / run_id, "deleted runs",
+                f"{name}, deleted in MLflow", run_id, tuple(model for model, _ in own), tuple(folders),
+            )
+        )  # fmt: skip
+    return found
+
+
+def remove_deleted_runs(runs: Iterable[DeletedRun]) -> None:
+    """Their files, and then what the store has of them, by the functions that `mlflow gc` uses."""
+    runs = list(runs)
+    if not runs:
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    from gpt2ops.tracking.store import connect, tracking_uri
+
+    connect()
+    store = SqlAlchemyStore(tracking_uri(), (mlruns() / "artifacts").as_uri())
+    for run in runs:
+        for folder in run.folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        for model in run.model_ids:
+            store._hard_delete_logged_model(model)
+        store._hard_delete_run(run.run_id)
+
+
+def _own_folder(place: str | None, inside: str) -> Path | None:
+    """The folder `inside` of this project's artifacts, where that is what `place` names; None for any other place.
+
+    A store may name whatever it likes, also what belongs to another run: only what MLflow makes here is taken.
+    """
+    path, own = path_of(place or ""), mlruns() / "artifacts" / inside
+    try:
+        is_own = path is not None and path.resolve() in (own, own / "artifacts") and own.resolve() == own
+    except (OSError, RuntimeError, ValueError):  # links in a circle, or no path at all
+        return None
+    return own if is_own else None
+
+
+def unknown_artifacts() -> list[Garbage]:
+    """Folders of artifacts whose run or model the store does not have: removed for good, or never finished."""
+    top = mlruns() / "artifacts"
+    if not top.is_dir() or not database().exists():
+        return []
+    # The folders first: a run is in the store before it has a folder.
+    folders = [folder for folder in sorted(top.iterdir()) if folder.is_dir() and folder.name != "models"]
+    models = [folder for folder in sorted((top / "models").glob("m-*")) if folder.is_dir()]
+    with open_database(database()) as connection:
+        runs = {run_id for (run_id,) in connection.execute("SELECT run_uuid FROM runs")}
+        logged = {model for (model,) in connection.execute("SELECT model_id FROM logged_models")}
+        rows = connection.execute(
+            "SELECT artifact_uri FROM runs UNION SELECT storage_location FROM model_versions "
+            "UNION SELECT source FROM model_versions"
+        ).fetchall()
+    places = {path for (place,) in rows if (path := path_of(place or ""))}
+    used = places.union(*(path.parents for path in places))
+    return [
+        Garbage(folder, "artifacts", f"of a {kind} that is not in the store")
+        for kind, found, known in (("run", folders, runs), ("model", models, logged))
+        for folder in found
+        if folder.name not in known and folder not in used and (kind == "model" or _is_id(folder.name))
+    ]
+
+
+def _is_id(name: str) -> bool:
+    """Whether MLflow named the folder: others are somebody's own."""
+    return len(name) == 32 and all(letter in "0123456789abcdef" for letter in name)
+
+
+def spools() -> list[Garbage]:
+    """What waits for MLflow and need not: metrics that it has already, and all of runs that it has no more."""
+    runs = spooled_runs()
+    if not runs:
+        return []
+    found = []
+    with open_database(database()) as connection:
+        for run_id, entries in runs.items():
+            if at_work.is_held(spool() / f"{run_id}.lock"):
+                continue
+            if is_begun(run_id):
+                continue
+            if not _is_active(connection, stored_run_id(run_id)):
+                found += [Garbage(entry, "spools", "for a run that MLflow has no more") for entry in entries]
+                continue
+            metrics = spool() / f"{run_id}.jsonl"
+            there = (_is_there(connection, stored_run_id(run_id), point) for point in _points(metrics))
+            if metrics in entries and all(there):
+                found.append(Garbage(metrics, "spools", "metrics that MLflow has already"))
+    return found
+
+
+def undelivered() -> dict[str, int]:
+    """How many metrics, tags and files of each run wait to be sent."""
+    waiting = {}
+    runs = spooled_runs()
+    if not runs:
+        return {}
+    with open_database(database()) as connection:
+        for run_id in runs:
+            stored = stored_run_id(run_id)
+            if not (is_begun(run_id) or _is_active(connection, stored)):
+                continue
+            points = _points(spool() / f"{run_id}.jsonl")
+            count = is_begun(run_id) + sum(not _is_there(connection, stored, point) for point in points)
+            folder = spool() / run_id
+            count += sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
+            if count:
+                waiting[run_id] = count
+    return waiting
+
+
+def spool() -> Path:
+    return mlruns() / "spool"
+
+
+def spooled_runs() -> dict[str, list[Path]]:
+    """The entries of each run in the spool: metrics, a folder of messages, the lock of who writes into the run."""
+    found: dict[str, list[Path]] = {}
+    if database().exists() and spool().is_dir():
+        for entry in sorted(spool().iterdir()):
+            run_id = entry.name.split(".")[0]
+            if _is_id(run_id):
+                found.setdefault(run_id, []).append(entry)
+    return found
+
+
+def _is_active(connection: sqlite3.Connection, run_id: str) -> bool:
+    row = connection.execute("SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
+    return row == ("active",)
+
+
+def _points(file: Path) -> list[Point]:
+    points: list[Point] = []
+    if not file.is_file():
+        return points
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            points.append(Point(*json.loads(line)))
+        except (ValueError, TypeError):
+            continue  # the last line of a process that was killed while writing it
+    return points
+
+
+def _is_there(connection: sqlite3.Connection, run_id: str, point: Point) -> bool:
+    return (
+        not point.given  # else its step is not known yet
+        and connection.execute(
+            "SELECT 1 FROM metrics WHERE run_uuid = ? AND key = ? AND step = ? AND timestamp = ? AND value = ?",
+            (run_id, point.key, point.step, point.timestamp, point.value),
+        ).fetchone()
+        is not None
+    )

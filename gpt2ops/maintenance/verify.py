@@ -1,0 +1,251 @@
+"""`gpt2 verify`: token sets, checkpoints, the last run's model and what DVC tracks, held against their hashes."""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2core.data import tokens
+from gpt2core.errors import UserError
+from gpt2core.storage.files import read_json, sha256_file
+from gpt2core.training import checkpoint
+from gpt2ops import paths
+from gpt2ops.pipeline.lockfile import read_stages
+from gpt2ops.tracking.store import is_local, mlruns, one_line, stored_run_id
+
+STEP_FORM = "step-*"
+
+
+@dataclass(frozen=True)
+class Result:
+    """`damage` names each file that is not what was written, `absent` is for what is tracked but not here at all."""
+
+    what: str
+    kind: str
+    damage: tuple[str, ...] = ()
+    absent: bool = False
+
+    @property
+    def state(self) -> str:
+        return "damaged" if self.damage else "absent" if self.absent else "whole"
+
+
+def verify_project(root: Path) -> Iterator[Result]:
+    """Everything in the project that has a hash. A token set that DVC tracks is held against both."""
+    if (root / paths.TOKENS).is_dir():
+        yield verify_tokens(root / paths.TOKENS)
+    for directory in sorted((root / paths.CHECKPOINTS).glob(f"*/{STEP_FORM}")):
+        if directory.is_dir() and not directory.name.startswith("."):
+            yield verify_checkpoint(directory)
+    if (root / paths.BEST_MODEL).is_dir():
+        yield verify_best(root)
+    for output in tracked_outputs(root):
+        yield verify_output(root, output)
+    if is_local() and (mlruns() / "mlflow.db").is_file():
+        yield verify_store()
+
+
+def verify_path(path: Path, root: Path) -> list[Result]:
+    """What `path` is: a token set, a checkpoint, a folder of checkpoints, models/best, or something that DVC tracks.
+
+    Raises UserError where it is not there, or is nothing that has hashes.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist.")
+    kind = _kind(path)
+    if kind == "tokens":
+        return [verify_tokens(path)]
+    if kind == "checkpoint":
+        return [verify_checkpoint(path)]
+    found = [verify_checkpoint(folder) for folder in sorted(path.rglob(STEP_FORM)) if folder.is_dir()]
+    if path.resolve() == (root / paths.BEST_MODEL).resolve():
+        found.append(verify_best(root))
+    full = path.resolve()
+    for output in tracked_outputs(root):
+        there = (root / output["path"]).resolve()
+        if full in (there, *there.parents) or there in full.parents:
+            found.append(verify_output(root, output))
+    if not found:
+        raise UserError(
+            f"{path} is no token set, checkpoint or output of the pipeline: nobody has written down its hashes."
+        )
+    return found
+
+
+def _kind(path: Path) -> str | None:
+    if path.is_dir() and (path.name.startswith("step-") or (path / checkpoint.STATE).exists()):
+        return "checkpoint"
+    try:
+        manifest = read_json(path / tokens.MANIFEST)
+    except (OSError, ValueError):
+        return None
+    return "tokens" if isinstance(manifest, dict) and "splits" in manifest else None
+
+
+def verify_tokens(directory: Path) -> Result:
+    damage = []
+    try:
+        opened = tokens.open_tokens(directory)
+        for name in opened.manifest["splits"]:
+            damage += _split_damage(opened, name)
+        if not damage:
+            opened.check_digests()
+    except UserError as error:
+        damage.append(_reason(error))
+    except (AttributeError, TypeError, KeyError, ValueError):
+        damage.append(f"{directory / tokens.MANIFEST} is damaged")
+    return Result(str(directory), "tokens", tuple(damage))
+
+
+def _split_damage(opened: tokens.TokenSet, name: str) -> list[str]:
+    """Every file of the split that is not what was written, not only the first."""
+    entry = opened.manifest["splits"][name]
+    index = {**entry["document_index"], "size": entry["documents"] * tokens.START_DTYPE.itemsize}
+    shards = [{**shard, "size": shard["tokens"] * tokens.TOKEN_DTYPE.itemsize} for shard in entry["shards"]]
+    owners = {
+        part["sha256"]: part["file"]
+        for split in opened.manifest["splits"].values()
+        for part in (*split["shards"], split["document_index"])
+    }
+    damage = []
+    for part in (*shards, index):
+        # Only the file's name counts: a manifest must not lead out of its directory.
+        path = opened.directory / Path(part["file"]).name
+        if not path.is_file():
+            damage.append(f"{path} is missing")
+        elif path.stat().st_size != part["size"]:
+            damage.append(f"{path} has {path.stat().st_size:,} bytes, expected {part['size']:,}")
+        elif (found := sha256_file(path)) != part["sha256"]:
+            other = owners.get(found)
+            damage.append(f"{path} holds what belongs in {other}" if other else f"{path} was changed (sha256)")
+    return damage
+
+
+def verify_checkpoint(directory: Path) -> Result:
+    try:
+        checkpoint.verify_checkpoint(directory)
+    except UserError as error:
+        return Result(str(directory), "checkpoint", (_reason(error),))
+    return Result(str(directory), "checkpoint")
+
+
+def verify_best(root: Path) -> Result:
+    """models/best against what its run registered."""
+    weights = root / paths.BEST_MODEL / "model.safetensors"
+    damage = []
+    try:
+        registered = read_json(root / paths.REGISTERED)
+        record = read_json(root / paths.RUN)
+        same_run = registered["run_id"] == stored_run_id(record["run_id"])
+        expected = registered["weights_sha256"] if same_run else None
+    except (OSError, ValueError, KeyError, TypeError):
+        expected = None  # not registered yet: dvc.lock has its hash
+    if not weights.is_file():
+        damage.append(f"{weights} is missing")
+    elif expected is not None and sha256_file(weights) != expected:
+        damage.append(f"{weights} is not what its run {registered['run_id'][:8]} registered (sha256)")
+    damage += [] if damage else _layout_damage(weights)
+    return Result(str(root / paths.BEST_MODEL), "model", tuple(damage))
+
+
+def _layout_damage(weights: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    from gpt2core.storage.hf import read_config
+
+    try:
+        read_config(weights.parent)
+        with safe_open(weights, framework="pt"):
+            return []
+    except UserError as error:
+        return [_reason(error)]
+    except (SafetensorError, OSError) as error:
+        return [f"{weights} cannot be read ({one_line(error)})"]
+
+
+def tracked_outputs(root: Path) -> list[dict[str, Any]]:
+    """What dvc.lock lists of outputs, with their hashes. Raises UserError where it cannot be read."""
+    file = root / paths.DVC_LOCK
+    if not file.is_file():
+        return []
+    try:
+        stages = read_stages(file)
+        outputs = [output for stage in stages.values() for output in stage.get("outs", []) if "md5" in output]
+        if not all(isinstance(output["path"], str) for output in outputs):
+            raise ValueError
+        return outputs
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(
+            f"{file} is damaged; run `gpt2 doctor --mend` and then `dvc repro`, or take it from git."
+        ) from None
+
+
+def verify_output(root: Path, output: dict[str, Any]) -> Result:
+    """An output against the MD5 that dvc.lock has; the files of a folder are named where DVC's cache has its list."""
+    path, md5 = root / output["path"], str(output["md5"])
+    if not path.exists():
+        return Result(output["path"], "output", absent=True)
+    if not (path.is_file() or path.is_dir()):
+        return Result(output["path"], "output", (f"{path} is no file, but a pipe or a device",))
+    if not md5.endswith(".dir"):
+        damage = [] if md5_file(path) == md5 else [f"{path} is not what dvc.lock has (md5)"]
+        return Result(output["path"], "output", tuple(damage))
+    found = {file.relative_to(path).as_posix(): md5_file(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    if listing_md5(found) == md5:
+        return Result(output["path"], "output")
+    expected = listed_files(root, md5)
+    if expected is None:
+        return Result(
+            output["path"], "output", (f"{path} is not what dvc.lock has (md5), and DVC's cache has no list",)
+        )
+    damage = [f"{path / name} is missing" for name in expected if name not in found]
+    damage += [
+        f"{path / name} is not what dvc.lock has (md5)"
+        for name in found
+        if found[name] != expected.get(name, found[name])
+    ]
+    damage += [f"{path / name} is new: dvc.lock does not have it" for name in found if name not in expected]
+    return Result(output["path"], "output", tuple(damage))
+
+
+def listing_md5(files: dict[str, str]) -> str:
+    """DVC's hash of a folder: the MD5 of its files' names and hashes as JSON."""
+    entries = [
+        {"md5": md5, "relpath": name} for name, md5 in sorted(files.items(), key=lambda item: item[0].split("/"))
+    ]
+    return hashlib.md5(json.dumps(entries).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def listed_files(root: Path, md5: str) -> dict[str, str] | None:
+    from gpt2ops.maintenance.doctor.project import dvc_cache
+
+    try:
+        entries = read_json(dvc_cache(root) / "files" / "md5" / md5[:2] / md5[2:])
+        return {entry["relpath"]: entry["md5"] for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return None
+
+
+def md5_file(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def verify_store() -> Result:
+    """SQLite's full check of the MLflow database."""
+    from gpt2ops.tracking.local_store import database, open_database
+
+    try:
+        with open_database(database()) as connection:
+            found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(5)")]
+    except sqlite3.Error as error:
+        found = [one_line(error)]
+    damage = [f"{database()}: {' '.join(line.split())}" for line in found if line != "ok"]
+    return Result(str(database()), "store", tuple(damage))
+
+
+def _reason(error: UserError) -> str:
+    return str(error).splitlines()[0].partition(";")[0].rstrip(".")

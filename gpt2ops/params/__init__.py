@@ -1,0 +1,1 @@
+"""params.yaml: its typed schema, recipes, decoding settings, and lines for mistakes."""

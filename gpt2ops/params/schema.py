@@ -1,0 +1,435 @@
+"""The typed schema of params.yaml: every default and every bound is written here and nowhere else."""
+
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from gpt2core.config import PRESETS, GPTConfig
+from gpt2core.errors import UserError
+from gpt2core.tokenizer import check_unicode
+from gpt2ops import paths
+from gpt2ops.params.decoding import DecodingSetting
+from gpt2ops.params.problems import lines_of
+from gpt2ops.params.recipes import DEFAULT, DROP_RATES, recipe_of, with_recipe
+
+BY_RECIPE: Any = None  # null, or the key left out: what `train.recipe` says
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic reads `true` as 1.
+        types = _types_of(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and bool not in types and not {int, float}.isdisjoint(types):
+            raise ValueError(f"is {str(value).lower()}, which is no value for it; leave the key out for its default.")
+        if isinstance(value, str):
+            check_unicode(value)  # it goes into files and to MLflow
+        return value
+
+
+def _types_of(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) or (annotation,)
+
+
+class Run(Section):
+    experiment: str = Field("gpt2", min_length=1)
+    """MLflow experiment."""
+    name: str | None = None
+    """Name of the MLflow run; null: made of the preset and the corpus."""
+    seed: int = Field(42, ge=0, lt=2**32)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the CPU or GPU is known to be faster in it, else fp32 (fp16 on an older GPU)."""
+    threads: int | None = Field(None, ge=1, le=1024)
+    """CPU threads of PyTorch; null: one a physical core."""
+    kernels: Literal["auto", "torch"] = "auto"
+    """What computes a training step on a CPU; auto: this package's own head, attention and dropout, which are faster;
+    torch: the plain reference."""
+    nproc_per_node: int = Field(1, ge=1, le=64)
+    """Processes training together (DDP); 1: no process group."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits twice on a GPU; slower. A CPU run always does."""
+
+
+class Split(Section):
+    train: float = Field(0.8, gt=0, le=1)
+    val: float = Field(0.1, ge=0, lt=1)
+    test: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + val + test ({total:g}) must be 1; for example 0.7, 0.2 and 0.1.")
+        return self
+
+
+class Data(Section):
+    source: str = Field("bundled", min_length=1)
+    """bundled | file, folder or glob | http(s) URL | tinyshakespeare | tinystories | hf:DATASET[/CONFIG]."""
+    watch: str = Field("data/corpus", min_length=1)
+    """File or folder that DVC watches: a change there runs the download again."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Expected hash of a downloaded or single source file; required for a URL."""
+    text_field: str = Field("text", min_length=1)
+    """Field of .jsonl, .parquet and hf: records that holds the text."""
+    licence: str | None = None
+    """Licence of the text, for the data sheet; null: unknown, but for the bundled and named sets."""
+    split_by: Literal["auto", "documents", "tokens"] = "auto"
+    """documents: a document goes whole to one split; tokens: three runs of tokens; auto: documents where enough."""
+    split: Split = Split()
+    max_tokens: int | None = Field(None, ge=1)
+    """Keep only so many tokens from the start; null: all."""
+    workers: int | None = Field(None, ge=1, le=256)
+    """Tokenizing processes; null: one a core."""
+
+
+class Model(Section):
+    init: str = Field("scratch", min_length=1)
+    """scratch | gpt2 | gpt2-medium | gpt2-large | gpt2-xl | a directory | models:/NAME@ALIAS."""
+    preset: str = "small"
+    """Sizes of a scratch model; a pretrained one brings its own."""
+    block_size: int | None = Field(None, ge=1, le=1_048_576)
+    n_layer: int | None = Field(None, ge=1, le=1000)
+    n_head: int | None = Field(None, ge=1, le=1000)
+    n_embd: int | None = Field(None, ge=1, le=65_536)
+    n_inner: int | None = Field(None, ge=1, le=262_144)
+    drop_rate: float | None = Field(None, ge=0, lt=1)
+    qkv_bias: bool | None = None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What is set beside the preset."""
+        keys = ("block_size", "n_layer", "n_head", "n_embd", "n_inner", "drop_rate", "qkv_bias")
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+
+    @model_validator(mode="after")
+    def _makes_a_model(self) -> Self:
+        if self.preset not in PRESETS or self.init == "scratch":
+            GPTConfig.from_preset(self.preset, **self.overrides)
+        else:
+            fixed = sorted(self.overrides.keys() - {"drop_rate"})
+            if fixed:
+                raise ValueError(
+                    f"{', '.join(fixed)} cannot be changed when model.init is {self.init!r}: "
+                    "those weights bring their own sizes; set them to null."
+                )
+        return self
+
+
+class Stop(Section):
+    target_loss: float | None = Field(4.4, gt=0, le=100)
+    """Nats per token; null: no target."""
+    metric: Literal["train_batch", "train_ema", "train_full", "val"] = "train_ema"
+    """What is held against the target: one batch, their moving average, a full pass over train, or the val split."""
+    patience: int | None = Field(None, ge=1)
+    """Evaluations without a new best val_loss (train_loss where there is no val split) before stopping."""
+    max_steps: int | None = Field(1200, ge=1)
+    max_epochs: float | None = Field(None, gt=0, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.max_steps is None and self.max_epochs is None:
+            raise ValueError("max_steps and max_epochs are both null: the schedule needs an end; set one of them.")
+        return self
+
+
+class Train(Section):
+    recipe: Literal["memorise", "generalise", "finetune"] = DEFAULT
+    """Says what a null means for the keys in gpt2ops/params/recipes.py. memorise: new weights, a short text by heart;
+    generalise: new weights that write what they have not read; finetune: weights that have learned a language."""
+    optimizer: Literal["adamw", "muon", "adafactor"] = BY_RECIPE
+    """muon: Muon on the matrices, AdamW on the rest; for scratch runs. adafactor: half of AdamW's memory, for models
+    that do not fit otherwise; its learning_rate is a share of the weights' size, so about 1e-3 to fine-tune."""
+    learning_rate: float = Field(BY_RECIPE, gt=0, le=10)
+    """Peak of the schedule."""
+    min_learning_rate: float = Field(BY_RECIPE, ge=0, le=10)
+    """Floor of the schedule."""
+    muon_learning_rate: float = Field(BY_RECIPE, gt=0, le=10)
+    """Peak for the matrices under muon."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(BY_RECIPE, ge=0, lt=1)
+    schedule: Literal["onecycle", "cosine", "linear", "wsd", "constant"] = BY_RECIPE
+    warmup_steps: int | None = Field(100, ge=0)
+    """null: 30 % of the run for onecycle, 2 % for the others."""
+    decay_fraction: float = Field(0.2, gt=0, le=1)
+    """Share of the run in which wsd decays."""
+    weight_decay: float = Field(BY_RECIPE, ge=0, le=10)
+    """On matrices only."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Clip the gradient to this norm; null: no clipping."""
+    batch_size: int = Field(BY_RECIPE, ge=1, le=1_000_000)
+    """Sequences a step, over all devices."""
+    micro_batch_size: int | None = Field(None, ge=1, le=1_000_000)
+    """Sequences a forward pass on one device; null: the step's share."""
+    sequence_length: int = Field(BY_RECIPE, ge=2, le=1_048_576)
+    """Tokens in a training sequence, at most the model's block_size."""
+    sampler: Literal["sequential", "shuffled", "sliding"] = "shuffled"
+    stride: int | None = Field(None, ge=1)
+    """Distance between the starts of sliding windows; null: half the sequence."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a quarter slower."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: on a GPU, where the run is long enough to earn it back."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """A whole update launched at once, for GPUs that wait for Python; auto: where a step has at most 16,384 tokens."""
+    log_interval: int = Field(10, ge=1)
+    """Steps between rows of the history, the log file and MLflow."""
+    eval_interval: int | Literal["epoch"] = 200
+    """Steps between evaluations, or once an epoch."""
+    eval_batches: int | None = Field(20, ge=1)
+    """Batches of each split at an evaluation; null: the whole split."""
+    sample_prompt: str = "ROMEO."
+    """Start of the sample text shown at each evaluation; empty: <|endoftext|>."""
+    sample_tokens: int = Field(40, ge=0, le=100_000)
+    """Length of that sample; 0: none."""
+    sample_interval: Literal["evaluation", "epoch"] = "evaluation"
+    """A sample at each evaluation, or after each epoch."""
+    checkpoint_interval: int = Field(250, ge=1)
+    keep_last: int = Field(2, ge=1)
+    """Checkpoints kept beside the best."""
+    spike_rollback: float | None = Field(None, ge=3)
+    """Standard deviations above the losses before it at which a batch is left out; after three in a row the run goes
+    back to its last checkpoint and passes them by. null: a spike is only reported."""
+    best_by: Literal["auto", "val_loss", "train_loss"] = "auto"
+    """What models/best is chosen by; auto: val_loss, but train_loss where the target is one of train."""
+    resume: bool = True
+    """Go on from the newest checkpoint that fits this run."""
+    stop: Stop = Stop()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_recipe(cls, values: Any) -> Any:
+        return with_recipe(values)
+
+    @field_validator("compile", "cuda_graph", mode="before")
+    @classmethod
+    def _yaml_switch(cls, value: object) -> object:
+        # YAML 1.1 reads a bare on or off as true or false.
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+    @field_validator("eval_interval")
+    @classmethod
+    def _interval_is_positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1, or 'epoch'")
+        return value
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate ({self.min_learning_rate:g}) must not exceed "
+                f"learning_rate ({self.learning_rate:g})."
+            )
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            fitting = max(1, self.batch_size // self.micro_batch_size) * self.micro_batch_size
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size}); "
+                f"try {fitting}."
+            )
+        return self
+
+
+class Evaluate(Section):
+    stride: int | None = Field(None, ge=1)
+    """New tokens a window of the sliding-window perplexity; null: half of block_size."""
+    batch_size: int = Field(16, ge=1)
+    max_tokens: int | None = Field(25_000, ge=2)
+    """Tokens scored of each split, from its start; null: all."""
+    recall_passages: int = Field(50, ge=0)
+    """Training passages tried for verbatim recall; 0: none."""
+    recall_prompt_tokens: int = Field(32, ge=1)
+    recall_continuation_tokens: int = Field(32, ge=1)
+
+
+class SampleSetting(DecodingSetting):
+    """A way of decoding that the sample stage tries."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")
+    """Stands at its texts."""
+
+
+def _default_settings() -> list[SampleSetting]:
+    return [
+        SampleSetting(name="greedy", decoding="greedy"),
+        SampleSetting(name="nucleus", decoding="sample", temperature=0.8, top_k=50, top_p=0.95, num_sequences=2),
+        SampleSetting(name="beam", decoding="beam", num_beams=4, no_repeat_ngram_size=3),
+    ]
+
+
+class Sample(Section):
+    prompts: list[str] = ["ROMEO.", "To be, or not to be"]
+    """Starts of the texts; an empty one is <|endoftext|>."""
+    max_new_tokens: int = Field(100, ge=1, le=100_000)
+    """Of each text, or what fits into the model's block_size after the prompt; a setting may have its own."""
+    seed: int = Field(42, ge=0, lt=2**32)
+    """A setting may have its own; text k of a prompt has seed + k."""
+    memorised_tokens: int = Field(32, ge=1)
+    """A text that shares a run of so many tokens with the training text is called memorised."""
+    settings: list[SampleSetting] = Field(default_factory=_default_settings)
+    """Ways of decoding, each tried on every prompt: gpt2ops/params/decoding.py."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _prompts_are_text(cls, prompts: list[str]) -> list[str]:
+        for number, prompt in enumerate(prompts):
+            try:
+                check_unicode(prompt)
+            except UserError as error:
+                raise ValueError(f"prompt {number + 1}: {error}") from None
+        return prompts
+
+    @model_validator(mode="after")
+    def _settings_make_sense(self) -> Self:
+        # The check imports PyTorch, which no stage should wait for where the settings are those that the tests know.
+        for number, setting in enumerate(self.settings if self.settings != _default_settings() else []):
+            try:
+                setting.check()
+            except UserError as error:
+                raise ValueError(f"settings[{number}].{error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        seen: dict[str, int] = {}
+        for number, setting in enumerate(self.settings):
+            if setting.name in seen:
+                raise ValueError(
+                    f"settings[{number}].name ({setting.name!r}) is that of settings[{seen[setting.name]}] already; "
+                    "give it another."
+                )
+            seen[setting.name] = number
+        return self
+
+
+class Gate(Section):
+    min_improvement: float = Field(0.0, ge=0)
+    """Share by which held-out perplexity must fall below the champion's; 0: any improvement."""
+    max_perplexity: float | None = Field(None, gt=1)
+    """No champion above this held-out perplexity; null: no limit."""
+    max_verbatim_recall: float | None = Field(None, ge=0, le=1)
+    """No champion that recalls more of its training text; null: named, not refused."""
+    require_target: bool = False
+    """No champion that missed its target loss."""
+
+
+class Register(Section):
+    name: str = Field("gpt2", pattern=r"^[A-Za-z0-9._-]+$")
+    text_name: str = Field("gpt2-text", pattern=r"^[A-Za-z0-9._-]+$")
+    gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        if self.name == self.text_name:
+            raise ValueError(f"name and text_name are both {self.name!r}; give them different names.")
+        return self
+
+
+class Params(Section):
+    run: Run = Run()
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    sample: Sample = Sample()
+    register_: Register = Field(Register(), alias="register")  # `register` is a method of pydantic's metaclass
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_recipe(cls, values: Any) -> Any:
+        """The one key outside of `train` that a recipe fills in."""
+        recipe = recipe_of(values.get("train")) if isinstance(values, dict) else None
+        if recipe is None or recipe not in DROP_RATES:
+            return values
+        model = values.get("model", {})
+        if not isinstance(model, dict) or model.get("drop_rate") is not None:
+            return values
+        return {**values, "model": {**model, "drop_rate": DROP_RATES[recipe]}}
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.model.init == "scratch":
+            block_size = GPTConfig.from_preset(self.model.preset, **self.model.overrides).block_size
+            check_sequence_length(self.train.sequence_length, block_size)
+        share = self.train.batch_size % self.run.nproc_per_node
+        if share:
+            raise ValueError(
+                f"train.batch_size ({self.train.batch_size}) must be a multiple of run.nproc_per_node "
+                f"({self.run.nproc_per_node}); try {self.train.batch_size - share or self.run.nproc_per_node}."
+            )
+        per_device = self.train.batch_size // self.run.nproc_per_node
+        micro = self.train.micro_batch_size
+        if micro is not None and per_device % micro:
+            raise ValueError(
+                f"train.micro_batch_size ({micro}) must divide the sequences a device and step ({per_device})."
+            )
+        return self
+
+
+def check_sequence_length(sequence_length: int, block_size: int) -> None:
+    """Raises UserError where a training sequence does not fit the model's positions."""
+    if sequence_length > block_size:
+        raise UserError(
+            f"train.sequence_length ({sequence_length}) must not exceed the model's block_size ({block_size}); "
+            f"set it to {block_size} or less."
+        )
+
+
+class _OneValueEach(yaml.SafeLoader):
+    """YAML as the safe loader reads it; a key written twice in a section is an error, not the last one's win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # what the safe loader says of a list as a key
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value} stands twice in its section; keep one", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_params(path: Path = paths.PARAMS) -> Params:
+    """Read and check a params file. Raises UserError with a line for each problem."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run this from the project's folder.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not valid UTF-8.") from None
+    try:
+        values = yaml.load(text, Loader=_OneValueEach)
+    except yaml.reader.ReaderError as error:
+        raise UserError(
+            f"{path}: character {error.position} (U+{error.character:04X}) is not allowed in YAML."
+        ) from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply.") from None
+    except ValueError as error:  # a number of thousands of digits, a date that is none
+        raise UserError(f"{path}: not valid YAML: {error}.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
+        raise UserError(f"{path}, {where}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+    return parse_params({} if values is None else values, source=str(path))
+
+
+def parse_params(values: Any, source: str = "params") -> Params:
+    """Check nested `values`. Raises UserError with a line for each problem, each naming its key."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError(*(f"{source}: {line}" for line in describe_problems(error))) from None
+
+
+def describe_problems(error: ValidationError) -> list[str]:
+    """A line for each problem: key, value, rule, and for an unknown key the nearest known one."""
+    return lines_of(error, Params)

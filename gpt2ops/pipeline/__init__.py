@@ -1,0 +1,1 @@
+"""DVC's lock file and cache, the code version, and results on disk."""

@@ -1,0 +1,1 @@
+"""A process among others: start-up, signals, lock, console, failures."""

@@ -1,0 +1,1 @@
+"""Projects that `gpt2 init` and `gpt2 finetune` make."""

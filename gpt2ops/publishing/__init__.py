@@ -1,0 +1,1 @@
+"""Models for others: export, model card, upload."""

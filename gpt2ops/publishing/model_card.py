@@ -1,0 +1,157 @@
+"""README.md of an exported model: the hub's front matter, and what a stranger must know before using it."""
+
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from gpt2ops.publishing.model_facts import ModelFacts
+from gpt2ops.tracking.store import redact
+
+TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
+# Corpora that are English, with the names the hub has for them.
+_ENGLISH = {"bundled", "tinyshakespeare", "tinystories"}
+_DATASETS = {"tinystories": "roneneldan/TinyStories"}
+_SOURCES = {
+    "bundled": "plays by Shakespeare, as they come with the program that trained it",
+    "tinyshakespeare": "Tiny Shakespeare",
+    "tinystories": "TinyStories",
+}
+_SHOWN_SETTINGS = (
+    "model.init",
+    "model.preset",
+    "train.optimizer",
+    "train.learning_rate",
+    "train.schedule",
+    "train.batch_size",
+    "train.sequence_length",
+    "run.seed",
+)
+_VERDICTS = {
+    "memorising": "**It has learned its training text by heart.** What it writes may be that text, word for word.",
+    "generalising": "It does not recite: it was better than chance on text it had not seen.",
+    "underfitting": "It knows hardly more than which words are frequent; it remembers nothing.",
+    "unknown": "Nothing was held out, so how much it only remembers is not known.",
+}
+
+
+def model_card(
+    facts: ModelFacts, *, repo_id: str, licence: str | None, language: str | None, dtype: str = "fp32"
+) -> str:
+    """The text of the card. `licence` is that of the weights, in the hub's spelling (mit, apache-2.0 ...)."""
+    from huggingface_hub import ModelCard
+
+    source = str(facts.data.get("source") or facts.settings.get("data.source") or "")
+    card = ModelCard.from_template(
+        _front_matter(facts, source, licence, language),
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        name=facts.name,
+        repo_id=repo_id,
+        config=facts.config,
+        parameters=facts.config.num_parameters,
+        origin=_origin(facts),
+        prompt="ROMEO." if source in ("bundled", "tinyshakespeare") else "Once upon a time",
+        new_tokens=min(60, facts.config.block_size // 2),
+        scores=_scores(facts),
+        protocol="Perplexity by a sliding window over the first tokens of each split; lower is better."
+        + (f" Measured before the weights were rounded to {dtype}." if dtype != "fp32" else ""),
+        memory=_memory(facts),
+        data=_data(facts),
+        settings=[(key, without_folders(facts.settings[key])) for key in _SHOWN_SETTINGS if key in facts.settings],
+        licence=_licence(facts, licence),
+    )
+    return str(card).rstrip() + "\n"
+
+
+def _front_matter(facts: ModelFacts, source: str, licence: str | None, language: str | None) -> Any:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    held_out = facts.metrics.get(f"evaluate/{facts.held_out}_perplexity") if facts.held_out else None
+    results = None
+    if held_out is not None:
+        results = [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=without_folders(source or "unknown").removeprefix("hf:"),
+                dataset_name=f"{_source_name(source) or 'held-out text'} ({facts.held_out} split)",
+                metric_type="perplexity",
+                metric_value=round(held_out, 4),
+            )
+        ]
+    dataset = source.removeprefix("hf:") if source.startswith("hf:") else _DATASETS.get(source)
+    return ModelCardData(
+        license=licence,
+        language=language or ("en" if source in _ENGLISH else None),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["gpt2", "text-generation", "causal-lm"],
+        datasets=[dataset] if dataset else None,
+        base_model=facts.base_model,
+        model_name=facts.name,
+        eval_results=results,
+    )
+
+
+def _origin(facts: ModelFacts) -> str:
+    if facts.imported:
+        return f"Its weights were imported from `{facts.imported.get('source')}` ({facts.imported.get('layout')})."
+    if facts.base_model:
+        return f"Fine-tuned from {facts.base_model}."
+    return "Trained from scratch." if facts.settings.get("model.init") == "scratch" else ""
+
+
+def _scores(facts: ModelFacts) -> list[str]:
+    """A row of the table for each split that was measured."""
+    rows = []
+    names = {"train": "training text", "val": "validation, held out", "test": "test, held out"}
+    for split, title in names.items():
+        found = [facts.metrics.get(f"evaluate/{split}_{name}") for name in ("loss", "perplexity", "bits_per_byte")]
+        accuracy, tokens = (facts.metrics.get(f"evaluate/{split}_{name}") for name in ("token_accuracy", "tokens"))
+        if found[0] is None:
+            continue
+        cells = [title, *("" if value is None else f"{value:,.3f}" for value in found)]
+        cells += ["" if accuracy is None else f"{accuracy:.1%}", "" if tokens is None else f"{int(tokens):,}"]
+        rows.append(" | ".join(cells))
+    return rows
+
+
+def _memory(facts: ModelFacts) -> str:
+    recall = facts.metrics.get("evaluate/verbatim_recall")
+    verdict = _VERDICTS.get(facts.verdict or "", "")
+    if recall is None:
+        return verdict or "Not measured. A model trained long on little text may recite it."
+    measured = f"Of passages taken from its training text it continued {recall:.0%} word for word by greedy decoding."
+    return f"{verdict} {measured}".strip()
+
+
+def _data(facts: ModelFacts) -> list[tuple[str, str]]:
+    """The data sheet, as rows."""
+    source = facts.data.get("source") or facts.settings.get("data.source")
+    if not source:
+        return []
+    rows = [("Source", _source_name(str(source)))]
+    rows += [("Address", redact(str(url))) for url in facts.data.get("urls", [])]
+    rows.append(("Licence of the text", str(facts.data.get("licence") or "not stated")))
+    if "size_bytes" in facts.data:
+        rows.append(("Size", f"{facts.data['size_bytes']:,} bytes"))
+    rows += [(f"Tokens, {split}", f"{count:,}") for split, count in facts.tokens.items()]
+    files = facts.data.get("files", [])
+    rows += [(f"sha256 of {entry['file']}", f"`{entry['sha256']}`") for entry in files[:3]]
+    if len(files) > 3:
+        rows.append(("More files", f"{len(files) - 3:,}"))
+    return rows
+
+
+def without_folders(name: str) -> str:
+    """A path on the machine that trained is nobody's business: its last part."""
+    return PureWindowsPath(name).name if name.startswith(("/", "~", "..")) or name[1:3] == ":\\" else redact(name)
+
+
+def _source_name(source: str) -> str:
+    return _SOURCES.get(source) or without_folders(source)
+
+
+def _licence(facts: ModelFacts, licence: str | None) -> str:
+    text = facts.data.get("licence")
+    of_text = f" The training text is: {text}." if text else " Mind the licence of the training text."
+    if licence:
+        return f"The weights: {licence}.{of_text}"
+    return f"None was chosen for the weights yet, so nobody may assume one.{of_text}"

@@ -1,0 +1,108 @@
+"""Loads the logged models in a fresh process, as a stranger would: without the project, without pickle.
+
+Run as a file by `python -I`, so nothing of the project may be imported here. It reads one line of JSON from its
+standard input (`model_uri`, `text_uri`, `expected`: an .npz of pairs ids_N, logits_N) and writes one to its output.
+"""
+
+import gc
+import importlib.machinery
+import json
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+PROJECT = ("gpt2core", "gpt2ops", "tasks", "flows")
+# Kernels may add in another order in another process; a wrong weight is off by far more.
+TOLERANCE = 1e-4
+
+
+class OnlyFromTheModel:
+    """Finds the project's packages only where a model brought them itself, even if the project is installed."""
+
+    def __init__(self) -> None:
+        self.before = set(sys.path)
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name not in PROJECT:
+            return None
+        brought = [entry for entry in sys.path if entry not in self.before]
+        spec = importlib.machinery.PathFinder.find_spec(name, brought)
+        if spec is None:
+            raise ModuleNotFoundError(f"the model needs {name!r} of the project, which it does not bring", name=name)
+        return spec
+
+
+def main() -> None:
+    sys.meta_path.insert(0, OnlyFromTheModel())
+    # Standard output carries the answer alone.
+    answer_to, sys.stdout = sys.stdout, sys.stderr
+    gc.disable()  # imports leave no garbage, and take a quarter longer where it is searched for
+    warm_up()
+    gc.enable()
+    line = sys.stdin.readline()
+    if not line:
+        return  # the stage ended before it had something to check
+    request = json.loads(line)
+    try:
+        answer = {"ok": True, **check_logits(request), **check_text(request)}
+    except Exception as error:  # whatever keeps the model from loading is the answer
+        lines = str(error).strip().splitlines() or [""]
+        answer = {"ok": False, "problem": f"{type(error).__name__}: {lines[0][:300]}"}
+    print(json.dumps(answer), file=answer_to, flush=True)
+    # torch and mlflow take a second to say goodbye.
+    os._exit(0)
+
+
+def warm_up() -> None:
+    """Do what takes seconds whatever the model is, while the stage still exports it."""
+    import mlflow.pyfunc
+    import mlflow.pytorch
+    import tiktoken  # noqa: F401
+    import torch._export.serde.serialize  # noqa: F401  torch.export.load imports it
+    from safetensors.torch import load_file  # noqa: F401
+
+    mlflow.MlflowClient().search_experiments(max_results=1)
+
+
+def check_logits(request: dict[str, Any]) -> dict[str, Any]:
+    """Largest difference of logits over all shapes. Raises ValueError where it is no rounding."""
+    import mlflow.pytorch
+    import numpy as np
+    import torch
+
+    model = mlflow.pytorch.load_model(request["model_uri"])
+    worst, shapes = 0.0, []
+    with np.load(request["expected"]) as expected, torch.no_grad():
+        for index in range(len(expected.files) // 2):
+            ids, wanted = expected[f"ids_{index}"], expected[f"logits_{index}"]
+            logits = model(torch.from_numpy(ids)).numpy()
+            if logits.shape != wanted.shape:
+                raise ValueError(f"token ids {ids.shape} give logits {logits.shape} instead of {wanted.shape}")
+            difference = float(np.abs(logits - wanted).max())
+            if not difference <= TOLERANCE:
+                raise ValueError(
+                    f"logits for token ids {ids.shape} differ by {difference:.2g} from the trained model's"
+                )
+            worst = max(worst, difference)
+            shapes.append(list(ids.shape))
+    return {"largest_difference": worst, "shapes": shapes}
+
+
+def check_text(request: dict[str, Any]) -> dict[str, Any]:
+    """A short greedy text. Raises where the text model does not load or answers something else."""
+    import mlflow.pyfunc
+
+    model = mlflow.pyfunc.load_model(request["text_uri"])
+    prompt = "ROMEO."
+    answer = model.predict([{"prompt": prompt}], params={"max_new_tokens": 1, "do_sample": False})
+    if len(answer) != 1 or not str(answer[0]).startswith(prompt):
+        raise ValueError(f"gpt2-text answered {answer!r:.200} to {prompt!r}")
+    return {"text": str(answer[0])}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The gate: whether a trained model may become champion, and why, in plain sentences. Pure: numbers in, verdict out."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from gpt2ops.params.schema import Gate
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model scored on text it did not train on."""
+
+    split: str  # test where it has tokens, else val
+    perplexity: float
+    data_sha256: str
+    protocol: str  # how it was measured; compared for equality
+
+    def comparable_to(self, other: "HeldOut") -> bool:
+        return (self.split, self.data_sha256, self.protocol) == (other.split, other.data_sha256, other.protocol)
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model to beat; `perplexity` on the candidate's held-out data, None where `problem` says why."""
+
+    version: str
+    perplexity: float | None
+    problem: str | None = None
+    measured_again: bool = False
+    same_version: bool = False  # the candidate is the champion already
+
+
+@dataclass(frozen=True)
+class Verdict:
+    passed: bool
+    memorising: bool
+    reasons: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"passed": self.passed, "memorising": self.memorising, "reasons": self.reasons}
+
+
+def held_out_of(evaluation: Mapping[str, Any]) -> HeldOut | None:
+    """The held-out score in evaluate.json: of the test split where it was scored, else val, else None."""
+    for split in ("test", "val"):
+        score = evaluation.get(split) or {}
+        value = score.get("perplexity")
+        if score.get("tokens") and _is_number(value):
+            protocol = evaluation.get("protocol") or {}
+            text = ", ".join(f"{key}={protocol[key]}" for key in sorted(protocol))
+            return HeldOut(split, float(value), str(evaluation.get("data_sha256", "")), text)
+    return None
+
+
+def judge(
+    evaluation: Mapping[str, Any], train: Mapping[str, Any], champion: Champion | None, thresholds: Gate
+) -> Verdict:
+    """Hold evaluate.json and train.json against the thresholds and the champion."""
+    held_out = held_out_of(evaluation)
+    refusals: list[str] = []
+    remarks: list[str] = []
+    memorising = evaluation.get("verdict") == "memorising"
+    if memorising:
+        remarks.append(_memorising(evaluation))
+    refusals += _broken_thresholds(evaluation, train, held_out, thresholds)
+    against, better = _against_champion(held_out, champion, thresholds)
+    (remarks if better else refusals).append(against)
+    return Verdict(passed=not refusals, memorising=memorising, reasons=refusals + remarks)
+
+
+def _broken_thresholds(
+    evaluation: Mapping[str, Any], train: Mapping[str, Any], held_out: HeldOut | None, thresholds: Gate
+) -> list[str]:
+    refusals = []
+    limit = thresholds.max_perplexity
+    if limit is not None and held_out is None:
+        refusals.append(f"No text was held out, so register.gate.max_perplexity ({limit:g}) cannot be checked.")
+    elif limit is not None and held_out is not None and held_out.perplexity > limit:
+        refusals.append(
+            f"Held-out perplexity {held_out.perplexity:.2f} is above register.gate.max_perplexity ({limit:g})."
+        )
+    limit, recall = thresholds.max_verbatim_recall, evaluation.get("verbatim_recall")
+    if limit is not None and not _is_number(recall):
+        refusals.append(
+            f"Verbatim recall was not measured, so register.gate.max_verbatim_recall ({limit:g}) cannot be checked; "
+            "set evaluate.recall_passages above 0."
+        )
+    elif limit is not None and recall is not None and recall > limit:
+        refusals.append(f"Verbatim recall {recall:.0%} is above register.gate.max_verbatim_recall ({limit:.0%}).")
+    if thresholds.require_target and not train.get("target_reached"):
+        target = train.get("target_loss")
+        goal = f"its target loss of {target:g}" if _is_number(target) else "a target loss: none was set"
+        refusals.append(f"The training did not reach {goal}, and register.gate.require_target is on.")
+    return refusals
+
+
+def _against_champion(held_out: HeldOut | None, champion: Champion | None, thresholds: Gate) -> tuple[str, bool]:
+    """A sentence, and whether the candidate may take the place."""
+    if champion is None:
+        measured = f" Its held-out perplexity is {held_out.perplexity:.2f}." if held_out else ""
+        return f"There was no champion yet.{measured}", True
+    name = f"the champion (version {champion.version})"
+    if champion.same_version:
+        return "This version is the champion already.", True
+    if held_out is None:
+        return f"No text was held out, so it cannot be compared with {name}.", False
+    if champion.perplexity is None or not math.isfinite(champion.perplexity):
+        problem = champion.problem or "it has no held-out perplexity"
+        return f"It cannot be compared with {name}: {problem}.", False
+    again = ", measured again on this data" if champion.measured_again else ""
+    numbers = f"{held_out.perplexity:.2f} against {champion.perplexity:.2f} of {name}{again}"
+    needed = champion.perplexity * (1 - thresholds.min_improvement)
+    if held_out.perplexity < needed or (thresholds.min_improvement > 0 and held_out.perplexity == needed):
+        return f"Held-out perplexity is better: {numbers}.", True
+    if held_out.perplexity < champion.perplexity:
+        share = 1 - held_out.perplexity / champion.perplexity
+        return (
+            f"Held-out perplexity is better by {share:.1%} only, register.gate.min_improvement asks for "
+            f"{thresholds.min_improvement:.1%}: {numbers}."
+        ), False
+    relation = "the same" if held_out.perplexity == champion.perplexity else "worse"
+    return f"Held-out perplexity is {relation}: {numbers}.", False
+
+
+def _memorising(evaluation: Mapping[str, Any]) -> str:
+    facts = []
+    recall, gap = evaluation.get("verbatim_recall"), evaluation.get("generalisation_gap")
+    if _is_number(recall):
+        facts.append(f"it continues {recall:.0%} of the training passages word for word")
+    if _is_number(gap):
+        facts.append(f"its held-out loss is {gap:.2f} above its training loss")
+    return f"This is a memorising run{': ' if facts else ''}{' and '.join(facts)}."
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,169 @@
+"""The registered models as a person sees them: their versions with what was measured, and who is champion."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from gpt2core.errors import UserError
+from gpt2ops.registry.champion import ALIAS, champions, make_champion, read_history, registry_lock
+from gpt2ops.tracking.store import connect, is_local, mlruns, one_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion as Entry
+
+NO_MODELS = "no model was registered here yet; train one first (`gpt2 finetune`, or `dvc repro` in a project)."
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version of a registered model, with what its run measured."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]  # champion, challenger, and others that were given
+    run_id: str
+    run_name: str
+    created: datetime  # in UTC
+    metrics: dict[str, float]  # the run's last values, as `evaluate/test_perplexity`
+    verdict: str | None  # generalising | memorising | underfitting | unknown
+    gate: str | None  # passed | refused
+    gate_reasons: str
+    weights_sha256: str
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def store_exists() -> bool:
+    """Whether there is a store; looking at one that is not there would create it."""
+    return not is_local() or (mlruns() / "mlflow.db").is_file()
+
+
+def registered_versions(name: str | None = None) -> list[ModelVersion]:
+    """All versions, or those of the model `name`, newest first; none where nothing was registered.
+
+    Raises UserError where the store cannot be used.
+    """
+    if not store_exists():
+        return []
+    client = connect()
+    with _readable_errors():
+        aliases = {model.name: dict(model.aliases) for model in _pages(client.search_registered_models)}
+        entries = [entry for entry in _pages(client.search_model_versions) if name in (None, entry.name)]
+        runs = {run_id: _find_run(client, run_id) for run_id in {str(entry.run_id) for entry in entries}}
+    found = [_as_version(entry, aliases.get(entry.name, {}), runs[str(entry.run_id)]) for entry in entries]
+    return sorted(found, key=lambda version: version.created, reverse=True)
+
+
+def promote(name: str, version: str, force: bool = False) -> list[ModelVersion]:
+    """Make a version champion, together with its siblings: what the same run registered of the same weights.
+
+    Returns them as they are then. Raises UserError where there is no such version, or the gate refused it and `force`
+    is not set.
+    """
+    everything = registered_versions()
+    chosen = _choose(everything, name, version)
+    if chosen.gate == "refused" and not force:
+        raise UserError(f"the gate refused {name} version {version}: {chosen.gate_reasons} --force promotes it anyway.")
+    return _crown(chosen, everything, rolled_back=False)
+
+
+def rollback(name: str) -> list[ModelVersion]:
+    """Make the champion before the present one champion again, together with its siblings.
+
+    Returns them as they are then. Raises UserError where there was none before.
+    """
+    everything = registered_versions()
+    there = [entry.version for entry in everything if entry.name == name]
+    if not there:
+        _choose(everything, name, "")
+    with _readable_errors():
+        model = connect().get_registered_model(name)
+    current = str(model.aliases.get(ALIAS, ""))
+    before = [version for version in champions(read_history(model.tags)) if version in there and version != current]
+    if not before:
+        raise UserError(
+            f"{name} has had no champion before version {current}; `gpt2 models promote` chooses one."
+            if current
+            else f"{name} has no champion; `gpt2 models promote` chooses one."
+        )
+    return _crown(_choose(everything, name, before[-1]), everything, rolled_back=True)
+
+
+def _choose(everything: list[ModelVersion], name: str, version: str) -> ModelVersion:
+    """The version. Raises UserError that says what there is instead."""
+    named = {entry.version: entry for entry in everything if entry.name == name}
+    if version in named:
+        return named[version]
+    if named:
+        raise UserError(f"{name} has no version {version}; it has {', '.join(named)}.")
+    names = ", ".join(sorted({entry.name for entry in everything}))
+    raise UserError(f"no registered model {name!r}; there is {names}." if names else NO_MODELS)
+
+
+def _crown(chosen: ModelVersion, everything: list[ModelVersion], *, rolled_back: bool) -> list[ModelVersion]:
+    siblings = [
+        entry
+        for entry in everything
+        if entry.name != chosen.name and (entry.run_id, entry.weights_sha256) == (chosen.run_id, chosen.weights_sha256)
+    ]
+    # Of several with the same weights the newest, which stands first.
+    together = [chosen, *{entry.name: entry for entry in reversed(siblings)}.values()]
+    client = connect()
+    with registry_lock(), _readable_errors():
+        for entry in together:
+            make_champion(client, entry.name, entry.version, rolled_back=rolled_back)
+    now = registered_versions()
+    return [_choose(now, entry.name, entry.version) for entry in together]
+
+
+def _as_version(entry: "Entry", aliases: dict[str, str], run: "Run | None") -> ModelVersion:
+    version = str(entry.version)
+    return ModelVersion(
+        name=entry.name,
+        version=version,
+        aliases=tuple(sorted(alias for alias, target in aliases.items() if str(target) == version)),
+        run_id=str(entry.run_id or ""),
+        run_name=str(run.info.run_name) if run else "",
+        created=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC),
+        metrics=dict(run.data.metrics) if run else {},
+        verdict=entry.tags.get("verdict"),
+        gate=entry.tags.get("gate"),
+        gate_reasons=entry.tags.get("gate_reasons", ""),
+        weights_sha256=entry.tags.get("weights_sha256", ""),
+    )
+
+
+def _find_run(client: "MlflowClient", run_id: str) -> "Run | None":
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException:  # deleted for good, or a version that no run made
+        return None
+
+
+def _pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """Everything that a search of MLflow finds, which it gives out in pages."""
+    token = None
+    while True:
+        page = search(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own
+        raise UserError(f"the model registry does not answer: {one_line(error)}") from error

@@ -1,0 +1,216 @@
+"""Logs the two models to a run, has a fresh process check them, and makes versions of what passed."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import gpt2core
+from gpt2core.errors import UserError
+from gpt2ops import paths
+from gpt2ops.process.startup import quick_imports
+from gpt2ops.tracking.store import one_line, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from gpt2core.model import GPT
+
+MODEL_REQUIREMENTS = ("mlflow", "torch", "numpy")
+# What `gpt2core` imports to generate text.
+TEXT_REQUIREMENTS = (*MODEL_REQUIREMENTS, "safetensors", "tiktoken", "psutil")
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Two models in a run, not yet versions."""
+
+    model_id: str
+    text_id: str
+
+    @property
+    def model_uri(self) -> str:
+        return f"models:/{self.model_id}"
+
+    @property
+    def text_uri(self) -> str:
+        return f"models:/{self.text_id}"
+
+
+@dataclass(frozen=True)
+class Versions:
+    version: str
+    text_version: str
+
+
+class FreshProcess:
+    """A process outside the project that loads the models. It starts at once, and imports while the stage exports."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="gpt2-verify-")
+        self.folder = Path(self._folder.name)
+        environment = {
+            **os.environ,
+            "MLFLOW_TRACKING_URI": tracking_uri(),
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        }
+        script = find_spec("gpt2ops.registry.fresh_check")
+        assert script is not None
+        assert script.origin is not None
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", script.origin],
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, logged: Logged, expected: Path) -> None:
+        """Have it check the models against the file of token ids and logits; `answer` waits for the result."""
+        request = {"model_uri": logged.model_uri, "text_uri": logged.text_uri, "expected": str(expected)}
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return  # `answer` says why it ended
+
+    def answer(self) -> dict[str, Any]:
+        """What it found. Raises UserError where a model does not load, or gives other logits."""
+        output, errors = self._process.communicate()
+        try:
+            answer = dict(json.loads(output))
+        except ValueError:
+            lines = errors.strip().splitlines() or [f"it ended with code {self._process.returncode}"]
+            answer = {"ok": False, "problem": lines[-1][:300]}
+        if not answer["ok"]:
+            raise UserError(
+                f"no version was registered: in a fresh process the logged model fails the check ({answer['problem']})."
+            )
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+        self._folder.cleanup()
+
+
+def log_models(model: "GPT", run_id: str) -> Logged:
+    """Log `gpt2` (exported graph, no code, no pickle) and `gpt2-text` (this project's library with the weights).
+
+    Needs `fluent_mlflow`. Raises UserError where the model cannot be exported or the store does not take it.
+    """
+    import mlflow
+
+    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        try:
+            return Logged(_log_graph(model), _log_text_model())
+        except Exception as error:
+            if isinstance(error, OSError):
+                raise
+            raise UserError(f"the model could not be exported and logged: {one_line(error)}") from error
+
+
+def _log_graph(model: "GPT") -> str:
+    import numpy as np
+
+    with quick_imports():
+        import mlflow.pytorch
+        import torch._dynamo  # for torch.export, which imports it late
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+    signature = ModelSignature(
+        Schema([TensorSpec(np.dtype("int64"), (-1, -1))]),
+        Schema([TensorSpec(np.dtype("float32"), (-1, -1, model.config.vocab_size))]),
+    )
+    info = mlflow.pytorch.log_model(
+        model,
+        name="gpt2",
+        serialization_format="pt2",
+        # A dimension of one would become a constant of the exported graph.
+        input_example=torch.zeros(2, min(8, model.config.block_size), dtype=torch.int64),
+        signature=signature,
+        pip_requirements=requirements(MODEL_REQUIREMENTS),
+    )
+    return str(info.model_id)
+
+
+def _log_text_model() -> str:
+    import mlflow.pyfunc
+
+    from gpt2ops.registry.text_model import signature
+
+    info = mlflow.pyfunc.log_model(
+        name="gpt2-text",
+        python_model=str(Path(__file__).with_name("text_model.py")),
+        artifacts={"model": str(paths.BEST_MODEL)},
+        code_paths=[str(Path(gpt2core.__file__).parent)],
+        signature=signature(),
+        pip_requirements=requirements(TEXT_REQUIREMENTS),
+    )
+    return str(info.model_id)
+
+
+def requirements(packages: tuple[str, ...]) -> list[str]:
+    """Pins of what is installed, without the local part (`+cpu`) that a registry does not have."""
+    return [f"{package}=={importlib.metadata.version(package).partition('+')[0]}" for package in packages]
+
+
+def write_expected(model: "GPT", file: Path) -> None:
+    """Token ids and the trained model's logits for several batch sizes and lengths, up to block_size, as .npz."""
+    import numpy as np
+    import torch
+
+    block_size, vocab_size = model.config.block_size, model.config.vocab_size
+    generator = torch.Generator().manual_seed(0)
+    arrays = {}
+    for index, (batch, length) in enumerate([(1, 1), (2, 3), (3, 7), (1, block_size)]):
+        ids = torch.randint(vocab_size, (batch, min(length, block_size)), generator=generator)
+        with torch.inference_mode():
+            arrays[f"logits_{index}"] = model(ids).numpy()
+        arrays[f"ids_{index}"] = ids.numpy()
+    np.savez(file, **arrays)
+
+
+def create_version(
+    client: "MlflowClient", name: str, model_id: str, run_id: str, tags: dict[str, str], description: str
+) -> str:
+    """Make the logged model a version of the registered model `name`; returns its number. Needs `fluent_mlflow`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = client.create_model_version(
+        name, f"models:/{model_id}", run_id=run_id, tags=tags, description=description, model_id=model_id
+    )
+    # The run's page finds the version by this tag.
+    client.set_logged_model_tags(
+        model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version.version}])}
+    )
+    return str(version.version)
+
+
+def find_version(client: "MlflowClient", name: str, run_id: str, weights_sha256: str) -> str | None:
+    """The newest version of `name` that this run registered with these weights."""
+    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    numbers = [int(entry.version) for entry in found if entry.tags.get("weights_sha256") == weights_sha256]
+    return str(max(numbers)) if numbers else None

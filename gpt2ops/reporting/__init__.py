@@ -1,0 +1,1 @@
+"""The plots, the report and the summary of a run."""

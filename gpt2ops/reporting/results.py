@@ -1,0 +1,260 @@
+"""The sections of the report that say what came of the training: verdict, scores, curves, samples, other runs."""
+
+import math
+from typing import Any
+
+from gpt2ops.reporting.blocks import (
+    Block,
+    Cell,
+    Figures,
+    Paragraph,
+    Points,
+    Row,
+    Sample,
+    Samples,
+    Section,
+    Table,
+    count_text,
+    duration_text,
+    loss_text,
+    perplexity_text,
+    share_text,
+    shortened,
+    without_gaps,
+)
+from gpt2ops.reporting.charts import loss_figure, small_figures
+from gpt2ops.reporting.inputs import Inputs
+from gpt2ops.reporting.runs import Comparison, OtherRun
+from gpt2ops.training.references import published_for
+
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
+MAX_PROMPTS = 3
+MAX_CHARACTERS = 2000
+MAX_DIFFERING = 6
+
+
+def verdict_sentence(inputs: Inputs) -> str:
+    """What the verdict rests on: "train 0.10, held-out 6.20; 83 % of training passages come back word for word"."""
+    train, held_out = inputs.score("train"), inputs.score(inputs.held_out)
+    losses = f"train {loss_text(train.get('loss'))}, "
+    losses += f"held-out {loss_text(held_out['loss'])}" if held_out else "nothing was held out"
+    recall = inputs.evaluation.get("verbatim_recall")
+    if recall is None:
+        return f"{losses}; whether training passages come back word for word was not tried"
+    return f"{losses}; {share_text(recall)} of training passages come back word for word"
+
+
+def tiles(inputs: Inputs) -> list[tuple[str, str, str]]:
+    """The numbers at the top: label, number, remark."""
+    held_out, before = inputs.score(inputs.held_out), inputs.score(inputs.held_out, before=True)
+    train, registered = inputs.train, inputs.registered
+    found = []
+    if held_out:
+        was = f"{perplexity_text(before['perplexity'])} before training" if before else "of text it has not seen"
+        found.append(("Held-out perplexity", perplexity_text(held_out["perplexity"]), was))
+        gap = inputs.evaluation.get("generalisation_gap")
+        found.append(("Gap", loss_text(gap), "held-out loss above training loss, nats a token"))
+    else:
+        found.append(
+            ("Training perplexity", perplexity_text(inputs.score("train").get("perplexity")), "nothing held out")
+        )
+    recall = inputs.evaluation.get("verbatim_recall")
+    if recall is not None:
+        found.append(("Word for word", share_text(recall), "of training passages continued exactly"))
+    speed = f"steps in {duration_text(train.get('wall_seconds'))}"
+    found.append(("Training", count_text(train["steps"]), speed))
+    found.append(
+        (
+            "Registry",
+            str(registered.get("alias", "challenger")),
+            f"{registered['name']} version {registered['version']}",
+        )
+    )
+    return found
+
+
+def scores(inputs: Inputs) -> Section:
+    """Before and after training, and the other splits."""
+    held_out = inputs.held_out
+    columns: list[tuple[str, dict[str, Any]]] = []
+    if held_out:
+        columns.append((f"Before training, {SPLIT_NAMES[held_out]}", inputs.score(held_out, before=True)))
+        columns.append((f"After training, {SPLIT_NAMES[held_out]}", inputs.score(held_out)))
+    for split in ("val", "train"):
+        if split != held_out and (score := inputs.score(split)):
+            columns.append((f"After, {SPLIT_NAMES[split]}", score))
+    measures = (
+        ("Loss", "nats a token", "loss", loss_text),
+        ("Perplexity", "", "perplexity", perplexity_text),
+        ("Bits per byte", "", "bits_per_byte", loss_text),
+        ("Token accuracy", "", "token_accuracy", lambda value: share_text(value, 1)),
+        ("Tokens scored", "", "tokens", count_text),
+    )
+    rows = [
+        Row([Cell(name, unit), *(Cell(written(score.get(key))) for _, score in columns)])
+        for name, unit, key, written in measures
+    ]
+    protocol = inputs.evaluation["protocol"]
+    limit = protocol.get("max_tokens")
+    note = f"Sliding windows of {protocol['block_size']:,} tokens, {protocol['stride']:,} new ones each" + (
+        f", over at most the first {limit:,} tokens of a split." if limit else ", over whole splits."
+    )
+    caption = "Scores before and after training" if held_out else "Scores after training"
+    blocks: list[Block] = [
+        Table(caption, ["Measure", *(name for name, _ in columns)], rows, tuple(range(1, len(columns) + 1)), note)
+    ]
+    blocks.append(Paragraph(reference_sentence(inputs)))
+    gate = inputs.registered["gate"]
+    passed = "passed" if gate.get("passed") else "was refused by"
+    blocks.append(Paragraph(f"The model {passed} the gate of the registry. {' '.join(gate.get('reasons', []))}"))
+    return Section("scores", "Scores", blocks)
+
+
+def reference_sentence(inputs: Inputs) -> str:
+    """What the loss can be held against."""
+    vocab_size, unigram = inputs.config["vocab_size"], inputs.evaluation.get("unigram_loss")
+    uniform = loss_text(math.log(vocab_size))
+    said = f"Is that normal? Guessing among all {vocab_size:,} tokens alike has a loss of {uniform}"
+    if unigram is not None:
+        said += f", guessing each by how often it occurs in the training text (unigram) {loss_text(unigram)}"
+    known = published_for(inputs.train["n_params"], inputs.params.data.source)
+    published = "; ".join(f"{entry.model} {entry.loss:.2f} on {entry.text}" for entry in known)
+    return f"{said}. Published losses of held-out text: {published}."
+
+
+def training(inputs: Inputs) -> Section:
+    """The curves."""
+    references = [("uniform", math.log(inputs.config["vocab_size"]))]
+    if unigram := inputs.evaluation.get("unigram_loss"):
+        references.append(("unigram", unigram))
+    metric = inputs.params.train.stop.metric
+    loss = loss_figure(inputs.history, inputs.train, references, metric)
+    blocks: list[Block] = [Figures([loss])] if loss else [Paragraph("No loss of this run was ever a finite number.")]
+    if small := small_figures(inputs.history, inputs.train):
+        blocks.append(Figures(small, columns=2))
+    return Section("training", "Training", blocks)
+
+
+def samples(inputs: Inputs) -> Section:
+    """What it wrote before training and what it writes now, to the first prompts; a text of each setting."""
+    everything = inputs.samples["samples"]
+    prompts = list(dict.fromkeys(entry["prompt"] for entry in everything))
+    blocks: list[Block] = []
+    shown = 0
+    for prompt in prompts[:MAX_PROMPTS]:
+        cards = [_before(entry) for entry in inputs.samples.get("before", []) if entry["prompt"] == prompt]
+        of_prompt = [entry for entry in everything if entry["prompt"] == prompt]
+        firsts = {entry["setting"]: entry for entry in reversed(of_prompt)}
+        # Beside the text of before stands the one that was written in the same way.
+        same = next((entry["setting"] for entry in inputs.samples.get("before", [])), None)
+        order = sorted(dict.fromkeys(entry["setting"] for entry in of_prompt), key=lambda name: name != same)
+        cards += [_after(firsts[name]) for name in order]
+        shown += len(order)
+        title = " ".join(prompt.split())
+        blocks.append(Samples(shortened(title, 80) or "(start of a text)", cards))
+    memorised = sum(bool(entry.get("memorised")) for entry in everything)
+    left = f" {len(everything) - shown} more are in reports/samples.md." if len(everything) > shown else ""
+    said = (
+        f"{memorised} of {len(everything)} texts share {inputs.samples.get('memorised_tokens')} tokens in a row or "
+        "more with the training text."
+    )
+    intro = "Each text follows its prompt, which is set apart. " + (said if memorised else "") + left
+    return Section("samples", "Samples", [Paragraph(intro.strip()), *blocks])
+
+
+def _before(entry: dict[str, Any]) -> Sample:
+    return Sample(
+        label=f"Before training, {_setting(entry)}",
+        prompt=entry["prompt"],
+        text=shortened(without_gaps(entry["text"]), MAX_CHARACTERS),
+        note="The same prompt, way of decoding and seed as after training.",
+        before=True,
+    )
+
+
+def _after(entry: dict[str, Any]) -> Sample:
+    overlap = entry.get("overlap_tokens")
+    warning = (
+        f"Memorised: {overlap} tokens in a row stand word for word in the training text."
+        if entry.get("memorised")
+        else ""
+    )
+    return Sample(
+        label=f"After training, {_setting(entry)}",
+        prompt=entry["prompt"],
+        text=shortened(without_gaps(entry["text"]), MAX_CHARACTERS),
+        note=f"{entry['tokens']} tokens; longest run shared with the training text: {overlap}.",
+        warning=warning,
+    )
+
+
+def _setting(entry: dict[str, Any]) -> str:
+    return entry["setting"] + (f", seed {entry['seed']}" if entry.get("seed") is not None else "")
+
+
+def other_runs(inputs: Inputs, comparison: Comparison) -> Section:
+    """This run, the last ones of the experiment, and the champion."""
+    name = inputs.registered["name"]
+    if comparison.this is None:
+        return Section("runs", "Other runs", [Paragraph(f"MLflow could not be asked: {comparison.problem}.")])
+    split = inputs.held_out or "train"
+    kind = "Held-out" if inputs.held_out else "Training"
+    rows = [_run_row(comparison.this, name, "This run")]
+    rows += [_run_row(run, name, _differences(run)) for run in comparison.others]
+    note = f"Scores of the {SPLIT_NAMES[split]} split as each run measured them; newest first, as of this report."
+    if any(not run.same_data for run in comparison.others):
+        note += " Runs on other data cannot be compared by these numbers."
+    table = Table(
+        f"This run and the last of the experiment {inputs.params.run.experiment}",
+        [
+            "Run",
+            f"{kind} perplexity",
+            f"{kind} loss",
+            "Training loss",
+            "Word for word",
+            "Steps",
+            "What differs",
+        ],
+        rows,
+        (1, 2, 3, 4, 5),
+        note,
+    )
+    points = []
+    if comparison.champion is None:
+        points.append(f"No version of {name} is champion.")
+    elif comparison.this.champion:
+        points.append(f"This run's model is the champion: {name} version {comparison.champion}.")
+    else:
+        points.append(f"The champion is {name} version {comparison.champion}.")
+    if not comparison.others:
+        points.append("There is no other finished run in this experiment yet.")
+    return Section("runs", "Other runs", [table, Points(points)])
+
+
+def _run_row(run: OtherRun, model_name: str, remark: str) -> Row:
+    date = f"{run.started_at:%Y-%m-%d %H:%M} UTC, " if run.started_at else ""
+    crown = f" (champion, version {run.champion})" if run.champion else ""
+    other_data = "" if run.same_data else "other data"
+    return Row(
+        [
+            Cell(run.name + crown, f"{date}{run.run_id}", run.link),
+            Cell(perplexity_text(run.perplexity), other_data),
+            Cell(loss_text(run.loss)),
+            Cell(loss_text(run.train_loss)),
+            Cell(share_text(run.recall)),
+            Cell(count_text(run.steps)),
+            Cell(remark),
+        ],
+        marked=run.champion is not None,
+    )
+
+
+def _differences(run: OtherRun) -> str:
+    if not run.differing:
+        return "no setting"
+    parts = [
+        f"{key} {shortened(theirs, 60)} (here {shortened(ours, 60)})"
+        for key, theirs, ours in run.differing[:MAX_DIFFERING]
+    ]
+    left = len(run.differing) - len(parts)
+    return "; ".join([*parts, f"{left} more"] if left else parts)

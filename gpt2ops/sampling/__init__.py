@@ -1,0 +1,1 @@
+"""Sample texts and their page."""

@@ -1,0 +1,1 @@
+"""MLflow runs, also while their store is away."""

@@ -1,0 +1,263 @@
+"""The MLflow run of a pipeline execution: `finetune` starts it, every later stage reopens it from models/run.json."""
+
+import hashlib
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2core.errors import UserError
+from gpt2core.storage.files import read_json
+from gpt2ops import paths
+from gpt2ops.params.schema import Params, load_params
+from gpt2ops.pipeline.results import read_report
+from gpt2ops.process.stage import say
+from gpt2ops.tracking.download import BEST_CHECKPOINT, checkpoint_directory
+from gpt2ops.tracking.link import Link, begin, begun, known_run, waiting_runs
+from gpt2ops.tracking.origin import origin_tags
+from gpt2ops.tracking.run import TrackedRun, lock_of
+from gpt2ops.tracking.store import (
+    StoreAwayError,
+    connect,
+    experiment_id,
+    is_away,
+    mlruns,
+    one_line,
+    redact,
+    remember_restored_run,
+    tracking_uri,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+__all__ = [
+    "BEST_CHECKPOINT",
+    "TrackedRun",
+    "evaluation_metrics",
+    "link_cached_run",
+    "registered_model_directory",
+    "report_metrics",
+    "start_run",
+    "tracked_run",
+    "tracking_uri",
+]
+
+_RESUME_TAG = "resume_key"
+
+
+def start_run(
+    params: Params, run_name: str | None = None, resume_run_id: str | None = None, resume_key: str | None = None
+) -> TrackedRun:
+    """The run of a training: a new one, or `resume_run_id` again where the store has it.
+
+    `resume_key` says what makes it this training: one of that key that was killed before its first checkpoint is gone
+    on with, too.
+
+    It has every parameter, the tags that say where it came from, and the machine's load until `finish`.
+    Where the store is away the run is begun without it, and made when it answers.
+    Raises UserError where the store cannot be used.
+    """
+    tags = {_RESUME_TAG: _resume_tag(resume_key)} if resume_key else {}
+    try:
+        link = _link_of_training(params, run_name, resume_run_id, tags)
+    except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own
+        if not is_away(error):
+            raise
+        _say_away("the training", error)
+        known = Link(resume_run_id, run_name or "") if resume_run_id else begun(tags)
+        link = known or begin(params.run.experiment, run_name or "", {**origin_tags(), **tags})
+    tracked = TrackedRun(link)
+    tracked.begin(params)
+    tracked.log_settings()
+    tracked.watch_system()
+    return tracked
+
+
+def _link_of_training(params: Params, run_name: str | None, resume_run_id: str | None, tags: Mapping[str, str]) -> Link:
+    client = connect()
+    deliver_leftovers(client)
+    experiment = experiment_id(client, params.run.experiment)
+    run = known_run(client, resume_run_id) if resume_run_id else _killed_run(client, experiment, tags)
+    if run is None:
+        run = client.create_run(experiment, run_name=run_name, tags={**origin_tags(), **tags})
+    return Link.to(client, run)
+
+
+def deliver_leftovers(client: "MlflowClient") -> None:
+    """Send what runs that have ended could not send while the store was down."""
+    for run_id in waiting_runs():
+        lock = lock_of(run_id)
+        try:
+            lock.acquire(timeout=0)  # else that run is at work
+        except TimeoutError:
+            continue
+        lock.release()
+        link = Link(run_id, run_id[:8], client)
+        try:
+            link.open()
+        except LookupError:
+            continue  # `gpt2 gc` clears away what belongs to no run
+        except UserError as error:
+            if is_away(error):
+                raise
+            say(f"tracking: warning: what waits for run {run_id[:8]} in {mlruns() / 'spool'} waits on: {error}")
+            continue
+        late = TrackedRun(link, spooled_as=run_id)
+        if late.flush():
+            say(f"tracking: what waited for MLflow run {late.run_name} has been sent.")
+        late.release()
+
+
+def _say_away(what: str, error: Exception) -> None:
+    reason = error.reason if isinstance(error, StoreAwayError) else one_line(error)
+    say(
+        f"tracking: warning: MLflow at {redact(tracking_uri())} is away ({reason}); {what} goes on. What MLflow should "
+        f"have waits in {mlruns() / 'spool'} and is sent when it answers, at the latest by the next stage or run."
+    )
+
+
+@contextmanager
+def tracked_run(*, wait: bool = True) -> Iterator[TrackedRun]:
+    """The run that produced models/best, open again for a later stage.
+
+    A run that this store has not (its results came by `dvc pull`) is made anew from the files, tagged `cached_from`;
+    later stages share it. What is logged while the store is away waits; without `wait` that is an error.
+    Raises UserError where models/run.json is missing or the store cannot be used.
+    """
+    record = _read_run_record()
+    try:
+        client = connect()
+        deliver_leftovers(client)
+        run = known_run(client, record["run_id"])
+        tracked = _restore_run(client, record) if run is None else TrackedRun(Link.to(client, run))
+    except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own
+        if not (wait and is_away(error)):
+            raise
+        _say_away("this stage", error)
+        tracked = TrackedRun(Link(record["run_id"], record["run_name"]))
+    tracked.begin(load_params())
+    with tracked:
+        yield tracked
+
+
+def link_cached_run(run_id: str, flow_run_id: str) -> str:
+    """A second run for a flow run whose inputs had not changed: parameters and final metrics of `run_id`, and a link.
+
+    Returns its id. Raises UserError where the store cannot be used.
+    """
+    client = connect()
+    from mlflow.entities import Metric, Param
+
+    origin = known_run(client, run_id)
+    tags = {**origin_tags(), "cached_from": run_id, "prefect_flow_run_id": flow_run_id}
+    if origin is None:
+        params = load_params()
+        run = client.create_run(experiment_id(client, params.run.experiment), tags=tags)
+        with TrackedRun(Link.to(client, run)) as tracked:
+            tracked.log_params(params)
+            tracked.log_metrics(report_metrics())
+        return str(run.info.run_id)
+    run = client.create_run(
+        origin.info.experiment_id, run_name=f"{origin.info.run_name} (cached)", tags={**_own_tags(origin), **tags}
+    )
+    metrics = [
+        Metric(metric.key, metric.value, metric.timestamp, metric.step)
+        for metric in origin.data._metric_objs
+        if not metric.key.startswith("system/")
+    ]
+    client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in origin.data.params.items()])
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
+    client.set_terminated(run.info.run_id, "FINISHED")
+    return str(run.info.run_id)
+
+
+def registered_model_directory(uri: str) -> Path:
+    """The Hugging Face layout of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    It is the best checkpoint of the run that registered it. Raises UserError where the model or the checkpoint is not.
+    """
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if match is None:
+        raise UserError(f"model.init ({uri!r}) must be models:/NAME@ALIAS or models:/NAME/VERSION.")
+    name, alias, version = match.groups()
+    client = connect()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        entry = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+    except MlflowException as error:
+        raise UserError(f"model.init ({uri!r}) is not in {redact(tracking_uri())}: {one_line(error)}") from None
+    return checkpoint_directory(client, str(entry.run_id), entry.tags.get("weights_sha256"), f"model.init ({uri!r})")
+
+
+def report_metrics(project: Path = Path()) -> dict[str, float]:
+    """Final metrics from the reports: train.json's names, and `evaluate/<split>_<name>` from evaluate.json."""
+    metrics: dict[str, Any] = {}
+    if (project / paths.TRAIN_METRICS).exists():
+        metrics.update(read_report(project / paths.TRAIN_METRICS, "finetune", ()))
+    if (project / paths.EVALUATE_METRICS).exists():
+        metrics.update(evaluation_metrics(read_report(project / paths.EVALUATE_METRICS, "evaluate", ())))
+    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+
+
+def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of evaluate.json, as MLflow metrics in one group."""
+    metrics: dict[str, float] = {}
+    for split in ("train", "val", "test"):
+        scores = evaluation.get(split)
+        for name, value in scores.items() if isinstance(scores, dict) else ():
+            metrics[f"evaluate/{split}_{name}"] = value
+    for name in ("verbatim_recall", "generalisation_gap"):
+        if evaluation.get(name) is not None:
+            metrics[f"evaluate/{name}"] = evaluation[name]
+    return metrics
+
+
+def _read_run_record() -> dict[str, str]:
+    try:
+        record = read_json(paths.RUN)
+        return {"run_id": str(record["run_id"]), "run_name": str(record.get("run_name") or "")}
+    except FileNotFoundError:
+        raise UserError(f"{paths.RUN} is missing: run the stage finetune first (`dvc repro finetune`).") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{paths.RUN} is damaged (no run_id in it): run `dvc repro --force finetune`.") from None
+
+
+def _resume_tag(key: str) -> str:
+    """The training `key` in this folder of this machine: others may share the store."""
+    return hashlib.sha256(f"{socket.gethostname()}\0{Path.cwd()}\0{key}".encode()).hexdigest()[:16]
+
+
+def _killed_run(client: "MlflowClient", experiment: str, tags: Mapping[str, str]) -> "Run | None":
+    """The newest run with these tags, where it neither finished nor failed."""
+    if not tags:
+        return None
+    condition = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
+    found = client.search_runs([experiment], condition, max_results=1, order_by=["attributes.start_time DESC"])
+    return found[0] if found and found[0].info.status in ("RUNNING", "KILLED") else None
+
+
+def _restore_run(client: "MlflowClient", record: Mapping[str, str]) -> TrackedRun:
+    params = load_params()
+    tags = {**origin_tags(), "cached_from": record["run_id"]}
+    name = record["run_name"] or None
+    run = client.create_run(experiment_id(client, params.run.experiment), run_name=name, tags=tags)
+    remember_restored_run(record["run_id"], str(run.info.run_id))
+    say(
+        f"tracking: run {record['run_id']} is not in this store; {run.info.run_name} ({run.info.run_id}) stands for it."
+    )
+    tracked = TrackedRun(Link.to(client, run))
+    for row in read_json(paths.HISTORY) if paths.HISTORY.exists() else []:
+        tracked.log_metrics({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+    tracked.log_metrics(report_metrics())
+    return tracked
+
+
+def _own_tags(run: "Run") -> dict[str, str]:
+    """Tags of a run but for MLflow's bookkeeping, which belongs to that run alone."""
+    return {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}

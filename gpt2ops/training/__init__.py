@@ -1,0 +1,1 @@
+"""One training run around the library's Trainer."""

@@ -1,0 +1,58 @@
+"""The model a run starts from: new weights by seed, released ones, a directory, or a registered model."""
+
+from pathlib import Path
+
+import torch
+
+from gpt2core.config import GPT2_VOCAB_SIZE, GPTConfig
+from gpt2core.errors import UserError
+from gpt2core.model import GPT
+from gpt2core.storage.hf import RELEASED
+from gpt2ops import paths
+from gpt2ops.params.schema import Params
+
+
+def initial_model(params: Params) -> GPT:
+    """The model to start from on the CPU, its dropout as params say. Raises UserError where it is not to be had."""
+    torch.manual_seed(params.run.seed)
+    if params.model.init == "scratch":
+        return GPT(GPTConfig.from_preset(params.model.preset, **params.model.overrides))
+    model = load_model(params.model.init, "model.init")
+    if params.model.drop_rate is not None:
+        model.set_drop_rate(params.model.drop_rate)
+    return model
+
+
+def load_model(name: str, key: str) -> GPT:
+    """The model that `key` of the settings names. Raises UserError where it is not, or is not of GPT-2's vocabulary."""
+    try:
+        directory = resolve_model(name)
+        if directory not in RELEASED and not Path(directory).is_dir():
+            raise UserError(
+                f"{key} ({name!r}): no such folder, nor one of {', '.join(RELEASED)} or models:/NAME@ALIAS."
+            )
+        model = GPT.from_pretrained(directory)
+    except UserError as error:  # what fetches a model knows only of params.yaml
+        raise UserError(str(error).replace("model.init", key)) from None
+    if model.config.vocab_size != GPT2_VOCAB_SIZE:
+        raise UserError(
+            f"{key} ({name!r}): vocab_size is {model.config.vocab_size}, but GPT-2's tokenizer has {GPT2_VOCAB_SIZE} "
+            "tokens; choose a model that was made with that tokenizer."
+        )
+    return model
+
+
+def best_model() -> GPT:
+    """The model that the stage finetune kept. Raises UserError where it has not run."""
+    if not paths.BEST_MODEL.is_dir():
+        raise UserError(f"{paths.BEST_MODEL} is missing: run the stage finetune first (`dvc repro finetune`).")
+    return GPT.from_pretrained(paths.BEST_MODEL)
+
+
+def resolve_model(name: str) -> str:
+    """The directory of a registered model, `models:/NAME@ALIAS`; anything else is left to `GPT.from_pretrained`."""
+    if name.startswith("models:/"):
+        from gpt2ops.tracking.api import registered_model_directory
+
+        return str(registered_model_directory(name))
+    return name

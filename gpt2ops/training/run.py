@@ -1,0 +1,268 @@
+"""One training run around the library's `Trainer`: set up, resume, track, log, and describe its end."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from gpt2core import runtime
+from gpt2core.config import GPTConfig
+from gpt2core.data.batches import Batches
+from gpt2core.data.tokens import TokenSet, TokenSplit, open_tokens
+from gpt2core.errors import UserError
+from gpt2core.runtime import Runtime
+from gpt2core.storage.files import sha256_file, with_home
+from gpt2core.tokenizer import Tokenizer
+from gpt2core.training.config import TrainerConfig
+from gpt2core.training.events import TrainResult
+from gpt2core.training.trainer import Trainer
+from gpt2ops import paths
+from gpt2ops.params.schema import Params, check_sequence_length
+from gpt2ops.process.failures import failure_line
+from gpt2ops.tracking.api import start_run
+from gpt2ops.training.environment import environment
+from gpt2ops.training.fingerprint import checkpoints_of, fingerprint_of, recorded, unfinished_run, was_lost
+from gpt2ops.training.initial_model import initial_model
+from gpt2ops.training.log import MLflowRows, ProgressBar, TrainingLog
+from gpt2ops.training.memory import check_memory
+from gpt2ops.training.references import log_reference, loss_reference
+from gpt2ops.training.watch import StatusFile, Warnings
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one rank of a run trains with; `resumed` says whether it starts from a checkpoint."""
+
+    params: Params
+    run: Runtime
+    threads: int
+    tokens: TokenSet
+    trainer: Trainer
+    resumed: bool
+
+
+def set_up(params: Params, interrupted: Callable[[], bool]) -> Training:
+    """Configure torch, open the data, build the trainer and load the newest checkpoint of this run.
+
+    Raises UserError where the settings, the data, the model and the machine do not fit together.
+    """
+    threads = runtime.set_threads(params.run.threads)
+    run = runtime.pick_runtime(params.run.device, params.run.precision)
+    runtime.set_determinism(params.run.deterministic)
+    keep_compiled_kernels()
+    if "RANK" in os.environ:
+        runtime.join_process_group(run.device)
+    tokens = open_tokens(paths.TOKENS)
+    if runtime.rank() == 0:
+        tokens.verify()
+    batches = open_batches(params, tokens.split("train"))
+    check_new_model_fits(params, run.device.type)
+    model = initial_model(params)
+    check_sequence_length(params.train.sequence_length, model.config.block_size)
+    fingerprint = fingerprint_of(params, model.config.as_dict(), tokens.manifest["sha256"], run.precision)
+    val = tokens.split("val")
+    trainer = Trainer(
+        model,
+        batches,
+        val,
+        trainer_config(params, run.device.type, len(val)),
+        run=run,
+        checkpoints=checkpoints_of(fingerprint),
+        fingerprint=fingerprint,
+        interrupted=interrupted,
+    )
+    resumed = params.train.resume and trainer.resume(was_lost)
+    return Training(params, run, threads, tokens, trainer, resumed)
+
+
+def keep_compiled_kernels() -> None:
+    """Cache compiled kernels in the user's home: torch's default is a temporary directory, empty after a reboot."""
+    place = with_home("~/.cache/gpt2-workflow/compiled")
+    if place.is_absolute():  # an account may have no home
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place))
+
+
+def check_new_model_fits(params: Params, device: str) -> None:
+    """Raises UserError for a new model too large for this machine. Existing weights were trained somewhere."""
+    if params.model.init != "scratch":
+        return
+    share = params.train.batch_size // params.run.nproc_per_node
+    check_memory(
+        GPTConfig.from_preset(params.model.preset, **params.model.overrides),
+        device=device,
+        optimizer=params.train.optimizer,
+        micro_tokens=(params.train.micro_batch_size or share) * params.train.sequence_length,
+    )
+
+
+def open_batches(params: Params, split: TokenSplit) -> Batches:
+    return Batches(
+        split,
+        batch_size=params.train.batch_size,
+        sequence_length=params.train.sequence_length,
+        sampler=params.train.sampler,
+        stride=params.train.stride,
+        seed=params.run.seed,
+    )
+
+
+def trainer_config(params: Params, device: str, val_tokens: int) -> TrainerConfig:
+    """The library's settings from `params.train`. Raises UserError where compile is on and there is no compiler."""
+    tokenizer, stop = Tokenizer(), params.train.stop
+    train = params.train.model_dump(
+        exclude={"recipe", "stop", "batch_size", "sequence_length", "sampler", "stride", "resume"}
+    )
+    train["eval_interval"] = None if train["eval_interval"] == "epoch" else train["eval_interval"]
+    train["sample_prompt"] = tuple(tokenizer.encode(params.train.sample_prompt)) or (tokenizer.eot_id,)
+    if train["best_by"] == "auto":
+        held_out = val_tokens > 1 and not (stop.target_loss and stop.metric != "val")
+        train["best_by"] = "val_loss" if held_out else "train_loss"
+    compilers = ("g++", "clang++", "cl")
+    if train["compile"] == "on" and device == "cpu" and not any(map(shutil.which, compilers)):
+        raise UserError(
+            "train.compile is 'on', but no C++ compiler (g++, clang++ or cl) was found; install one or set it to off."
+        )
+    own_kernels = params.run.kernels == "auto"
+    return TrainerConfig(**train, **stop.model_dump(), seed=params.run.seed, own_kernels=own_kernels)
+
+
+class TrackedTraining:
+    """A training with its log, progress bar and MLflow run, which are closed however it ends."""
+
+    def __init__(self, training: Training) -> None:
+        self.training, self.trainer = training, training.trainer
+        self.log, self.progress = TrainingLog(), ProgressBar()
+        self._status = "FAILED"  # of the MLflow run, until the body says otherwise
+
+    def __enter__(self) -> Self:
+        params, trainer = self.training.params, self.trainer
+        for line in setup_lines(self.training):
+            self.log.say(line)
+        reference = loss_reference(trainer.model, trainer.train_batches.split, params.data.source)
+        self.log.compare_with(reference)
+        self.tracked = start_run(
+            params,
+            run_name(params),
+            resume_run_id=trainer.extra.get("run_id"),
+            resume_key=trainer.checkpoints.name if params.train.resume else None,
+        )
+        if not self.training.resumed:
+            self._start_over()
+        if trainer.ended:
+            self.log.say("this run is finished, but DVC has not recorded its results: they are written again")
+        self.tracked.log_dataset(self.training.tokens.manifest, split="train")
+        log_reference(reference, self.tracked)
+        self.log.attach(self.progress)
+        warnings = Warnings(reference, self.tracked, self.log.say, params.model.init)
+        status_file = (StatusFile(self.tracked, warnings),) if "GPT2_FLOW_RUN_ID" in os.environ else ()
+        trainer.listeners = (self.log, self.progress, MLflowRows(self.tracked), warnings, *status_file)
+        return self
+
+    def fit(self) -> TrainResult:
+        """Train until a stop rule or an interruption; the log says which."""
+        result = self.trainer.fit()
+        self.progress.close()
+        reason = describe_stop(result.stop_reason, self.training.params)
+        interrupted = result.stop_reason == "interrupted"
+        saved = f"; {describe_saved(self.trainer.saved_step, result.steps)}" if interrupted else ""
+        self.log.say(f"stopped: {reason} after {result.steps:,} steps, {result.wall_seconds:.0f} s{saved}")
+        self._status = "KILLED" if interrupted else "FAILED"
+        return result
+
+    def record(self) -> dict[str, Any]:
+        """The content of models/run.json."""
+        experiment = self.training.params.run.experiment
+        facts = environment(self.training.run.device, self.training.threads)
+        return {**self.tracked.record(experiment), "environment": facts}
+
+    def log_result(self, metrics: dict[str, Any]) -> None:
+        """Log the metrics and the hash of models/best, after which the MLflow run counts as finished."""
+        self.tracked.log_metrics(
+            {key: float(value) for key, value in metrics.items() if isinstance(value, bool | int | float)}
+        )
+        self.tracked.set_tags({"weights_sha256": sha256_file(paths.BEST_MODEL / "model.safetensors")})
+        self._status = "FINISHED"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            self.log.say(f"stopped: {failure_line('finetune', error) or type(error).__name__}")
+        self.progress.close()
+        self.log.close()
+        self.tracked.log_artifact(self.log.path, "logs")
+        self.tracked.finish("FAILED" if error else self._status)
+
+    def _start_over(self) -> None:
+        """Say why no checkpoint is resumed, and remove those of an earlier run with the same settings."""
+        trainer = self.trainer
+        if self.training.params.train.resume and (line := unfinished_run(trainer.checkpoints, trainer.fingerprint)):
+            self.log.say(line)
+        trainer.start_over()
+        trainer.extra = {"run_id": self.tracked.run_id, **recorded()}
+
+
+def setup_lines(training: Training) -> list[str]:
+    """What the run computes with, what it starts from, and on how many tokens."""
+    params, trainer, run = training.params, training.trainer, training.run
+    train, split = params.train, trainer.train_batches.split
+    rate = f"learning rate {train.learning_rate:g}"
+    if train.optimizer == "muon":
+        rate += f" ({train.muon_learning_rate:g} for the blocks' matrices)"
+    return [
+        f"device {run.device} ({training.threads} threads), precision {run.precision}: {run.reason}",
+        f"step: {trainer.train_step}",
+        f"recipe {train.recipe}: {train.optimizer}, {rate}, {train.schedule}, "
+        f"{train.batch_size} x {train.sequence_length} tokens a step",
+        f"model: {_start_of(params)}, {trainer.model.num_parameters():,} parameters",
+        f"tokens: {training.tokens.manifest['tokens']:,} in all, {len(split):,} in the train split",
+        f"batches an epoch: {trainer.train_batches.batches_per_epoch:,}",
+    ]
+
+
+def run_name(params: Params) -> str:
+    if params.run.name is not None:
+        return params.run.name
+    # The time distinguishes runs of the same model and text.
+    return f"{Path(_start_of(params)).name}-{Path(params.data.source).stem}-{datetime.now():%Y%m%d-%H%M}"
+
+
+def train_metrics(training: Training, result: TrainResult) -> dict[str, Any]:
+    """The content of reports/metrics/train.json."""
+    trainer = training.trainer
+    return {
+        **vars(result),
+        "target_loss": training.params.train.stop.target_loss,
+        "best_by": trainer.config.best_by,
+        "device": str(training.run.device),
+        "precision": training.run.precision,
+        "n_params": trainer.model.num_parameters(),
+        "train_tokens": len(trainer.train_batches.split),
+        "batches_per_epoch": trainer.train_batches.batches_per_epoch,
+    }
+
+
+def describe_stop(reason: str, params: Params) -> str:
+    stop = params.train.stop
+    return {
+        "target_loss": f"target loss {stop.target_loss} reached on {stop.metric}",
+        "patience": f"no new best in {stop.patience} evaluations",
+        "max_steps": f"max_steps {stop.max_steps} reached",
+        "max_epochs": f"max_epochs {stop.max_epochs} reached",
+        "interrupted": "interrupted",
+    }[reason]
+
+
+def describe_saved(saved_step: int | None, step: int) -> str:
+    """The newest checkpoint of a run interrupted at `step`: on a full disk the last saves may have failed."""
+    if saved_step is None:
+        return "no checkpoint could be saved"
+    return "the checkpoint is saved" if saved_step == step else f"the newest checkpoint is at step {saved_step:,}"
+
+
+def _start_of(params: Params) -> str:
+    return params.model.preset if params.model.init == "scratch" else params.model.init

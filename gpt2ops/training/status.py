@@ -1,0 +1,56 @@
+"""How far a training is, for a flow run to show: a small file that the stage finetune keeps up to date."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gpt2core.storage.files import read_json, write_text
+from gpt2ops import paths
+
+STATUS = paths.LOGS / "live_status.json"
+
+
+@dataclass(frozen=True)
+class LiveStatus:
+    """Where a training stands; `loss` is the moving average in nats a token, None before the first step."""
+
+    step: int
+    total_steps: int
+    loss: float | None
+    tokens_per_second: float | None
+    seconds_left: float | None
+    run_id: str
+    experiment_id: str
+    warnings: int
+
+    @property
+    def percent(self) -> float:
+        return round(100 * self.step / max(1, self.total_steps), 1)
+
+    def sentence(self, *, ended: bool = False) -> str:
+        """Its facts in one line; one that has `ended` has no time left."""
+        parts = [f"step {self.step:,} of at most {self.total_steps:,}"]
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.3f}")
+        if self.tokens_per_second is not None:
+            parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+        if self.seconds_left is not None and not ended:
+            minutes, seconds = divmod(round(self.seconds_left), 60)
+            parts.append(f"at most {minutes}:{seconds:02} left")
+        if self.warnings:
+            parts.append("1 warning" if self.warnings == 1 else f"{self.warnings} warnings")
+        return ", ".join(parts)
+
+
+def write_status(status: LiveStatus, file: Path = STATUS) -> None:
+    write_text(file, json.dumps(asdict(status)))
+
+
+def read_status(file: Path) -> LiveStatus | None:
+    """None where there is none, or none of this form."""
+    try:
+        status = LiveStatus(**read_json(file))
+        status.sentence()
+    except (OSError, ValueError, TypeError, OverflowError):
+        return None
+    return status

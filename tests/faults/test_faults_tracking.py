@@ -1,0 +1,236 @@
+"""MLflow that goes away, answers slowly, is locked or has a full disk: nothing of a run is lost or there twice."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt2core.storage.files import write_json
+from gpt2ops import paths
+from gpt2ops.tracking.api import start_run, tracked_run
+from gpt2ops.tracking.store import connect, experiment_id, mlruns
+from gpt2ops.training.log import TrainingLog
+from tests.support.full_disk import Filler
+from tests.support.mlflow_server import Proxy, steps
+from tests.support.tracked_project import history, params_with
+from tests.support.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_and_comes_back_has_everything_once(server, capsys) -> None:
+    run = start_run(params_with(), run_name="interrupted")
+    for step in range(30):
+        if step == 10:
+            run.flush()
+            server.kill()
+        if step == 20:
+            server.start()
+        run.log_metrics({"train_loss": step / 2}, step=step)
+        if step in (12, 15):
+            assert run.flush() is False
+        if step == 15:
+            run.set_tags({"while": "down"})
+            run.log_text("words", "logs/words.txt")
+            run.secure()
+    run.finish()
+    assert history(run, "train_loss") == steps(30)
+    stored = connect().get_run(run.run_id)
+    assert (stored.data.tags["while"], stored.info.status) == ("down", "FINISHED")
+    assert list((mlruns() / "spool").iterdir()) == []
+    said = capsys.readouterr().out
+    assert said.count("MLflow does not take metrics (no answer); training goes on") == 1
+    assert "MLflow answers again" in said
+
+
+@pytest.mark.slow
+def test_what_a_run_could_not_send_before_it_ended_is_sent_by_the_next_one_once(server, monkeypatch, capsys) -> None:
+    proxy = Proxy(server.port)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.address)
+    run = start_run(params_with(), run_name="ended in the dark")
+    write_json(paths.RUN, run.record("gpt2"))
+    proxy.close()
+    for step in range(5):
+        run.log_metrics({"train_loss": step / 2}, step=step)
+    note = Path("note.txt")
+    note.write_text("first")
+    run.log_artifact(note, "logs")
+    note.write_text("changed since")
+    run.log_table([{"a": 1}, {"a": 2}], "tables/numbers.json")
+    run.log_dataset(json.loads((paths.TOKENS / "manifest.json").read_text()), split="train")
+    ended_at = time.time()
+    run.finish("KILLED")
+    assert "the next stage or run in this project sends it" in capsys.readouterr().out
+    proxy.open()
+    with start_run(params_with(), run_name="next"):
+        pass
+    assert "what waited for MLflow run ended in the dark has been sent" in capsys.readouterr().out
+    stored = connect().get_run(run.run_id)
+    assert stored.info.status == "KILLED"
+    assert abs(stored.info.end_time / 1000 - ended_at) < 5
+    assert history(run, "train_loss") == steps(5)
+    assert Path(connect().download_artifacts(run.run_id, "logs/note.txt")).read_text() == "first"
+    assert "mlflow.loggedArtifacts" in stored.data.tags
+    assert len(stored.inputs.dataset_inputs) == 1
+    assert stored.data.params["train.learning_rate"] == "0.003"
+    with tracked_run():  # a later stage of the run sends nothing again
+        pass
+    assert history(run, "train_loss") == steps(5)
+    proxy.close()
+
+
+@pytest.mark.slow
+def test_a_slow_server_does_not_hold_up_a_training(server, monkeypatch) -> None:
+    run = start_run(params_with())
+    proxy = Proxy(server.port, 3.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.address)
+    run._link._client = connect()
+    longest = 0.0
+    for step in range(30):
+        started_at = time.perf_counter()
+        run.log_metrics({"train_loss": step / 2}, step=step)
+        if step % 5 == 0:
+            run.set_tags({"at": str(step)})
+            run.secure()  # as before each checkpoint
+        longest = max(longest, time.perf_counter() - started_at)
+    assert longest < 1.5  # less than one answer takes
+    proxy.seconds = 0.0
+    run.finish()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    assert history(run, "train_loss") == steps(30)
+    assert connect().get_run(run.run_id).data.tags["at"] == "25"
+    proxy.close()
+
+
+def test_rows_secured_before_a_kill_are_sent_by_the_next_process_and_not_played_twice(project) -> None:
+    code = (
+        "import os, signal; from gpt2ops.params.schema import Params; from gpt2ops.tracking.api import start_run\n"
+        "run = start_run(Params()); print(run.run_id, flush=True)\n"
+        "for step in range(5): run.log_metrics({'train_loss': step / 2}, step=step)\n"
+        "run.secure(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    with start_run(params_with(), resume_run_id=child.stdout.split()[0]) as run:
+        for step in range(3, 8):  # the checkpoint was older than what was secured
+            run.log_metrics({"train_loss": step / 2}, step=step)
+    assert history(run, "train_loss") == steps(8)
+
+
+HOLDING = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+time.sleep(4)
+connection.execute("ROLLBACK")
+"""
+
+
+@pytest.mark.slow
+def test_a_database_that_another_program_writes_into_for_seconds_is_waited_for(project, capsys) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(mlruns() / "mlflow.db")], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "locked\n"
+    with start_run(params_with(learning_rate=0.002), "waits") as run:  # which writes at once
+        assert holder.poll() is not None
+        for step in range(5):
+            run.log_metrics({"train_loss": step / 2}, step=step)
+    stored = connect().get_run(run.run_id)
+    assert (stored.info.status, stored.data.params["train.learning_rate"]) == ("FINISHED", "0.002")
+    assert history(run, "train_loss") == steps(5)
+    assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif("GPT2_LONG_TESTS" not in os.environ, reason="waits 20 s for SQLite; set GPT2_LONG_TESTS to run it")
+def test_a_training_starts_while_the_database_stays_locked(project, capsys) -> None:
+    with contextlib.closing(sqlite3.connect(mlruns() / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        run = start_run(params_with(), "locked")
+        run.log_metrics({"train_loss": 0.0}, step=0)
+        other.execute("ROLLBACK")
+    run.finish()
+    (stored,) = connect().search_runs([experiment_id(connect(), "gpt2")])
+    assert (stored.info.run_name, stored.info.status) == ("locked", "FINISHED")
+    assert history(run, "train_loss") == steps(1)
+    assert "is away (" in capsys.readouterr().out
+
+
+@pytest.mark.skipif("GPT2_LONG_TESTS" not in os.environ, reason="waits 20 s for SQLite; set GPT2_LONG_TESTS to run it")
+def test_a_locked_database_is_waited_for_beside_the_training(project, capsys) -> None:
+    run = start_run(params_with())
+    run.flush()
+    with contextlib.closing(sqlite3.connect(mlruns() / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for step in range(5):
+            run.log_metrics({"train_loss": step / 2}, step=step)
+        # The thread waits for SQLite, this one does not.
+        wait_until(lambda: "MLflow does not take metrics" in capsys.readouterr().out)
+        other.execute("ROLLBACK")
+    run.finish()
+    assert history(run, "train_loss") == steps(5)
+    assert connect().get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_full_disk_of_the_store_ends_nothing_and_loses_nothing(
+    small_disk,
+    empty_store,
+    bare_project,
+    monkeypatch,
+    capsys,
+) -> None:
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    (small_disk / "mlruns").mkdir()
+    shutil.copy(empty_store, small_disk / "mlruns/mlflow.db")
+    monkeypatch.setenv("GPT2_PROJECT_ROOT", str(small_disk))
+    filler = Filler(small_disk, 0, None)
+    run = start_run(params_with())
+    run.flush()
+    filler.fill_up()
+    for step in range(2000):  # more than fits into what SQLite has allocated
+        run.log_metrics({f"metric_{i}": step / 2 for i in range(5)}, step=step)
+    assert run.flush() is False
+    run.secure()
+    run.set_tags({"while": "full"})
+    filler.ballast.unlink()
+    run.finish()
+    said = capsys.readouterr().out
+    assert "MLflow does not take metrics" in said
+    assert "cannot be written (No space left on device)" in said
+    for i in range(5):
+        assert history(run, f"metric_{i}") == steps(2000)
+    stored = connect().get_run(run.run_id)
+    assert (stored.data.tags["while"], stored.info.status) == ("full", "FINISHED")
+
+
+def test_a_log_file_that_the_disk_does_not_take_is_said_once_and_ends_nothing(
+    small_disk,
+    monkeypatch,
+    capsys,
+) -> None:
+    monkeypatch.chdir(small_disk)
+    log = TrainingLog()
+    filler = Filler(small_disk, 0, None)
+    filler.fill_up()
+    for number in range(200):
+        log.say(f"line {number} " + "x" * 80)
+    said = capsys.readouterr().out
+    assert said.count("cannot be written (No space left on device); training goes on") == 1
+    assert "line 199 " in said
+    filler.ballast.unlink()
+    log.say("room again")
+    log.close()
+    assert "room again" in log.path.read_text()
+    assert "line 50 " in log.path.read_text()

@@ -1,0 +1,362 @@
+"""Stages that start while MLflow is away: they work, and when it is back it has all of it, once."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2core.errors import UserError
+from gpt2core.storage.files import read_json, write_json
+from gpt2ops import paths
+from gpt2ops.params.schema import parse_params
+from gpt2ops.tracking.api import start_run, tracked_run
+from gpt2ops.tracking.download import BEST_CHECKPOINT, checkpoint_directory
+from gpt2ops.tracking.journal import Point, settled
+from gpt2ops.tracking.link import BEGUN_AS_TAG, is_begun
+from gpt2ops.tracking.store import connect, experiment_id, mlruns, stored_run_id
+from tests.support.mlflow_server import Proxy, steps
+from tests.support.tracked_project import history, params_with
+from tests.support.waiting import HANGS, wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def line(server, monkeypatch, request) -> Iterator[Proxy]:
+    """The way to the server, cut; and an experiment of the test's own."""
+    proxy = Proxy(server.port)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.address)
+    proxy.close()
+    yield proxy
+    proxy.close()
+
+
+def own(request: pytest.FixtureRequest, **train: Any) -> Any:
+    return parse_params({"run": {"experiment": request.node.name}, "train": train})
+
+
+def runs_of(experiment: str) -> list[Any]:
+    client = connect()
+    return list(client.search_runs([experiment_id(client, experiment)]))
+
+
+def spooled() -> list[str]:
+    return [path.name for path in (mlruns() / "spool").iterdir() if not path.name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_a_training_that_started_in_the_dark_is_whole_when_the_server_is_back(line, request, capsys) -> None:
+    before = time.time()
+    run = start_run(own(request, learning_rate=0.002), run_name="in the dark")
+    started_at, early_id = time.time(), run.run_id
+    for step in range(20):
+        run.log_metrics({"train_loss": step / 2}, step=step)
+        if step == 5:
+            run.secure()
+        if step == 10:
+            assert run.flush() is False
+            line.open()
+            assert run.flush() is True
+    note = Path("note.txt")
+    note.write_text("hello")
+    run.log_artifact(note, "logs")
+    run.log_dataset(json.loads((paths.TOKENS / "manifest.json").read_text()), split="train")
+    run.finish()
+    (stored,) = runs_of(request.node.name)
+    assert (stored.info.run_name, stored.info.status) == ("in the dark", "FINISHED")
+    assert before - 1 < stored.info.start_time / 1000 < started_at + 1
+    assert stored.data.params["train.learning_rate"] == "0.002"
+    assert stored.data.tags["data_sha256"] == "ab" * 32
+    assert stored.data.tags[BEGUN_AS_TAG] == early_id
+    assert len(stored.inputs.dataset_inputs) == 1
+    assert any(key.startswith("system/cpu") for key in stored.data.metrics)
+    assert {item.path for item in connect().list_artifacts(stored.info.run_id)} == {"dvc.lock", "logs", "params.yaml"}
+    assert history(run, "train_loss") == steps(20)
+    assert spooled() == []
+    said = capsys.readouterr().out
+    assert said.count(f"MLflow at {line.address} is away (no answer); the training goes on") == 1
+    assert f"the run in the dark is {stored.info.run_id} there" in said
+
+
+@pytest.mark.slow
+def test_all_stages_of_a_run_in_the_dark_are_one_run_afterwards(line, request, capsys) -> None:
+    paths.PARAMS.write_text(f"run:\n  experiment: {request.node.name}\n")
+    with start_run(own(request), run_name="dark") as run:
+        run.log_metrics({"train_loss": 2.5}, step=1)
+    write_json(paths.RUN, run.record("gpt2"))
+    with tracked_run() as evaluation:
+        evaluation.log_metrics({"evaluate/test_loss": 3.5})
+    refused = pytest.raises(UserError, match=r"^cannot use the MLflow store http.*\(no answer\); start its server")
+    with refused, tracked_run(wait=False):  # what cannot be done later
+        pass
+    line.open()
+    with tracked_run(wait=False) as registration:
+        registration.set_tags({"gate": "passed"})
+    (stored,) = runs_of(request.node.name)
+    assert stored.info.run_id == registration.run_id
+    early_id = read_json(paths.RUN)["run_id"]  # which DVC has recorded, so that it stays
+    assert early_id != stored.info.run_id
+    assert stored_run_id(early_id) == stored.info.run_id
+    assert (stored.data.metrics["train_loss"], stored.data.metrics["evaluate/test_loss"]) == (2.5, 3.5)
+    assert (stored.data.tags["gate"], stored.info.status) == ("passed", "FINISHED")
+    assert spooled() == []
+    assert "what waited for MLflow run dark has been sent" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_one_that_is_killed_and_starts_again_in_the_dark_is_one_run(line, request) -> None:
+    code = (
+        "import os, signal, sys; from gpt2ops.params.schema import parse_params\n"
+        "from gpt2ops.tracking.api import start_run\n"
+        "params = parse_params({'run': {'experiment': sys.argv[1]}})\n"
+        "run = start_run(params, 'killed', resume_key='k'); print(run.run_id, flush=True)\n"
+        "for step in range(5): run.log_metrics({'train_loss': step / 2}, step=step)\n"
+        "run.secure(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.run(
+        [sys.executable, "-c", code, request.node.name], env=environment, capture_output=True, text=True, check=False
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    known = next(line for line in child.stdout.splitlines() if len(line) == 32)
+    with start_run(own(request), resume_key="k") as again:  # before its first checkpoint: by its key
+        assert again.run_id == known
+        for step in range(3, 8):
+            again.log_metrics({"train_loss": step / 2}, step=step)
+    with start_run(own(request), resume_key="k") as other:  # that one has finished
+        assert other.run_id != known
+    line.open()
+    with start_run(own(request), resume_run_id=known) as resumed:  # as its checkpoint says
+        for step in range(6, 10):
+            resumed.log_metrics({"train_loss": step / 2}, step=step)
+    assert history(resumed, "train_loss") == steps(10)
+    runs = {run.info.run_id: run for run in runs_of(request.node.name)}
+    assert len(runs) == 2
+    assert runs[resumed.run_id].data.tags[BEGUN_AS_TAG] == known
+
+
+@pytest.mark.slow
+def test_one_whose_making_was_cut_short_is_not_made_twice(line, request) -> None:
+    with start_run(own(request), "cut short") as run:
+        run.log_metrics({"train_loss": 1.0}, step=1)
+    line.open()
+    client = connect()  # as a process does that is killed before it has written down the new id
+    tags = {BEGUN_AS_TAG: run.run_id}
+    made = client.create_run(experiment_id(client, request.node.name), run_name="cut short", tags=tags)
+    assert is_begun(run.run_id)
+    with start_run(own(request), "another"):
+        pass
+    stored = {one.info.run_name: one for one in runs_of(request.node.name)}
+    assert sorted(stored) == ["another", "cut short"]
+    assert stored["cut short"].info.run_id == made.info.run_id
+    assert stored["cut short"].data.metrics["train_loss"] == 1.0
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_in_the_dark_has_each_step_once(line, request) -> None:
+    line.open()
+    first = start_run(own(request, learning_rate=0.002), "goes on")
+    for step in range(30):
+        first.log_metrics({"train_loss": step / 2}, step=step)
+    first.log_metrics({"steps": 30})
+    first.finish("KILLED")
+    system = history(first, "system/cpu_utilization_percentage")
+    line.close()
+    second = start_run(own(request, learning_rate=0.5), resume_run_id=first.run_id)
+    for step in range(40):  # all that its history has, as a training does
+        second.log_metrics({"train_loss": step / 2}, step=step)
+    second.secure()
+    line.open()
+    assert second.flush() is True
+    for step in range(40, 45):
+        second.log_metrics({"train_loss": step / 2}, step=step)
+    second.log_metrics({"steps": 45})
+    second.finish()
+    (stored,) = runs_of(request.node.name)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.metrics["steps"] == 45
+    assert json.loads(stored.data.tags["params_changed_later"]) == {
+        "train.learning_rate": "0.5",
+        "train.min_learning_rate": "0.025",
+    }
+    assert history(first, "train_loss") == steps(45)
+    after = [step for step, _ in history(first, "system/cpu_utilization_percentage")]
+    assert after == list(range(len(after)))
+    assert len(after) > len(system)
+
+
+def test_points_of_a_process_that_did_not_know_the_store_come_after_what_it_has() -> None:
+    points = [
+        Point("loss", 1.0, 10, 31),  # of a process that knew
+        Point("loss", 2.0, 20, 7, "step"),
+        Point("loss", 3.0, 20, 32, "step"),
+        Point("loss", 3.0, 21, 32, "last"),
+        Point("steps", 9.0, 22, 0, "last"),
+        Point("system/cpu", 0.5, 23, 0, "next"),
+        Point("system/disk", 0.5, 23, 0, "next"),
+        Point("system/cpu", 0.6, 24, 1, "next"),
+    ]
+    assert settled(points, {"loss": 20, "steps": 4, "system/cpu": 5, "system/disk": 6}) == [
+        Point("loss", 1.0, 10, 31),
+        Point("loss", 3.0, 20, 32),
+        Point("loss", 3.0, 21, 32),
+        Point("steps", 9.0, 22, 4),
+        Point("system/cpu", 0.5, 23, 7),
+        Point("system/disk", 0.5, 23, 7),
+        Point("system/cpu", 0.6, 24, 8),
+    ]
+
+
+class Wrong(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.send_error(self.server.status)  # type: ignore[attr-defined]
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.mark.parametrize(("status", "said"), [(401, "login"), (404, "404"), (503, None)])
+def test_a_server_that_refuses_is_a_mistake_and_one_that_is_overloaded_is_away(
+    bare_project, monkeypatch, status, said
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Wrong) as wrong:
+        wrong.status = status  # type: ignore[attr-defined]
+        threading.Thread(target=wrong.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{wrong.server_port}")
+        if said is None:
+            start_run(params_with()).finish()
+            assert any(name.endswith(".run.json") for name in spooled())
+        else:
+            with pytest.raises(UserError, match=f"^cannot use the MLflow store http.*{said}"):
+                start_run(params_with())
+            assert not mlruns().exists()
+        wrong.shutdown()
+
+
+class Cutting(Proxy):
+    """Cuts a connection that has brought so many bytes, as often as `cuts` says."""
+
+    def __init__(self, port: int, limit: int, cuts: int) -> None:
+        self.limit, self.cuts, self.brought = limit, cuts, 0
+        super().__init__(port)
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, delayed: bool) -> None:
+        here, downwards = 0, source.getpeername()[1] == self.target
+        try:
+            while block := source.recv(1 << 14):
+                target.sendall(block)
+                if downwards:
+                    here, self.brought = here + len(block), self.brought + len(block)
+                if downwards and self.cuts and here > self.limit:
+                    self.cuts -= 1
+                    target.shutdown(socket.SHUT_RDWR)
+                    return
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+
+
+@pytest.mark.slow
+def test_weights_that_break_off_on_their_way_from_a_server_go_on_where_they_broke_off(
+    server, tmp_path, monkeypatch, capsys
+) -> None:
+    content = os.urandom(4_000_000)
+    folder = tmp_path / "best"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(content)
+    (folder / "config.json").write_text("{}")
+    with start_run(params_with()) as run:
+        run.log_artifacts(folder, BEST_CHECKPOINT)
+    proxy = Cutting(server.port, 1_500_000, cuts=2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.address)
+    sha256 = hashlib.sha256(content).hexdigest()
+    found = checkpoint_directory(connect(), run.run_id, sha256, "model.init", pause_seconds=0.01)
+    assert (found / "model.safetensors").read_bytes() == content
+    assert (found / "config.json").read_text() == "{}"
+    assert proxy.cuts == 0
+    assert proxy.brought < 1.5 * len(content)
+    assert capsys.readouterr().out.count("trying again in") == 2
+    assert sorted(path.name for path in found.iterdir()) == ["config.json", "model.safetensors"]
+    (found / "model.safetensors").unlink()
+    (found / ".model.safetensors.partial").write_bytes(b"of something else")
+    again = checkpoint_directory(connect(), run.run_id, sha256, "model.init", pause_seconds=0.01)
+    assert (again / "model.safetensors").read_bytes() == content
+    proxy.close()
+
+
+STOPPED = """
+import time
+from gpt2ops.params.schema import Params
+from gpt2ops.process.signals import Interruption
+from gpt2ops.tracking.api import start_run
+run = start_run(Params(), "stopped")
+run._buffer._interval_seconds = 0.1
+with Interruption() as interruption:
+    run.log_metrics({"train_loss": 0.0}, step=0)
+    run.flush()
+    print("ready", flush=True)
+    step = 0
+    while not interruption.requested():
+        step += 1
+        run.log_metrics({"train_loss": float(step)}, step=step)
+        time.sleep(0.05)
+    run.finish("KILLED")
+print(step, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_server_that_has_gone_silent_does_not_keep_an_interrupted_training(server, monkeypatch) -> None:
+    proxy = Silencer(server.port)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": proxy.address}
+    child = subprocess.Popen([sys.executable, "-c", STOPPED], env=environment, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    while child.stdout.readline() != "ready\n":
+        assert child.poll() is None
+    proxy.silent.set()
+    wait_until(proxy.asked.is_set, child)  # the thread that sends waits for an answer
+    child.send_signal(signal.SIGTERM)
+    asked_at = time.monotonic()
+    output = child.communicate(timeout=HANGS)[0]
+    assert time.monotonic() - asked_at < 30  # an answer is waited for 120 s
+    last = int(output.split()[-1])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    with start_run(params_with(), "next"):
+        pass
+    stopped = next(one for one in runs_of("gpt2") if one.info.run_name == "stopped")
+    assert stopped.info.status == "KILLED"
+    found = connect().get_metric_history(stopped.info.run_id, "train_loss")
+    assert sorted((point.step, point.value) for point in found) == [(step, float(step)) for step in range(last + 1)]
+    proxy.close()
+
+
+class Silencer(Proxy):
+    """After `silent` it takes what it is told and never answers."""
+
+    def __init__(self, port: int) -> None:
+        self.silent, self.asked = threading.Event(), threading.Event()
+        super().__init__(port)
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, delayed: bool) -> None:
+        try:
+            while block := source.recv(1 << 16):
+                if self.silent.is_set():
+                    self.asked.set()
+                else:
+                    target.sendall(block)
+        except OSError:
+            return

@@ -1,0 +1,140 @@
+"""The gate's rules, on plain numbers."""
+
+import pytest
+
+from gpt2ops.params.schema import Gate
+from gpt2ops.registry.gate import Champion, held_out_of, judge
+
+PROTOCOL = {"stride": 64, "block_size": 128, "max_tokens": 100000}
+
+
+def evaluation(perplexity=20.0, **changes):
+    return {
+        "train": {"loss": 2.5, "perplexity": 12.2, "tokens": 1000},
+        "val": {"loss": 3.0, "perplexity": 21.0, "tokens": 100},
+        "test": {"loss": 3.0, "perplexity": perplexity, "tokens": 100},
+        "protocol": PROTOCOL,
+        "verbatim_recall": 0.02,
+        "generalisation_gap": 0.5,
+        "verdict": "generalising",
+        "data_sha256": "ab",
+        **changes,
+    }
+
+
+TRAIN = {"target_loss": 4.0, "target_reached": True}
+
+
+def verdict(champion=None, perplexity=20.0, train=TRAIN, changes=None, **thresholds):
+    return judge(evaluation(perplexity, **(changes or {})), train, champion, Gate(**thresholds))
+
+
+def test_the_first_model_becomes_champion():
+    result = verdict(champion=None)
+    assert result.passed
+    assert result.reasons == ["There was no champion yet. Its held-out perplexity is 20.00."]
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "min_improvement", "passed", "word"),
+    [
+        (20.0, 25.0, 0.0, True, "is better: 20.00 against 25.00"),
+        (25.0, 20.0, 0.0, False, "is worse: 25.00 against 20.00"),
+        (20.0, 20.0, 0.0, False, "is the same"),
+        (19.0, 20.0, 0.1, False, "better by 5.0% only"),
+        (18.0, 20.0, 0.1, True, "is better"),
+        (15.0, 20.0, 0.1, True, "is better"),
+    ],
+)
+def test_a_champion_falls_only_to_a_better_held_out_perplexity(mine, theirs, min_improvement, passed, word):
+    result = verdict(Champion("3", theirs), perplexity=mine, min_improvement=min_improvement)
+    assert result.passed is passed
+    assert any(word in reason for reason in result.reasons)
+    assert any("version 3" in reason for reason in result.reasons)
+
+
+def test_a_champion_that_cannot_be_compared_stays():
+    result = verdict(Champion("3", None, problem="it was trained on other data and does not load"))
+    assert not result.passed
+    assert result.reasons == [
+        "It cannot be compared with the champion (version 3): it was trained on other data and does not load."
+    ]
+
+
+@pytest.mark.parametrize("theirs", [float("nan"), float("inf")])
+def test_a_champion_without_a_finite_perplexity_is_not_beaten_by_accident(theirs):
+    assert not verdict(Champion("3", theirs)).passed
+
+
+def test_a_champion_measured_again_is_said_to_be():
+    result = verdict(Champion("3", 30.0, measured_again=True))
+    assert result.passed
+    assert "measured again on this data" in result.reasons[0]
+
+
+def test_registering_the_champion_again_keeps_it():
+    assert verdict(Champion("3", 20.0, same_version=True)).passed
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "changes", "train", "word"),
+    [
+        ({"max_perplexity": 19.0}, {}, TRAIN, "above register.gate.max_perplexity (19)"),
+        ({"max_verbatim_recall": 0.01}, {}, TRAIN, "above register.gate.max_verbatim_recall (1%)"),
+        ({"max_verbatim_recall": 0.5}, {"verbatim_recall": None}, TRAIN, "set evaluate.recall_passages"),
+        ({"require_target": True}, {}, {"target_loss": 4.0, "target_reached": False}, "did not reach its target loss"),
+        ({"require_target": True}, {}, {"target_loss": None, "target_reached": None}, "none was set"),
+        ({"max_perplexity": 30.0}, {"val": None, "test": None}, TRAIN, "No text was held out"),
+    ],
+)
+def test_a_broken_threshold_refuses_even_the_first_model_and_names_the_key(thresholds, changes, train, word):
+    result = verdict(None, changes=changes, train=train, **thresholds)
+    assert not result.passed
+    assert word in result.reasons[0]
+
+
+def test_kept_thresholds_do_not_refuse():
+    assert verdict(None, max_perplexity=20.0, max_verbatim_recall=0.02, require_target=True).passed
+
+
+def test_every_refusal_is_listed():
+    result = verdict(Champion("3", 10.0), max_perplexity=15.0, require_target=True, train={"target_loss": 1.0})
+    assert len(result.reasons) == 3
+
+
+def test_without_held_out_text_only_the_first_model_becomes_champion():
+    nothing = {"val": None, "test": {"tokens": 0}}
+    assert verdict(None, changes=nothing).passed
+    assert not verdict(Champion("3", 20.0), changes=nothing).passed
+
+
+def test_a_memorising_run_is_named_and_refused_only_where_a_threshold_says_so():
+    changes = {"verdict": "memorising", "verbatim_recall": 0.9, "generalisation_gap": 5.25}
+    named = verdict(None, changes=changes)
+    assert named.passed
+    assert named.memorising
+    assert "memorising run: it continues 90% of the training passages" in " ".join(named.reasons)
+    assert "5.25 above its training loss" in " ".join(named.reasons)
+    assert not verdict(None, changes=changes, max_verbatim_recall=0.5).passed
+    assert not verdict(None).memorising
+
+
+def test_the_held_out_split_is_test_else_val_else_nothing():
+    assert held_out_of(evaluation(33.0)).perplexity == 33.0
+    assert held_out_of(evaluation(test=None)).split == "val"
+    assert held_out_of(evaluation(test={"tokens": 10, "perplexity": None})).split == "val"
+    assert held_out_of(evaluation(test=None, val=None)) is None
+
+
+@pytest.mark.parametrize(
+    "changes", [{"data_sha256": "cd"}, {"protocol": {**PROTOCOL, "stride": 32}}, {"test": {"tokens": 0}}]
+)
+def test_perplexities_of_other_data_protocol_or_split_are_not_comparable(changes):
+    assert held_out_of(evaluation()).comparable_to(held_out_of(evaluation(33.0)))
+    assert not held_out_of(evaluation()).comparable_to(held_out_of(evaluation(**changes)))
+
+
+def test_the_verdict_survives_json():
+    import json
+
+    assert json.loads(json.dumps(verdict(None).as_dict()))["passed"] is True

@@ -1,0 +1,80 @@
+"""Dependencies point one way, and the files agree with each other about names."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gpt2ops import paths
+from gpt2ops.params.recipes import CHOSEN
+from gpt2ops.params.schema import Params, load_params, parse_params
+
+ROOT = Path(__file__).parents[2]
+FORBIDDEN = {
+    "gpt2core": {"gpt2ops", "tasks", "flows", "mlflow", "prefect", "dvc", "pandas"},
+    "gpt2ops": {"flows", "prefect"},
+    "tasks": {"flows", "prefect"},
+}
+
+
+def imported_packages(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_dependencies_point_one_way(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    upward = {str(path): names for path in files if (names := imported_packages(path) & FORBIDDEN[package])}
+    assert upward == {}
+
+
+def test_params_file_states_the_defaults_of_the_schema() -> None:
+    assert load_params(ROOT / "params.yaml") == Params()
+    written = yaml.safe_load((ROOT / "params.yaml").read_text())
+    defaults = Params().model_dump(by_alias=True)
+    defaults["train"] |= dict.fromkeys(CHOSEN)  # what a recipe decides, which gpt2ops/params/recipes.py states
+    assert written == defaults
+
+
+def test_every_shipped_recipe_validates() -> None:
+    recipes = sorted((ROOT / "recipes").glob("*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        parse_params(yaml.safe_load(recipe.read_text()), source=recipe.name)
+
+
+def stage_outputs() -> dict[str, set[str]]:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    return {
+        name: {
+            next(iter(out)) if isinstance(out, dict) else out
+            for kind in ("outs", "metrics", "plots")
+            for out in stage.get(kind, [])
+        }
+        for name, stage in stages.items()
+    }
+
+
+def test_dvc_stages_write_the_paths_that_the_code_names() -> None:
+    declared = set().union(*stage_outputs().values())
+    named = {
+        value.as_posix()
+        for key, value in vars(paths).items()
+        if isinstance(value, Path)
+        and key not in {"PARAMS", "DVC_LOCK", "BUNDLED_CORPUS", "PROVENANCE", "CHECKPOINTS", "LOGS"}
+        and key not in {"MLRUNS", "WORKSPACES", "FINETUNED"}
+    }
+    assert declared == named
+
+
+def test_stages_are_those_of_the_pipeline_in_its_order() -> None:
+    stages = ["download", "tokenize", "finetune", "evaluate", "sample", "plot", "register", "report"]
+    assert list(stage_outputs()) == stages
