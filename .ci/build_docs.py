@@ -14,12 +14,13 @@ from typing import Any
 
 import nbformat
 import yaml
-from cli.main import COMMANDS, build_parser
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbconvert.writers import FilesWriter
-from tasks.params import Params
+
+from gpt2ops.cli.main import COMMANDS, build_parser
+from gpt2ops.params.schema import Params
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
