@@ -14,12 +14,13 @@ from typing import Any
 
 import nbformat
 import yaml
-from cli.main import COMMANDS, build_parser
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbconvert.writers import FilesWriter
-from tasks.params import Params
+
+from gpt2ops.cli.main import COMMANDS, build_parser
+from gpt2ops.params.schema import Params
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -94,6 +95,7 @@ def write_notebook_page(path: Path, *, execute: bool) -> None:
     resources = {"output_files_dir": f"{path.stem}_files", "unique_key": path.stem}
     exporter = MarkdownExporter(preprocessors=[CoalesceStreamsPreprocessor])
     body, resources = exporter.from_notebook_node(notebook, resources=resources)
+    body += f"\n[Download this notebook]({path.name})\n"
     FilesWriter(build_directory=str(path.parent)).write(body, resources, notebook_name=path.stem)
 
 
