@@ -20,8 +20,8 @@ from gpt2core.config import GPTConfig
 from gpt2core.kernels.head_loss import head_loss
 
 # GPT-2 124M sees the same 2,048 rows for 16 x 128 and 4 x 512 tokens; 4 x 128 is the default run's step.
-ROWS = {"16 x 128 or 4 x 512": 2048, "4 x 128": 512}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ROWS = {"4 x 128": 512, "16 x 128 or 4 x 512": 2048}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Loss = Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]
 
 
@@ -88,6 +88,7 @@ def main() -> None:
             for number in range(rounds + 1):
                 for name, loss in VARIANTS.items():
                     result = measure(loss, x, weight, targets, dtype)
+                    print(f"{tokens}, {precision}, round {number}, {name}: {result[0]:.2f} s", flush=True)
                     found[name] += [result] if number else []  # the first round warms up
             for name, results in found.items():
                 seconds = [result[0] for result in results]

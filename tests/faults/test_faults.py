@@ -84,11 +84,11 @@ def test_a_run_goes_on_while_the_disk_is_full_and_saves_again_when_there_is_room
     assert heard.left == []  # a save that failed leaves nothing behind that eats the disk
     failed = [note for note in heard.notes if "could not be saved" in note]
     assert failed == [
-        "checkpoint at step 8 could not be saved; the earlier ones are intact, the next is tried in its turn "
+        "checkpoint at step 8 could not be saved; training continues, the earlier ones are intact "
         "(No space left on device)",
         "the best weights, of step 10, could not be saved; they stay in memory and are tried again "
         "(No space left on device)",
-        "checkpoint at step 12 could not be saved; the earlier ones are intact, the next is tried in its turn "
+        "checkpoint at step 12 could not be saved; training continues, the earlier ones are intact "
         "(No space left on device)",
     ]
     assert_same_bits(trainer, whole)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from gpt2core.training.stopping import LossAverage
 from gpt2ops.params.schema import Params
 from gpt2ops.training.log import ProgressBar, TrainingLog
 from gpt2ops.training.pace import Pace
@@ -48,9 +47,7 @@ def test_an_evaluation_says_where_its_loss_stands(log: TrainingLog, capsys: pyte
 
 
 def trainer_at(step: int) -> Any:
-    return SimpleNamespace(
-        step=step, total_steps=1200, tokens_per_step=512, learning_rate=2.4e-3, average=LossAverage(4.2, 1.0)
-    )
+    return SimpleNamespace(step=step, total_steps=1200, tokens_per_step=512, learning_rate=2.4e-3, smoothed_loss=4.2)
 
 
 @pytest.mark.parametrize(
