@@ -25,7 +25,7 @@ torture: setup
 
 # Spoiled inputs for every reader; about half an hour for a hundred thousand.
 fuzz: setup
-	@python -m tests.fuzz --cases $(or $(CASES),100000)
+	@python -m tests.harness.fuzz --cases $(or $(CASES),100000)
 
 # Speed against named peers, into benchmarks/RESULTS.md; an hour or two on two cores that do nothing else.
 bench: setup

@@ -6,6 +6,8 @@ Names load on first use, so that a stage pays only for what it imports.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.2.0"
+
 if TYPE_CHECKING:
     from gpt2core.config import GPTConfig
     from gpt2core.decoding import PackedGPT, generate, stream

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 
@@ -83,14 +82,22 @@ def cpu_precision(capabilities: Mapping[str, Any]) -> tuple[str, str]:
 def set_threads(threads: int | None) -> int:
     """Use `threads` CPU threads (None: one per physical core); returns the number."""
     if threads is None:
-        physical = psutil.cpu_count(logical=False) or 1
-        try:
-            allowed = len(psutil.Process().cpu_affinity())
-        except AttributeError:  # macOS has no affinity
-            allowed = physical
-        threads = min(physical, allowed)
+        threads = _physical_cores()
     torch.set_num_threads(threads)
     return threads
+
+
+def _physical_cores() -> int:
+    """Those that this process may use; without psutil PyTorch's own number of threads."""
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        return torch.get_num_threads()
+    physical = psutil.cpu_count(logical=False) or 1
+    try:
+        return min(physical, len(psutil.Process().cpu_affinity()))
+    except AttributeError:  # macOS has no affinity
+        return physical
 
 
 def set_determinism(deterministic: bool) -> None:

@@ -27,7 +27,7 @@ from gpt2ops.training.run import TrackedTraining, Training, describe_saved, set_
 def main() -> None:
     params = load_params()
     if params.run.nproc_per_node > 1 and "RANK" not in os.environ:
-        spawn_ranks(params.run.nproc_per_node, "tasks.finetune")
+        spawn_ranks(params.run.nproc_per_node)
     with Interruption() as interruption:
         training = set_up(params, interruption.requested)
         result = train(training) if runtime.rank() == 0 else training.trainer.fit()

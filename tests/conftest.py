@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+LONG = {"test_pipeline.py", "test_flow_server.py"}  # a fixture runs a whole pipeline or starts three servers
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: the last file decides when the suite ends, and should be a short one."""
+    """Long files first: the last file decides when the suite ends, and should be a short one."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.name not in LONG, item.path not in slow))
 
 
 @pytest.fixture

@@ -47,8 +47,8 @@ class Batches:
         if not self.batches_per_epoch:
             needed = (batch_size - 1) * self._stride + sequence_length + 1
             raise UserError(
-                f"the {split.name} split has {len(split)} tokens and one batch needs {needed} (batch_size "
-                f"{batch_size}, sequence_length {sequence_length}); lower one of them or use a longer text."
+                f"the {split.name} split has {len(split)} tokens and one batch needs {needed} "
+                f"(batch_size {batch_size}, sequence_length {sequence_length}); lower one of them or use a longer text."
             )
 
     def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:

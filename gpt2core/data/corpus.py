@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from gpt2core.errors import UserError
+from gpt2core.extras import needs_extra
 from gpt2core.tokenizer import END_OF_TEXT, check_unicode
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
@@ -116,7 +117,8 @@ def _ungzip(handle: IO[bytes]) -> Iterator[bytes]:
 
 
 def _unzstd(handle: IO[bytes]) -> Iterator[bytes]:
-    import zstandard
+    with needs_extra("a .zst file"):
+        import zstandard
 
     decompressor = zstandard.ZstdDecompressor()
     frame = decompressor.decompressobj()
@@ -221,8 +223,9 @@ def _text_of(record: Any, text_field: str, where: str) -> str:
 
 
 def _parquet_texts(path: Path, text_field: str, on_bytes: Callable[[int], None]) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    with needs_extra("a .parquet file"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
     if not path.exists():
         raise UserError(f"{path} is missing.")

@@ -5,7 +5,7 @@ Shapes: B prompts, R num_return_sequences, T prompt tokens, L tokens of the long
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pkgutil import resolve_name
 from typing import Any, Literal, overload
@@ -14,23 +14,24 @@ import torch
 from torch import Tensor
 
 from gpt2core.decoding.checks import check_options, check_token_ids
-from gpt2core.decoding.ending import StopTest, describe_endings
 from gpt2core.decoding.logits.processors import build_processors
 from gpt2core.decoding.options import GenerationOptions
 from gpt2core.decoding.output import Decoded, GenerateOutput
-from gpt2core.decoding.prompts import merge_outputs, pad_prompts, strip_prompts
-from gpt2core.decoding.rows.cached import block_size_of
+from gpt2core.decoding.prompts import merge_outputs, pad_prompts, strip_common_padding
+from gpt2core.decoding.request import DecodingRequest, Generators, Streamer
+from gpt2core.decoding.rows.cached import SearchRows, block_size_of
 from gpt2core.decoding.rows.opening import open_rows, open_search_rows
 from gpt2core.decoding.scoring import score_tokens
-from gpt2core.decoding.strategies.drafting import may_draft, sample_with_draft
+from gpt2core.decoding.stopping import StopTest, describe_endings
+from gpt2core.decoding.strategies.drafting import is_worth_drafting, sample_with_draft
 from gpt2core.decoding.strategies.prompt_lookup import prompt_lookup
-from gpt2core.decoding.strategies.sampling import Generators, Streamer, sample
+from gpt2core.decoding.strategies.sampling import sample
 from gpt2core.errors import UserError
 from gpt2core.tokenizer import Tokenizer
 
 Model = Callable[[Tensor], Tensor]  # a GPT, a PackedGPT, or any (B, T) int64 -> logits (B, T, V)
 Seed = int | Sequence[int] | None
-# The searches, imported on first use: most calls need none.
+# Imported on first use: most calls need none of them.
 SEARCHES = {
     "beam": "gpt2core.decoding.strategies.beam:beam_search",
     "group_beam": "gpt2core.decoding.strategies.group_beam:group_beam_search",
@@ -92,18 +93,18 @@ def generate(
     if settings.stop_strings is not None and tokenizer is None:
         tokenizer = Tokenizer()
     with torch.inference_mode():
-        call = _Call(model, settings, tokenizer, streamer, time.monotonic())
-        alone = not isinstance(token_ids, Tensor)
+        deadline = None if settings.max_time is None else time.monotonic() + settings.max_time
+        call = _Call(model, settings, tokenizer, streamer, deadline, independent=not isinstance(token_ids, Tensor))
         if isinstance(token_ids, Tensor):
             ids, mask = _checked_ids(token_ids, attention_mask, settings)
         else:
             ids, mask = pad_prompts(token_ids, settings, _device(model))
         _check_vocabulary(model, ids, settings)
         generators = _generators(seed, settings, len(ids), ids.device)
-        output = call.run(ids, mask, generators, alone)
+        output = call.run(ids, mask, generators)
     if streamer is not None:
         streamer.end()
-    # Copied, the tensors are free of inference mode.
+    # Copies are no inference tensors, so that the caller may use them anywhere.
     return output.copy() if settings.return_dict_in_generate else output.sequences.clone()
 
 
@@ -119,36 +120,35 @@ def parse_options(options: dict[str, Any]) -> GenerationOptions:
     return settings
 
 
+@dataclass(frozen=True)
 class _Call:
-    """One call of `generate`: what all its prompts share."""
+    """What all batches of one call of `generate` share."""
 
-    def __init__(
-        self,
-        model: Model,
-        options: GenerationOptions,
-        tokenizer: Tokenizer | None,
-        streamer: Streamer | None,
-        started: float,
-    ) -> None:
-        self.model, self.options, self.tokenizer, self.streamer = model, options, tokenizer, streamer
-        self.deadline = None if options.max_time is None else started + options.max_time
+    model: Model
+    options: GenerationOptions
+    tokenizer: Tokenizer | None
+    streamer: Streamer | None
+    deadline: float | None  # by time.monotonic
+    independent: bool  # each prompt gets the result that it would have had alone: its padding counts nowhere
 
-    def run(self, ids: Tensor, mask: Tensor | None, generators: Generators, alone: bool) -> GenerateOutput:
+    def run(self, ids: Tensor, mask: Tensor | None, generators: Generators) -> GenerateOutput:
         """Decode prompts (B, T), split into batches where they cannot share one."""
-        groups = self._groups(ids, mask, alone)
+        groups = self._groups(ids, mask)
         if self.streamer is not None:
             self._check_streaming(groups)
         if groups is None:
-            return self._decode(ids, mask, generators, alone)
+            return self._decode(ids, mask, generators)
         copies = self.options.num_return_sequences
         outputs = []
         for rows in groups:
-            own = generators
+            batch_generators = generators
             if isinstance(generators, list):
                 share = len(generators) // len(ids)
-                own = [generators[row * share + copy] for row in rows for copy in range(share)]
-            part, part_mask = strip_prompts(ids[rows], None if mask is None else mask[rows], alone)
-            outputs.append(self._decode(part, part_mask, own, alone))
+                batch_generators = [generators[row * share + copy] for row in rows for copy in range(share)]
+            part, part_mask = ids[rows], None if mask is None else mask[rows]
+            if part_mask is not None and self.independent:
+                part, part_mask = strip_common_padding(part, part_mask)
+            outputs.append(self._decode(part, part_mask, batch_generators))
         return merge_outputs(outputs, groups, copies, ids, self.options.pad_id)
 
     def _check_streaming(self, groups: list[list[int]] | None) -> None:
@@ -157,63 +157,74 @@ class _Call:
         if groups is not None:
             raise UserError("a streamer takes the steps of one batch, and these prompts need several; give them alone.")
 
-    def _groups(self, ids: Tensor, mask: Tensor | None, alone: bool) -> list[list[int]] | None:
+    def _groups(self, ids: Tensor, mask: Tensor | None) -> list[list[int]] | None:
         """Rows that may share a batch; None where all may."""
         if self.options.mode == "prompt_lookup" and len(ids) > 1:
             return [[row] for row in range(len(ids))]
-        if not alone or mask is None or bool(mask.all()):
+        if not self.independent or mask is None or bool(mask.all()):
             return None
         lengths = mask.sum(-1).tolist()
         overflow = self.options.total_length(max(lengths)) > (block_size_of(self.model) or 2**62)
         if overflow or (self.options.max_new_tokens is None and self.options.max_length is not None):
-            # The window slides, or the search ends, at a length of the row's own.
-            return [[row for row, own in enumerate(lengths) if own == length] for length in sorted(set(lengths))]
+            # The window slides, or the search ends, at a length that depends on the row's prompt.
+            return [[row for row, number in enumerate(lengths) if number == length] for length in sorted(set(lengths))]
         return None
 
-    def _decode(self, ids: Tensor, mask: Tensor | None, generators: Generators, alone: bool) -> GenerateOutput:
+    def _decode(self, ids: Tensor, mask: Tensor | None, generators: Generators) -> GenerateOutput:
         """Decode one batch."""
+        request = self._request(ids, mask, generators)
+        if self.streamer is not None:
+            self.streamer.put(ids.cpu())
+        return self._output(self._run_strategy(request), request)
+
+    def _request(self, ids: Tensor, mask: Tensor | None, generators: Generators) -> DecodingRequest:
+        """Raises UserError where the prompts and new tokens do not fit into the model."""
         options, prompt_length = self.options, ids.shape[1]
         max_length = options.total_length(prompt_length)
         self._check_fits(prompt_length, max_length)
         starts = None if mask is None else mask.shape[1] - mask.sum(-1)
-        padding = starts if alone else None
-        processors = build_processors(options, prompt_length, ids.device, padding, mask_starts=starts)
-        finished = StopTest(options, prompt_length, self.tokenizer, self.deadline)
-        log_probs = None
-        arguments = (ids, mask, options, processors)
-        common: dict[str, Any] = {"max_length": max_length, "generator": generators, "finished": finished}
-        if options.mode not in BEAM_MODES:
-            if self.streamer is not None:
-                self.streamer.put(ids.cpu())
-            common["streamer"] = self.streamer
-        if options.mode in SEARCHES:
-            search = resolve_name(SEARCHES[options.mode])
-            copies = options.num_beams if options.mode in BEAM_MODES else options.top_k or 1
-            opened = open_search_rows(self.model, prompt_length, max_length, copies, options.past_block_size)
-            decoded = search(opened, *arguments, **common)
-        else:
-            rows = open_rows(self.model, max_length, options.past_block_size)
-            way = prompt_lookup if options.mode == "prompt_lookup" else sample
-            if way is sample and may_draft(rows, ids, options, max_length):
-                way = sample_with_draft
-            decoded, log_probs = way(rows, *arguments, **common)
-        return self._described(decoded, log_probs, mask, prompt_length, max_length)
+        padding = starts if self.independent else None
+        return DecodingRequest(
+            ids,
+            mask,
+            options,
+            build_processors(options, prompt_length, ids.device, padding, mask_starts=starts),
+            max_length,
+            StopTest(options, prompt_length, self.tokenizer, self.deadline),
+            generators,
+            self.streamer,
+        )
 
-    def _described(
-        self, decoded: Decoded, log_probs: Tensor | None, mask: Tensor | None, prompt_length: int, max_length: int
-    ) -> GenerateOutput:
-        values = {field.name: getattr(decoded, field.name) for field in fields(Decoded)}
-        values["prompt_length"] = prompt_length
-        if not self.options.return_dict_in_generate:
-            return GenerateOutput(**values)
-        lengths, reasons = describe_endings(decoded.sequences, self.options, prompt_length, max_length, self.tokenizer)
-        if self.options.output_log_probs and log_probs is None:
-            copies = len(decoded.sequences) // (len(mask) if mask is not None else len(decoded.sequences))
-            mask = None if mask is None else mask.repeat_interleave(copies, dim=0)
-            log_probs = score_tokens(
-                self.model, decoded.sequences, mask, prompt_length, lengths, self.options.past_block_size
+    def _run_strategy(self, request: DecodingRequest) -> Decoded:
+        options, mode, max_length = self.options, self.options.mode, request.max_length
+        if mode in SEARCHES:
+            copies = options.num_beams if mode in BEAM_MODES else options.top_k or 1
+            search_rows = open_search_rows(
+                self.model, request.ids.shape[1], max_length, copies, options.past_block_size
             )
-        return GenerateOutput(**values, log_probs=log_probs, new_tokens=lengths, finish_reasons=reasons)
+            search: Callable[[SearchRows, DecodingRequest], Decoded] = resolve_name(SEARCHES[mode])
+            return search(search_rows, request)
+        rows = open_rows(self.model, max_length, options.past_block_size)
+        if mode == "prompt_lookup":
+            return prompt_lookup(rows, request)
+        strategy = sample_with_draft if is_worth_drafting(rows, request) else sample
+        return strategy(rows, request)
+
+    def _output(self, decoded: Decoded, request: DecodingRequest) -> GenerateOutput:
+        options, prompt_length, mask = self.options, request.ids.shape[1], request.mask
+        values = {field.name: getattr(decoded, field.name) for field in fields(Decoded)}
+        output = GenerateOutput(**values, prompt_length=prompt_length)
+        if not options.return_dict_in_generate:
+            return output
+        sequences = decoded.sequences
+        lengths, reasons = describe_endings(sequences, options, prompt_length, request.max_length, self.tokenizer)
+        output = replace(output, new_tokens=lengths, finish_reasons=reasons)
+        if not options.output_log_probs or output.log_probs is not None:
+            return output
+        if mask is not None:
+            mask = mask.repeat_interleave(len(sequences) // len(mask), dim=0)
+        scores = score_tokens(self.model, sequences, mask, prompt_length, lengths, options.past_block_size)
+        return replace(output, log_probs=scores)
 
     def _check_fits(self, prompt_length: int, max_length: int) -> None:
         if max_length <= prompt_length:
@@ -243,7 +254,7 @@ def _checked_ids(token_ids: Tensor, mask: Tensor | None, options: GenerationOpti
     if token_ids.shape[1] == 0:
         return token_ids.new_full((len(token_ids), 1), options.bos_token_id, dtype=torch.int64), None
     if mask is None:
-        mask = _visible_padding(token_ids, options)
+        mask = _inferred_mask(token_ids, options)
         if mask is None:
             return token_ids.long(), None
     if mask.shape != token_ids.shape:
@@ -253,12 +264,12 @@ def _checked_ids(token_ids: Tensor, mask: Tensor | None, options: GenerationOpti
     return token_ids.long(), None if bool(mask.all()) else mask.long()
 
 
-def _visible_padding(token_ids: Tensor, options: GenerationOptions) -> Tensor | None:
-    """The mask that was not given but shows: as in transformers, a padding token at the left that ends no text."""
+def _inferred_mask(token_ids: Tensor, options: GenerationOptions) -> Tensor | None:
+    """The mask inferred from `pad_token_id` at the left, as in transformers; None where that token may be text."""
     if options.pad_token_id is None or options.pad_id in options.eos_ids:
         return None
     mask = token_ids != options.pad_id
-    return mask if _is_left_padding(mask) else None  # elsewhere it is text
+    return mask if _is_left_padding(mask) else None
 
 
 def _is_left_padding(mask: Tensor) -> bool:
@@ -276,7 +287,7 @@ def _check_vocabulary(model: Model, ids: Tensor, options: GenerationOptions) -> 
 
 
 def _generators(seed: Seed, options: GenerationOptions, batch_size: int, device: torch.device) -> Generators:
-    """The generator of the batch, or one a sequence."""
+    """One generator for the batch, or one for each sequence. Raises UserError for seeds out of range or too few."""
     if seed is None:
         return None
     seeds = [seed] if isinstance(seed, int) else list(seed)
@@ -286,9 +297,9 @@ def _generators(seed: Seed, options: GenerationOptions, batch_size: int, device:
     if isinstance(seed, int):
         return torch.Generator(device).manual_seed(seed)
     # A search draws for all beams of a prompt at once.
-    wanted = batch_size * (1 if options.num_beams > 1 else options.num_return_sequences)
-    if len(seeds) != wanted:
-        raise UserError(f"seed has {len(seeds)} values for {wanted} sequences; give one for each, or one for all.")
+    expected = batch_size * (1 if options.num_beams > 1 else options.num_return_sequences)
+    if len(seeds) != expected:
+        raise UserError(f"seed has {len(seeds)} values for {expected} sequences; give one for each, or one for all.")
     return [torch.Generator(device).manual_seed(one) for one in seeds]
 
 

@@ -15,6 +15,7 @@ class Decoded:
     logits: tuple[Tensor, ...] | None = None  # a step: (rows, V) fp32 of the model
     sequences_scores: Tensor | None = None  # (B*R,) beam searches only
     beam_indices: Tensor | None = None  # (B*R, L - T) int64, beam searches only, -1 after the end
+    log_probs: Tensor | None = None  # (B*R, L - T) fp32, nats, by the model itself; 0 where a row is padding
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,6 @@ class GenerateOutput(Decoded):
 
     prompt_length: int = 0  # T: new tokens begin at this column
     new_tokens: Tensor | None = None  # (B*R,) int64, the end of text included
-    log_probs: Tensor | None = None  # (B*R, L - T) fp32, nats, by the model itself; 0 where a row is padding
     finish_reasons: tuple[str, ...] = ()  # (B*R,) each eos, stop, length or time
 
     def copy(self) -> "GenerateOutput":

@@ -36,10 +36,8 @@ def pad_prompts(
     return token_ids, mask.long()
 
 
-def strip_prompts(ids: Tensor, mask: Tensor | None, alone: bool) -> tuple[Tensor, Tensor | None]:
-    """Rows (B, T) of one batch without the padding that they all have. Where padding is to count, it stays."""
-    if mask is None or not alone:
-        return ids, mask
+def strip_common_padding(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """ids and mask (B, T) without the columns that are padding in every row; the mask None where no padding is left."""
     first = int(mask.sum(0).ne(0).long().argmax())
     return ids[:, first:], None if bool(mask[:, first:].all()) else mask[:, first:]
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from gpt2core.errors import UserError
+from gpt2core.extras import needs_extra
 from gpt2core.storage.hf import RELEASED
 
 # Other formats of the same weights (onnx, tflite, h5) are not fetched.
@@ -19,8 +20,9 @@ def is_hub_name(source: str) -> bool:
 
 def fetch_from_hub(name: str) -> Path:
     """The directory in the hub's cache that holds the model. Raises UserError where it is not to be had."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+    with needs_extra(f"the model {name!r} of the hub"):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     repo_id = RELEASED.get(name, name)
     try:

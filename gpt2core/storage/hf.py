@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
+from gpt2core.extras import needs_extra
 from gpt2core.model import GPT
 from gpt2core.storage.files import atomic_path, inside, read_json, sha256_file, write_json
 
@@ -51,8 +52,9 @@ def find_weights(name_or_directory: str | Path) -> Path:
     name = str(name_or_directory)
     if name not in RELEASED:
         raise UserError(f"no model at {name!r}: it is neither a directory nor one of {', '.join(RELEASED)}.")
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    with needs_extra(f"the released weights {name!r}"):
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = ["config.json", "model.safetensors"]
     with suppress(LocalEntryNotFoundError, FileNotFoundError):

@@ -1,6 +1,7 @@
 """Who works in a project right now: the holder of its stage lock, its stages' processes, its flow runs' folders."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from gpt2ops.process.stage import LOCK
 from gpt2ops.tracking.store import stored_run_id
 
 FRESH_SECONDS = 600.0  # a folder touched since may still be in the making
+_STAGE = re.compile(r"(?:tasks|gpt2ops\.stages)\.(\w+)")  # a module: of a checkout, of a project elsewhere
 _SERVED_BY = "GPT2_SERVED_BY"  # in the environment of what `flows.serve` starts: "PID FOLDER"
 
 
@@ -59,7 +61,7 @@ def stage_processes(root: Path) -> list[StageProcess]:
     """Stages that run in the project's folder, or in one below it such as a flow run's."""
     found = []
     for process, command in _commands():
-        stage = next((word for word in command if word.startswith("tasks.")), None)
+        stage = next(filter(None, map(_STAGE.fullmatch, command)), None)
         if stage is None or "-m" not in command or "torch.distributed.run" in command:
             continue
         with suppress(psutil.Error, OSError):
@@ -67,7 +69,7 @@ def stage_processes(root: Path) -> list[StageProcess]:
             if folder.is_relative_to(root) and is_alive(process):
                 parent = process.parent()
                 alone = parent is None or parent.pid == 1
-                found.append(StageProcess(process.pid, stage.removeprefix("tasks."), folder, alone))
+                found.append(StageProcess(process.pid, stage[1], folder, alone))
     return found
 
 

@@ -236,7 +236,7 @@ def md5_file(path: Path) -> str:
 
 def verify_store() -> Result:
     """SQLite's full check of the MLflow database."""
-    from gpt2ops.maintenance.doctor.store import database, open_database
+    from gpt2ops.tracking.local_store import database, open_database
 
     try:
         with open_database(database()) as connection:

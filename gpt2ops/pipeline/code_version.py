@@ -1,16 +1,22 @@
-"""Which code made a result: the package's version, a digest of its files, and the commit where they lie in git."""
+"""Which code made a result: the package's version, a digest of its files, and the commit where they lie in git.
+
+Files have the names of the repository: the wheel has those of `tasks/` in `gpt2ops/stages/`.
+"""
 
 import hashlib
-import importlib.metadata
 import subprocess
-import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+
+from gpt2core import __version__
 
 PACKAGE = "gpt2-workflow"
 # What a stage runs; the command, the flows and the page do not change a result.
 CODE = ("gpt2core", "gpt2ops", "tasks")
+_STAGES = "gpt2ops/stages"
+# Parts of gpt2ops that only the wheel or only the checkout has.
+_NOT_CODE = (f"{_STAGES}/", "gpt2ops/published/")
 
 
 def code_root() -> Path:
@@ -19,14 +25,7 @@ def code_root() -> Path:
 
 
 def package_version() -> str:
-    """The version that is installed; of a checkout that is not, the one it would have."""
-    project = code_root() / "pyproject.toml"
-    if project.is_file():
-        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
-    try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:  # a copy of the packages alone
-        return "unknown"
+    return __version__
 
 
 def code_sha256(root: Path | None = None) -> str:
@@ -35,17 +34,27 @@ def code_sha256(root: Path | None = None) -> str:
 
 
 def digest(names: Iterable[str], root: Path) -> str:
-    """Of the files that `names`, files or folders under `root`, are or hold."""
+    """SHA-256 of the files that `names`, files or folders under `root`, are or hold.
+
+    It is the same in a checkout and in what its wheel installs.
+    """
     found = hashlib.sha256()
-    for name in sorted(names):
-        path = root / name
-        for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            if not file.is_file() or "__pycache__" in file.parts:
-                continue
-            # Line ends are git's affair, not the code's.
-            content = file.read_bytes().replace(b"\r\n", b"\n")
-            found.update(f"{file.relative_to(root).as_posix()}\0{len(content)}\0".encode() + content)
+    for shown, file in (pair for name in sorted(names) for pair in _files(name, root)):
+        # Line ends are git's affair, not the code's.
+        content = file.read_bytes().replace(b"\r\n", b"\n")
+        found.update(f"{shown}\0{len(content)}\0".encode() + content)
     return found.hexdigest()
+
+
+def _files(name: str, root: Path) -> Iterator[tuple[str, Path]]:
+    """The files that `name` is or holds, each with its name in the repository."""
+    installed = (root / _STAGES / "finetune.py").is_file()
+    first, slash, rest = name.partition("/")
+    path = root / (f"{_STAGES}{slash}{rest}" if installed and first == "tasks" else name)
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        shown = name if file == path else f"{name}/{file.relative_to(path).as_posix()}"
+        if file.is_file() and "__pycache__" not in file.parts and not shown.startswith(_NOT_CODE):
+            yield shown, file
 
 
 @cache

@@ -9,6 +9,8 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 # PyTorch raises RuntimeError for the CPU's memory, and a kind of it with the second text for a GPU's.
 NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "not enough memory")
+# The extra of pyproject.toml that has a library; `pipeline` has the others.
+EXTRAS = {"gradio": "app", "transformers": "export", "ctranslate2": "export", "prefect": "serve", "fastapi": "serve"}
 SMALLER = {
     "finetune": "lower train.micro_batch_size (it must divide train.batch_size) or set train.gradient_checkpointing",
     "evaluate": "lower evaluate.batch_size",
@@ -22,6 +24,11 @@ def failure_line(name: str, error: BaseException) -> str | None:
     """What to tell the user of the stage or command `name`; None for an error that is this project's own."""
     if isinstance(error, UserError):
         return redact(str(error))
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        library = error.name.partition(".")[0]
+        if library not in ("gpt2core", "gpt2ops", "tasks", "flows"):
+            extra = EXTRAS.get(library, "pipeline")
+            return f"{library} is not installed: pip install 'gpt2-workflow[{extra}]'"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(t in str(error) for t in NO_MEMORY)):
         return f"not enough memory; {SMALLER.get(name, 'close other programs')}, and run again."
     if isinstance(error, OSError) and error.errno is not None:

@@ -17,10 +17,14 @@ WATCH_SECONDS = 0.5
 FLOW_PROCESS = "GPT2_FLOW_PROCESS"  # a variable: the process of the flow run, which DVC outlives
 
 
-def spawn_ranks(count: int, module: str) -> NoReturn:
-    """Become `torchrun` with `count` processes of `module` on this machine."""
+def spawn_ranks(count: int) -> NoReturn:
+    """Become `torchrun` with `count` processes on this machine, each of the module that this process runs."""
+    module = sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]  # a stage is started by `python -m`
     arguments = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", module]
-    os.execve(sys.executable, [sys.executable, *arguments], {**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if sys.flags.safe_path:  # the ranks have no `-P`
+        environment["PYTHONSAFEPATH"] = "1"
+    os.execve(sys.executable, [sys.executable, *arguments], environment)
 
 
 @contextmanager

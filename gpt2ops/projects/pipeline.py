@@ -27,22 +27,25 @@ def run_stages(folder: Path, *, store: Path, output_to_stderr: bool, **environme
     Ctrl-C and SIGTERM reach the running stage; a training saves its checkpoint. Raises InterruptedPipelineError then,
     and PipelineError for a stage that failed.
     """
-    _run(
-        "gpt2ops.projects.reproduce", folder, stage_environment(store, **environment), output_to_stderr, signal.SIGTERM
-    )
+    arguments = ["-P", "-m", "gpt2ops.projects.reproduce"]
+    _run(arguments, folder, stage_environment(store, **environment), output_to_stderr, signal.SIGTERM)
 
 
 def run_stage(folder: Path, stage: str, *, store: Path, output_to_stderr: bool) -> None:
-    """One stage of the project in `folder`, without DVC and what that knows of earlier runs. Raises as `run_stages`."""
-    _run(f"tasks.{stage}", folder, stage_environment(store), output_to_stderr, signal.SIGINT)
+    """One stage of the project in `folder`, without DVC and its cache; by the code in `folder` where it brings its own.
+
+    Raises as `run_stages`.
+    """
+    arguments = ["-m", f"tasks.{stage}"] if (folder / "gpt2ops").is_dir() else ["-P", "-m", f"gpt2ops.stages.{stage}"]
+    _run(arguments, folder, stage_environment(store), output_to_stderr, signal.SIGINT)
 
 
 def _run(
-    module: str, folder: Path, environment: dict[str, str], output_to_stderr: bool, request: signal.Signals
+    arguments: list[str], folder: Path, environment: dict[str, str], output_to_stderr: bool, request: signal.Signals
 ) -> None:
-    """`python -m MODULE`, which leaves where it is sent `request`."""
+    """Python with `arguments`; Ctrl-C and SIGTERM are passed on to it as the signal `request`."""
     process = subprocess.Popen(
-        [sys.executable, "-m", module],
+        [sys.executable, *arguments],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -1,15 +1,17 @@
 """A project in a folder of its own: params.yaml, dvc.yaml and the text, run by the code that is installed.
 
-Its dvc.yaml is this project's, but for the code among the dependencies: code.yaml holds a digest of each stage's code
-in its place, so that an update of the package runs again exactly the stages whose code it changed.
+Its dvc.yaml is that of the repository with two changes. Stages are run as `gpt2ops.stages`, without the project's own
+modules on the path: a `tasks.py` there is the user's. In place of the code among the dependencies, code.yaml holds a
+digest of each stage's code, so that an update of the package runs again only the stages whose code it changed.
 """
 
-import importlib.metadata
+import importlib.resources
 import io
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,6 @@ from gpt2ops.pipeline.code_version import CODE, PACKAGE, code_root, digest
 
 PIPELINE = Path("dvc.yaml")
 CODE_FILE = Path("code.yaml")
-_INSTALLED = f"share/{PACKAGE}/"  # where pip puts the files that stand beside the packages
 _CODE_HEADER = """\
 # A digest of each stage's code, as it is installed: `gpt2 init FOLDER --update` brings it up to date, and the next
 # `dvc repro` then runs the stages whose code has changed.
@@ -32,14 +33,14 @@ _CODE_HEADER = """\
 _GITIGNORE = ("/models/", "/logs/", "/mlruns/", "/dvc_plots/", "*.partial", "__pycache__/")
 
 
-def published(name: Path) -> Path:
-    """The file `name` of the project as published: in the checkout, or where pip has put it."""
-    there = code_root() / name
-    if there.is_file():
-        return there
-    for file in importlib.metadata.files(PACKAGE) or []:
-        if file.as_posix().endswith(_INSTALLED + name.as_posix()):
-            return Path(str(file.locate()))
+def published(name: Path) -> Traversable:
+    """The file `name` of the repository: from the package's data, or from the checkout.
+
+    Raises UserError where the installation lacks it.
+    """
+    for place in (importlib.resources.files("gpt2ops") / "published", code_root()):
+        if (file := place / name.as_posix()).is_file():
+            return file
     raise UserError(f"{name} of the package {PACKAGE} is missing: install the package again.")
 
 
@@ -70,7 +71,7 @@ def write_pipeline(folder: Path) -> None:
 
 
 def installed_pipeline() -> tuple[str, dict[str, str], list[str]]:
-    """The text of dvc.yaml without code among its dependencies, each stage's digest of it, and what git ignores."""
+    """A project's dvc.yaml, the digest of each stage's code, and the lines of .gitignore."""
     from ruamel.yaml import YAML
 
     editor = YAML()
@@ -80,6 +81,7 @@ def installed_pipeline() -> tuple[str, dict[str, str], list[str]]:
     code: dict[str, str] = {}
     ignored = list(_GITIGNORE)
     for name, stage in pipeline["stages"].items():
+        stage["cmd"] = stage["cmd"].replace("-m tasks.", "-P -m gpt2ops.stages.")
         own = [dependency for dependency in stage["deps"] if dependency.split("/")[0] in CODE]
         for dependency in own:
             stage["deps"].remove(dependency)
@@ -113,10 +115,13 @@ def _git(folder: Path, *arguments: str) -> bool:
 
 def stage_environment(store: Path, **more: str) -> dict[str, str]:
     """The environment of a project's stages: this Python and this code, and the MLflow store of the folder `store`."""
+    python_path = list(filter(None, [os.environ.get("PYTHONPATH")]))
+    if (code_root() / "pyproject.toml").is_file():  # a checkout, which need not be installed
+        python_path.insert(0, str(code_root()))
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "PYTHONPATH": os.pathsep.join([str(code_root()), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join(python_path),
         "PYTHONUNBUFFERED": "1",
         "DVC_NO_ANALYTICS": "true",
         "GPT2_COMMAND": "1",

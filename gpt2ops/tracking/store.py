@@ -21,6 +21,7 @@ from gpt2core.storage.files import read_json
 from gpt2ops import paths
 from gpt2ops.process.redact import redact as redact
 from gpt2ops.process.startup import quick_imports
+from gpt2ops.tracking.artifact_paths import change_places, misplaced
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -288,8 +289,6 @@ def _is_being_made(error: Exception) -> bool:
 
 def _mend_places(database: Path, directory: Path) -> None:
     """MLflow keeps artifact places absolute: after the project's folder moved or was copied, point them here."""
-    from gpt2ops.maintenance.relocate import change_places, misplaced
-
     with closing(sqlite3.connect(database, timeout=20)) as connection:
         if misplaced(connection, directory, tables=("experiments",)):  # few rows: most starts end here
             change_places(connection, misplaced(connection, directory))

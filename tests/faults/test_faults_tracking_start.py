@@ -1,7 +1,5 @@
 """Stages that start while MLflow is away: they work, and when it is back it has all of it, once."""
 
-# ruff: noqa: F401, F811
-
 import hashlib
 import json
 import os
@@ -27,8 +25,11 @@ from gpt2ops.tracking.download import BEST_CHECKPOINT, checkpoint_directory
 from gpt2ops.tracking.journal import Point, settled
 from gpt2ops.tracking.link import BEGUN_AS_TAG, is_begun
 from gpt2ops.tracking.store import connect, experiment_id, mlruns, stored_run_id
-from tests.faults.test_faults_tracking import ROOT, Proxy, Server, module_server, server, steps
-from tests.gpt2ops.tracking.test_tracking import bare_project, empty_store, history, params_with, project
+from tests.support.mlflow_server import Proxy, steps
+from tests.support.tracked_project import history, params_with
+from tests.support.waiting import HANGS, wait_until
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -253,7 +254,7 @@ class Cutting(Proxy):
         self.limit, self.cuts, self.brought = limit, cuts, 0
         super().__init__(port)
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, seconds: float) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, delayed: bool) -> None:
         here, downwards = 0, source.getpeername()[1] == self.target
         try:
             while block := source.recv(1 << 14):
@@ -327,11 +328,11 @@ def test_a_server_that_has_gone_silent_does_not_keep_an_interrupted_training(ser
     while child.stdout.readline() != "ready\n":
         assert child.poll() is None
     proxy.silent.set()
-    time.sleep(2)  # the thread that sends has asked, and waits for an answer
+    wait_until(proxy.asked.is_set, child)  # the thread that sends waits for an answer
     child.send_signal(signal.SIGTERM)
     asked_at = time.monotonic()
-    output = child.communicate(timeout=60)[0]
-    assert time.monotonic() - asked_at < 8
+    output = child.communicate(timeout=HANGS)[0]
+    assert time.monotonic() - asked_at < 30  # an answer is waited for 120 s
     last = int(output.split()[-1])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     with start_run(params_with(), "next"):
@@ -347,13 +348,15 @@ class Silencer(Proxy):
     """After `silent` it takes what it is told and never answers."""
 
     def __init__(self, port: int) -> None:
-        self.silent = threading.Event()
+        self.silent, self.asked = threading.Event(), threading.Event()
         super().__init__(port)
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, seconds: float) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, delayed: bool) -> None:
         try:
             while block := source.recv(1 << 16):
-                if not self.silent.is_set():
+                if self.silent.is_set():
+                    self.asked.set()
+                else:
                     target.sendall(block)
         except OSError:
             return

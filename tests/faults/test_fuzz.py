@@ -1,4 +1,4 @@
-"""The short form of `python -m tests.fuzz`, and whether it would notice; every byte of what has a hash."""
+"""The short form of `python -m tests.harness.fuzz`, and whether it would notice; every byte of what has a hash."""
 
 import os
 import random
@@ -83,7 +83,7 @@ def test_each_kind_of_fault_is_noticed_with_the_command_that_shows_it_again(
     tally = run_area(area, range(3), 5, tmp_path / "work", tmp_path / "kept")
     (line,) = tally.faults
     assert fault in line
-    assert line.endswith("python -m tests.fuzz --only trial --seed 5 --case 1")
+    assert line.endswith("python -m tests.harness.fuzz --only trial --seed 5 --case 1")
     assert (tally.cases, tally.taken) == (3, 2)
     assert (tmp_path / "kept/trial-5-1/input").read_text() == "the input"
 

@@ -21,7 +21,7 @@ from gpt2core.runtime import Runtime
 from gpt2core.storage.files import write_json
 from gpt2core.training import checkpoint
 from gpt2core.training.trainer import Trainer
-from tests.gpt2core.training.test_trainer import CONFIG, ArrayTokens
+from tests.support.training import CONFIG, ArrayTokens
 
 CONFIG_OF_MODEL = GPTConfig(32, 16, n_layer=1, n_head=2, n_embd=8, drop_rate=0.1)
 TEXT = ("To be, or not to be, that is the question:", "Naïve café — 日本語 🎭", "O Romeo, Romeo!") * 4

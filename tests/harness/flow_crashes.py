@@ -16,7 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.flows.test_flow_server import TINY, Served, Server, mlflow_runs, store, wait_until
+from tests.support.flow_server import TINY, Served, Server, mlflow_runs, store
+from tests.support.waiting import wait_until
 
 REPORTED_SECONDS = 20.0
 ENDED = ("CRASHED", "CANCELLED", "COMPLETED")
@@ -49,7 +50,7 @@ def of_flow_run(flow_run: str) -> list[psutil.Process]:
 def wait_for_checkpoint(root: Path, flow_run: str) -> None:
     """One after the first step."""
     checkpoints = root / "workspaces" / flow_run / "models/checkpoints"
-    wait_until(lambda: any(path.name > "step-00000000" for path in checkpoints.rglob("step-*")), 300)
+    wait_until(lambda: any(path.name > "step-00000000" for path in checkpoints.rglob("step-*")))
 
 
 def retry(server: Server, flow_run: str) -> None:
@@ -110,14 +111,14 @@ def crash(served: Served, server: Server, kill: Callable[[Served, str], list[psu
     for process in kill(served, flow_run):
         process.kill()
     if kill is flow_run_alone:
-        server.wait_for(flow_run, "CRASHED", 120)
+        server.wait_for(flow_run, "CRASHED")
         # The worker may say so a second time some seconds later, whatever the state is by then: also after a retry.
         time.sleep(REPORTED_SECONDS)
     else:
-        wait_until(lambda: served.process.poll() is not None, 120)  # without a worker it does not serve
+        wait_until(lambda: served.process.poll() is not None)  # without a worker it does not serve
         print(f"  {len(served_by(served))} processes were left", flush=True)
         server = served.start()
-    wait_until(lambda: server.state(flow_run)["type"] in ENDED, 120)
+    wait_until(lambda: server.state(flow_run)["type"] in ENDED)
     state = server.state(flow_run)["type"]
     print(f"  it is {state}", flush=True)
     if state == "COMPLETED":

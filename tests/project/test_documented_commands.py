@@ -1,4 +1,4 @@
-"""Each command of the README and of three pages of docs/ runs as it stands there.
+"""Each command of the README and of pages of docs/ runs as it stands there.
 
 Every line of a `bash` block and every `python` block is run, in the page's order, in a folder that has what a reader
 has: a clone with a small model's settings, a text, and a Hugging Face cache with tiny models under the released names.
@@ -21,15 +21,25 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.cli.main import COMMANDS, build_parser
 from gpt2ops.params.schema import Params
-from tests.gpt2core.importing.test_tensorflow import as_tensorflow, write_checkpoint
 from tests.support import foreign_models
 from tests.support.documented import ROOT, Reader, blocks_of
 from tests.support.foreign_models import BookGPT, HandMadeGPT, NanoGPT, spread
 from tests.support.small_project import TINY, Project, copy_sources, merge
+from tests.support.tensorflow_checkpoint import as_tensorflow, write_checkpoint
 
-PAGES = ("README.md", "docs/COMING_FROM.md", "docs/decoding.md", "docs/serving.md")
+PAGES = (
+    "README.md",
+    "docs/start.md",
+    "docs/own_text.md",
+    "docs/decoding.md",
+    "docs/serving.md",
+    "docs/scale.md",
+    "docs/COMING_FROM.md",
+    "docs/reference/api.md",
+)
 NOT_RUN = {
     "make run": "sets up .venv and trains the default model; CI runs it (.ci/run) and checks what it left",
+    "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make run": "the same, with a download of PyTorch",
     "make test": "CI runs it in a fresh clone, and this after it",
     "make serve": "tests/flows/test_flow_server.py starts the same module",
     "python3 -m venv .venv": "CI's `make test` does it",
@@ -37,6 +47,7 @@ NOT_RUN = {
     "cd novel && dvc repro": (
         "trains the default model; tests/gpt2ops/cli/test_cli_finetune.py runs all stages of such a project"
     ),
+    "cd story && dvc repro": "as `cd novel && dvc repro`",
     "pip install -r requirements.txt": "CI's `make test` does it",
     "pip install --no-deps -e .": "CI's `make test` does it",
     'python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not pages"': "is what CI runs beside this",
@@ -44,7 +55,7 @@ NOT_RUN = {
         "needs `make serve`; tests/flows/test_flow_server.py submits runs the same way"
     ),
     "python -m flows.fine_tune --set train.learning_rate=1e-3": (
-        "tests/flows/test_overrides.py, tests/pipeline/test_pipeline.py"
+        "tests/flows/test_overrides.py, tests/tasks/test_pipeline.py"
     ),
 }
 TEXT = "The first day was cold, and nobody went out until evening came.\n" * 200  # no word twice: a bigram tells all
@@ -164,6 +175,11 @@ def test_the_page_on_decoding_can_be_followed(clone: Reader, subtests: pytest.Su
 
 def test_the_page_on_serving_can_be_followed(clone: Reader, subtests: pytest.Subtests) -> None:
     assert_can_be_followed("docs/serving.md", clone, subtests)
+
+
+@pytest.mark.parametrize("page", ["docs/start.md", "docs/own_text.md", "docs/scale.md", "docs/reference/api.md"])
+def test_a_page_for_newcomers_can_be_followed(page: str, clone: Reader, subtests: pytest.Subtests) -> None:
+    assert_can_be_followed(page, clone, subtests)
 
 
 def test_who_comes_from_elsewhere_can_follow(folder: Reader, subtests: pytest.Subtests) -> None:

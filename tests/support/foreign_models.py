@@ -1,17 +1,21 @@
 """GPT-2s as other programs write them: their names, their order of tensors, and their own arithmetic.
 
-Written from each program's published description, to check the import against; none of it uses this project's code.
+Written from each program's published description, to check the import against; no model uses this project's code.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2core.model import GPT
+
 VOCAB = 50257
 WIDTH, HEADS, LAYERS, BLOCK = 32, 4, 2, 24
+IDS = torch.randint(VOCAB, (2, BLOCK), generator=torch.Generator().manual_seed(1))
 
 
 def spread(model: nn.Module, seed: int = 0) -> Any:
@@ -23,6 +27,16 @@ def spread(model: nn.Module, seed: int = 0) -> Any:
             if parameter.ndim == 1:
                 parameter.add_(0.5)
     return model.eval()
+
+
+def saved(value: Any, folder: Path, name: str = "model.pth") -> Path:
+    torch.save(value, folder / name)
+    return folder / name
+
+
+def assert_same_logits(model: GPT, reference: nn.Module) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS), reference(IDS)[..., :VOCAB], atol=1e-5, rtol=0)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -41,7 +41,7 @@ def build_processors(
     elif mask_starts is not None:
         mask_starts = mask_starts.to(device)
     processors = _penalties(options, prompt_length, padding, mask_starts)
-    processors += [UserProcessor(function, padding) for function in own_functions(options.logits_processor)]
+    processors += [UserProcessor(function, padding) for function in user_functions(options.logits_processor)]
     if options.do_sample:
         processors += _warpers(options)
     return processors
@@ -54,7 +54,7 @@ def apply(processors: Sequence[LogitsProcessor], ids: Tensor, logits: Tensor) ->
     return logits
 
 
-def own_functions(logits_processor: LogitsProcessor | Sequence[LogitsProcessor]) -> Sequence[LogitsProcessor]:
+def user_functions(logits_processor: LogitsProcessor | Sequence[LogitsProcessor]) -> Sequence[LogitsProcessor]:
     """The user's functions, one or several (transformers' LogitsProcessorList is several, though callable)."""
     return logits_processor if isinstance(logits_processor, Sequence) else [logits_processor]
 

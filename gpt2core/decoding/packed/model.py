@@ -72,8 +72,8 @@ class PackedGPT:
         self._draft: PackedGPT | None = None
 
     @property
-    def reads_many_fast(self) -> bool:
-        """Whether some tokens at once take little longer than one, so that guesses are cheap to check."""
+    def checks_drafts_fast(self) -> bool:
+        """Whether a forward pass of some tokens takes little longer than of one, so that drafts are cheap to check."""
         return isinstance(self._layers[0].attn_proj, OneDNNLinear | OneDNNLinearBF16 | IntegerLinear)
 
     @property

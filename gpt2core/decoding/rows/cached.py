@@ -165,14 +165,14 @@ class CachedRows:
         self._cache.select(kept)
 
     @contextmanager
-    def read_by(self, model: PackedGPT) -> Iterator[None]:
-        """Let another model of the same shape read on from here; what it reads is forgotten at the end."""
-        own, length = self.model, self.length
+    def using(self, model: PackedGPT) -> Iterator[None]:
+        """Append with another model of the same shape; what it appended is cropped at the end."""
+        previous, length = self.model, self.length
         self.model = model
         try:
             yield
         finally:
-            self.model = own
+            self.model = previous
             self.crop(length)
 
     def crop(self, length: int) -> None:

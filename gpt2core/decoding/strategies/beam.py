@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2core.decoding.logits.processors import apply
-from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
+from gpt2core.decoding.options import GenerationOptions
 from gpt2core.decoding.output import Decoded
+from gpt2core.decoding.request import DecodingRequest, Generators
 from gpt2core.decoding.rows.cached import SearchRows
-from gpt2core.decoding.strategies.sampling import Generators
-from gpt2core.decoding.topk import largest
+from gpt2core.decoding.topk import fast_topk
 
 # Rules out a text. Finite as in transformers: sums with it round alike, so that ties fall alike.
 RULED_OUT = -1e9
@@ -65,37 +65,28 @@ class _Hypotheses:
     improvable: Tensor  # (B, 1) bool, whether a running beam could still beat the worst of them
 
 
-def beam_search(
-    rows: SearchRows,
-    ids: Tensor,
-    mask: Tensor | None,
-    options: GenerationOptions,
-    processors: list[LogitsProcessor],
-    *,
-    generator: Generators,
-    finished: Callable[[Tensor], Tensor],
-    max_length: int,
-) -> Decoded:
-    """Continue prompts ids (B, T); returns the R best texts of each, best first, in rows B*R.
+def beam_search(rows: SearchRows, request: DecodingRequest) -> Decoded:
+    """Continue the prompts; returns the R best texts of each, best first, in rows B*R.
 
-    With `do_sample`, candidates are drawn without replacement by their summed scores. `generator` is one for the
-    batch or a list of one a prompt. `sequences_scores` are sums of log-probabilities after the processors, divided by
+    With `do_sample`, candidates are drawn without replacement by their summed scores; a list of generators holds one
+    for each prompt. `sequences_scores` are sums of log-probabilities after the processors, divided by
     the number of new tokens (the end included) to the power of `length_penalty`.
     """
-    N, first = options.num_beams, ids.shape[1] + 1
-    running, row_numbers = start_beams(ids, N)
+    options, max_length = request.options, request.max_length
+    N, first = options.num_beams, request.ids.shape[1] + 1
+    running, row_numbers = start_beams(request.ids, N)
     running = running.with_scores(only_first(running.scores))
     hypotheses = _no_hypotheses(running)
-    logits = append_prompts(rows, ids, mask, N)  # (B*N, V)
+    logits = append_prompts(rows, request.ids, request.mask, N)  # (B*N, V)
     scores, raw = [], []
     for length in range(first, max_length + 1):
-        log_probs = apply(processors, running.ids.flatten(0, 1), logits.log_softmax(-1))
+        log_probs = apply(request.processors, running.ids.flatten(0, 1), logits.log_softmax(-1))
         if options.output_scores:
             scores.append(log_probs)
         if options.output_logits:
             raw.append(logits)
-        candidates = continue_beams(running, log_probs, row_numbers, options, generator)
-        ended = candidates_end(candidates, finished, at_limit=length == max_length)  # (B, K)
+        candidates = continue_beams(running, log_probs, row_numbers, options, request.generator)
+        ended = candidates_end(candidates, request.finished, at_limit=length == max_length)  # (B, K)
         hypotheses = _add_ended(hypotheses, candidates, ended, options)
         best = (candidates.scores + ended.float() * RULED_OUT).topk(N)
         running = candidates.take(best.indices).with_scores(best.values)
@@ -151,7 +142,7 @@ def continue_beams(
         index = _draw(totals.softmax(-1), count, generator)
         scores = totals.gather(1, index)
     else:
-        scores, index = largest(totals, count)
+        scores, index = fast_topk(totals, count)
     beam, token = index // V, index % V
     chosen = running.take(beam)
     parents = row_numbers.gather(1, beam)

@@ -6,52 +6,39 @@ Of the `top_k` likeliest next tokens it takes the one with the best
 Shapes: B prompts, K top_k, T prompt tokens, L tokens so far, V vocab_size, C n_embd.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from gpt2core.decoding.logits.processors import apply
-from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
 from gpt2core.decoding.output import Decoded
+from gpt2core.decoding.request import DecodingRequest
 from gpt2core.decoding.rows.cached import SearchRows
-from gpt2core.decoding.strategies.sampling import Generators, Streamer
-from gpt2core.decoding.topk import largest
+from gpt2core.decoding.topk import fast_topk
 from gpt2core.errors import UserError
 
 
-def contrastive_search(
-    rows: SearchRows,
-    ids: Tensor,
-    mask: Tensor | None,
-    options: GenerationOptions,
-    processors: list[LogitsProcessor],
-    *,
-    generator: Generators,
-    finished: Callable[[Tensor], Tensor],
-    max_length: int,
-    streamer: Streamer | None = None,
-) -> Decoded:
-    """Continue prompts ids (B, T); each step reads the K candidates of all prompts in one pass.
+def contrastive_search(rows: SearchRows, request: DecodingRequest) -> Decoded:
+    """Continue the prompts; each step runs the K candidates of all prompts in one forward pass.
 
-    Nothing is drawn: `generator` is not used. Raises UserError where the model does not tell its hidden states.
+    Deterministic: the generator is not used. Raises UserError where the model gives no hidden states.
     """
-    logits = rows.append(ids, mask)  # (B, V)
+    options, ids = request.options, request.ids
+    logits = rows.append(ids, request.mask)  # (B, V)
     if rows.hidden is None:
         raise UserError("contrastive search compares hidden states, which a plain callable does not give; pass a GPT.")
-    context = _Context(rows.hidden, mask, max_length - ids.shape[1])
+    context = _Context(rows.hidden, request.mask, request.max_length - ids.shape[1])
     alpha, K = options.penalty_alpha or 0.0, min(options.top_k or 1, logits.shape[-1])
     first_rows = torch.arange(len(ids), device=ids.device) * K
     rows.select(torch.arange(len(ids), device=ids.device).repeat_interleave(K))  # a row for each candidate
     unfinished = torch.ones_like(ids[:, 0], dtype=torch.bool)
     scores, raw = [], []
     while True:
-        processed = apply(processors, ids, logits)
+        processed = apply(request.processors, ids, logits)
         if options.output_scores:
             scores.append(processed)
         if options.output_logits:
             raw.append(logits)
-        probs, tokens = largest(processed.softmax(-1), K)  # (B, K)
+        probs, tokens = fast_topk(processed.softmax(-1), K)  # (B, K)
         candidate_logits = rows.append(tokens.view(-1, 1))  # (B*K, V)
         hidden = _normalise(rows.hidden[:, -1]).view(len(ids), K, -1)
         choice = ((1 - alpha) * probs - alpha * context.similarity(hidden)).argmax(-1)  # (B,)
@@ -59,10 +46,10 @@ def contrastive_search(
         context.append(hidden.flatten(0, 1)[chosen_rows])
         chosen = torch.where(unfinished, tokens.flatten()[chosen_rows], options.pad_id)
         ids = torch.cat([ids, chosen[:, None]], 1)
-        if streamer is not None:
-            streamer.put(chosen.cpu())
-        unfinished = unfinished & ~finished(ids)
-        if ids.shape[1] >= max_length or not bool(unfinished.any()):
+        if request.streamer is not None:
+            request.streamer.put(chosen.cpu())
+        unfinished = unfinished & ~request.finished(ids)
+        if ids.shape[1] >= request.max_length or not bool(unfinished.any()):
             break
         rows.select(chosen_rows.repeat_interleave(K))
         logits = candidate_logits[chosen_rows]

@@ -8,7 +8,7 @@ Shapes: B prompts, N num_beams, G num_beam_groups, n = N / G beams of a group, K
 num_return_sequences, T prompt tokens, S new tokens, V vocab_size.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from gpt2core.decoding.logits.processors import apply
 from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
 from gpt2core.decoding.output import Decoded
+from gpt2core.decoding.request import DecodingRequest
 from gpt2core.decoding.rows.cached import SearchRows
 from gpt2core.decoding.strategies.beam import (
     Beams,
@@ -29,7 +30,6 @@ from gpt2core.decoding.strategies.beam import (
     only_first,
     start_beams,
 )
-from gpt2core.decoding.strategies.sampling import Generators
 
 
 @dataclass
@@ -42,34 +42,25 @@ class _Group:
     done: Tensor  # (B,) bool
 
 
-def group_beam_search(
-    rows: SearchRows,
-    ids: Tensor,
-    mask: Tensor | None,
-    options: GenerationOptions,
-    processors: list[LogitsProcessor],
-    *,
-    generator: Generators,
-    finished: Callable[[Tensor], Tensor],
-    max_length: int,
-) -> Decoded:
-    """Continue prompts ids (B, T); returns the R best texts of each among all groups, best first, in rows B*R.
+def group_beam_search(rows: SearchRows, request: DecodingRequest) -> Decoded:
+    """Continue the prompts; returns the R best texts of each among all groups, best first, in rows B*R.
 
-    Scores include the diversity penalty. Nothing is drawn: `generator` is not used.
+    Scores include the diversity penalty. Deterministic: the generator is not used.
     """
+    options, ids, max_length = request.options, request.ids, request.max_length
     N, prompt_length = options.num_beams, ids.shape[1]
     groups, row_numbers = _start(ids, options)
-    logits = append_prompts(rows, ids, mask, N)  # (B*N, V)
+    logits = append_prompts(rows, ids, request.mask, N)  # (B*N, V)
     scores, raw = [], []
     for length in range(prompt_length + 1, max_length + 1):
         step_scores = []
         taken = ids.new_empty(len(ids), 0)  # (B, n * groups before) tokens of this step
         for group in groups:
             own = logits[group.row_numbers.flatten()]
-            chain = _with_diversity(processors, taken, options)
+            chain = _with_diversity(request.processors, taken, options)
             log_probs = apply(chain, group.running.ids.flatten(0, 1), own.log_softmax(-1))
             step_scores.append(log_probs.view(len(ids), -1, log_probs.shape[-1]))
-            _advance(group, log_probs, options, finished, prompt_length, max_length)
+            _advance(group, log_probs, request)
             taken = torch.cat([taken, group.running.ids[..., -1]], 1)
         if options.output_scores:
             scores.append(torch.cat(step_scores, 1).flatten(0, 1))
@@ -96,8 +87,8 @@ def _start(ids: Tensor, options: GenerationOptions) -> tuple[list[_Group], Tenso
 
 
 def _with_diversity(
-    processors: list[LogitsProcessor], taken: Tensor, options: GenerationOptions
-) -> list[LogitsProcessor]:
+    processors: Sequence[LogitsProcessor], taken: Tensor, options: GenerationOptions
+) -> Sequence[LogitsProcessor]:
     """The processors with the diversity penalty where transformers had it: after sequence_bias, before the others."""
     if taken.shape[1] == 0 or not options.diversity_penalty:
         return processors
@@ -113,19 +104,13 @@ def _penalise_taken(ids: Tensor, scores: Tensor, *, taken: Tensor, penalty: floa
     return scores - penalty * times.repeat_interleave(len(scores) // len(taken), 0)
 
 
-def _advance(
-    group: _Group,
-    log_probs: Tensor,
-    options: GenerationOptions,
-    finished: Callable[[Tensor], Tensor],
-    prompt_length: int,
-    max_length: int,
-) -> None:
+def _advance(group: _Group, log_probs: Tensor, request: DecodingRequest) -> None:
     """Extend a group by a token; log_probs (B*n, V) are after the processors. Prompts that are done get padding."""
+    options, prompt_length, max_length = request.options, request.ids.shape[1], request.max_length
     n = group.row_numbers.shape[1]
     candidates = continue_beams(group.running, log_probs, group.row_numbers, options, None)
     length = candidates.ids.shape[-1]
-    ended = candidates_end(candidates, finished, at_limit=False)
+    ended = candidates_end(candidates, request.finished, at_limit=False)
     new = ended & (torch.arange(ended.shape[1], device=ended.device) < n) & ~group.done[:, None]
     group.hypotheses = _add(group.hypotheses.padded(options.pad_id), _with_one_end(candidates, options), new, options)
     still = candidates.take(ended.long().argsort(dim=1, stable=True)[:, :n])  # the best that go on

@@ -1,88 +1,74 @@
 """Prompt-lookup speculation (Saxena 2023, apoorvumang/prompt-lookup-decoding), with `transformers`' candidates.
 
-What followed an earlier occurrence of the last n-gram is guessed to follow again; one pass of the model checks the
-guess. Texts are those of plain greedy decoding, or of the same distribution with sampling, in fewer passes.
+The tokens that followed an earlier occurrence of the last n-gram are the draft; one forward pass checks it. Texts are
+those of plain greedy decoding, or of the same distribution with sampling, in fewer passes.
 
-Shapes: L tokens so far, K guessed tokens, V vocab_size. The batch is always 1.
+Shapes: L tokens so far, K draft tokens, V vocab_size. The batch is always 1.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2core.decoding.logits.processors import apply
-from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
+from gpt2core.decoding.options import LogitsProcessor
 from gpt2core.decoding.output import Decoded
+from gpt2core.decoding.request import DecodingRequest
 from gpt2core.decoding.rows.cached import Rows
-from gpt2core.decoding.strategies.sampling import Generators, Streamer, draw
+from gpt2core.decoding.strategies.sampling import draw
 from gpt2core.decoding.strategies.speculation import speculate
-from gpt2core.decoding.topk import place_of_largest
+from gpt2core.decoding.topk import fast_argmax
 
 DEFAULT_NGRAM_SIZE = 2
 
 
-def prompt_lookup(
-    rows: Rows,
-    ids: Tensor,
-    mask: Tensor | None,
-    options: GenerationOptions,
-    processors: list[LogitsProcessor],
-    *,
-    generator: Generators,
-    finished: Callable[[Tensor], Tensor],
-    max_length: int,
-    streamer: Streamer | None = None,
-) -> tuple[Decoded, Tensor | None]:
-    """Continue one prompt ids (1, L); returns what `sampling.sample` does.
+def prompt_lookup(rows: Rows, request: DecodingRequest) -> Decoded:
+    """Continue one prompt; returns what `sampling.sample` does.
 
     With sampling and a seed, the draws are those of transformers' assisted decoding, not those of plain sampling: a
-    guessed token is kept if the token drawn in its place is the same. Ends exactly where a stop string ends the text,
-    while transformers goes on to the end of the guess.
+    draft token is accepted if the token drawn in its place is the same. Ends exactly where a stop string ends the text,
+    while transformers continues to the end of the draft.
     """
-    guesser = _LookupGuesser(ids[0].tolist(), options, processors, generator)
-    common: dict[str, Any] = {"finished": finished, "max_length": max_length, "streamer": streamer}
-    return speculate(rows, ids, mask, options, processors, guesser, **common)
+    return speculate(rows, request, _LookupDrafter(request))
 
 
-class _LookupGuesser:
-    """Guesses what followed before."""
+class _LookupDrafter:
+    """Drafts the tokens that followed an earlier occurrence of the last n-gram."""
 
-    def __init__(
-        self, tokens: list[int], options: GenerationOptions, processors: list[LogitsProcessor], generator: Generators
-    ) -> None:
-        self._lookup = _Lookup(tokens, options.max_matching_ngram_size or DEFAULT_NGRAM_SIZE)
-        self._options, self._processors = options, processors
+    def __init__(self, request: DecodingRequest) -> None:
+        options, generator = request.options, request.generator
+        self._index = _NgramIndex(request.ids[0].tolist(), options.max_matching_ngram_size or DEFAULT_NGRAM_SIZE)
+        self._options, self._processors = options, request.processors
         self._generator = generator[0] if isinstance(generator, list) else generator
 
-    def guess(self, ids: Tensor, vocab_size: int, room: int) -> list[int]:
-        """The first continuation that begins with a token the processors allow, up to one they forbid or an end."""
-        for tokens in self._lookup.continuations(self._options.prompt_lookup_num_tokens or 1):
+    def propose(self, ids: Tensor, vocab_size: int, room: int) -> list[int]:
+        """The first continuation whose first token the processors allow, cut before a forbidden token or an end."""
+        for tokens in self._index.continuations(self._options.prompt_lookup_num_tokens or 1):
             allowed = _allowed(tokens, ids, vocab_size, self._processors)
             if allowed:
                 ends = (place for place, token in enumerate(allowed) if token in self._options.eos_ids)
                 return allowed[: next(ends, len(allowed))]
         return []
 
-    def choose(self, scores: Tensor, guess: list[int]) -> Tensor:
+    def choose(self, scores: Tensor, draft: list[int]) -> Tensor:
         if not self._options.do_sample:
-            return place_of_largest(scores)
-        # transformers also draws for guesses that do not fit; drawing as many keeps a seeded generator in step.
-        surplus = len(guess) + 1 - len(scores)
+            return fast_argmax(scores)
+        # transformers also draws for draft tokens that do not fit; as many draws keep a seeded generator in step.
+        surplus = len(draft) + 1 - len(scores)
         return draw(F.pad(scores, (0, 0, 0, surplus)), self._generator)[: len(scores)]
 
-    def learn(self, matching: int) -> None:
-        """Every guess is looked up anew."""
+    def record_acceptance(self, accepted: int) -> None:
+        """Nothing to adapt: every draft is looked up again."""
 
-    def settle(self, token: int) -> None:
-        self._lookup.extend([token])
+    def append(self, token: int) -> None:
+        self._index.extend([token])
 
 
-class _Lookup:
-    """Where each n-gram of a growing text ended; a token costs max_size entries, whatever the text's length."""
+class _NgramIndex:
+    """Where each n-gram of a growing text ended; a token adds max_size entries, whatever the text's length."""
 
     def __init__(self, tokens: list[int], max_size: int) -> None:
         self.tokens: list[int] = []
@@ -106,7 +92,7 @@ class _Lookup:
                     yield self.tokens[end : end + count]
 
 
-def _allowed(tokens: list[int], ids: Tensor, vocab_size: int, processors: list[LogitsProcessor]) -> list[int]:
+def _allowed(tokens: list[int], ids: Tensor, vocab_size: int, processors: Sequence[LogitsProcessor]) -> list[int]:
     """Tokens before the first that the processors, given equal logits after ids (1, L), make impossible."""
     if not processors:
         return tokens

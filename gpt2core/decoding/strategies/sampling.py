@@ -3,51 +3,26 @@
 Shapes: B prompts, R num_return_sequences, T tokens of the prompt, V vocab_size.
 """
 
-from collections.abc import Callable
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
 from gpt2core.decoding.output import Decoded
+from gpt2core.decoding.request import DecodingRequest, Generators
 from gpt2core.decoding.rows.cached import Rows
-from gpt2core.decoding.topk import place_of_largest
+from gpt2core.decoding.topk import fast_argmax
 from gpt2core.errors import UserError
 
-Generators = torch.Generator | list[torch.Generator] | None
 
-
-class Streamer(Protocol):
-    """Takes tokens as they come; transformers' streamers fit."""
-
-    def put(self, tokens: Tensor) -> None:
-        """First the prompt (B, T), then each step's tokens (B,), on the CPU."""
-
-    def end(self) -> None:
-        """No more tokens come."""
-
-
-def sample(
-    rows: Rows,
-    ids: Tensor,
-    mask: Tensor | None,
-    options: GenerationOptions,
-    processors: list[LogitsProcessor],
-    *,
-    max_length: int,
-    generator: Generators,
-    finished: Callable[[Tensor], Tensor],
-    streamer: Streamer | None = None,
-) -> tuple[Decoded, Tensor | None]:
-    """Continue ids (B, T); returns the rows, and their log-probabilities (B*R, new) fp32 in nats where asked for."""
-    logits = rows.append(ids, mask)
+def sample(rows: Rows, request: DecodingRequest) -> Decoded:
+    """Continue the prompts; returns B*R rows."""
+    options, processors, ids = request.options, request.processors, request.ids
+    logits = rows.append(ids, request.mask)
     copies = options.num_return_sequences
     if copies > 1:
         expanded = torch.arange(len(ids), device=ids.device).repeat_interleave(copies)
         rows.select(expanded)
         ids, logits = ids[expanded], logits[expanded]
-    text = _Growing(ids, max_length)
+    text = _TokenBuffer(ids, request.max_length)
     unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     kept_scores, kept_logits, log_probs = [], [], []
     while True:
@@ -56,7 +31,7 @@ def sample(
             scores = processor(text.ids, scores)
         if processors:
             check_choice(scores, unfinished)
-        chosen = draw(scores, generator) if options.do_sample else place_of_largest(scores)
+        chosen = draw(scores, request.generator) if options.do_sample else fast_argmax(scores)
         chosen = torch.where(unfinished, chosen, options.pad_id)
         if options.output_scores:
             kept_scores.append(scores)
@@ -66,18 +41,18 @@ def sample(
             picked = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
             log_probs.append(torch.where(unfinished, picked, 0.0))
         text.append(chosen)
-        if streamer is not None:
-            streamer.put(chosen.cpu())
-        unfinished = unfinished & ~finished(text.ids)
-        if text.ids.shape[1] >= max_length or not bool(unfinished.any()):
+        if request.streamer is not None:
+            request.streamer.put(chosen.cpu())
+        unfinished = unfinished & ~request.finished(text.ids)
+        if text.ids.shape[1] >= request.max_length or not bool(unfinished.any()):
             break
         logits = rows.append(chosen[:, None])
-    decoded = Decoded(
+    return Decoded(
         text.ids,
         scores=tuple(kept_scores) if options.output_scores else None,
         logits=tuple(kept_logits) if options.output_logits else None,
+        log_probs=torch.stack(log_probs, dim=1) if log_probs else None,
     )
-    return decoded, torch.stack(log_probs, dim=1) if log_probs else None
 
 
 def check_choice(scores: Tensor, unfinished: Tensor) -> None:
@@ -101,7 +76,7 @@ def probabilities_of(scores: Tensor) -> Tensor:
 
 
 def draw(scores: Tensor, generator: Generators) -> Tensor:
-    """One token a row, (B,), of scores (B, V); with a list of generators each row draws from its own."""
+    """One token a row, (B,), of scores (B, V); a list of generators holds one for each row."""
     probabilities = probabilities_of(scores)
     if isinstance(generator, list):
         drawn = [
@@ -111,8 +86,8 @@ def draw(scores: Tensor, generator: Generators) -> Tensor:
     return torch.multinomial(probabilities, num_samples=1, generator=generator)[:, 0]
 
 
-class _Growing:
-    """Token ids (B, T) that grow in place: a step costs its own tokens, not a copy of all before."""
+class _TokenBuffer:
+    """Token ids (B, L) in a buffer of `max_length` columns, so that a step does not copy the earlier tokens."""
 
     def __init__(self, ids: Tensor, max_length: int) -> None:
         self._store = ids.new_empty(len(ids), max_length)

@@ -1,73 +1,64 @@
-"""Speculative decoding (Leviathan et al. 2023): guess some tokens, and check them all in one pass of the model.
+"""Speculative decoding (Leviathan et al. 2023): a drafter proposes some tokens, one forward pass checks them all.
 
-Reading the weights once for several tokens costs little more than for one, so each right guess is nearly free, and a
-wrong one changes nothing: what the model itself chooses stands.
+Reading the weights once for several tokens costs little more than for one, so an accepted token is nearly free. A
+rejected one changes nothing: the token that the model itself chooses is used.
 
-Shapes: L tokens so far, K guessed tokens, V vocab_size. The batch is always 1.
+Shapes: L tokens so far, K draft tokens, V vocab_size. The batch is always 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from gpt2core.decoding.logits.processors import apply
-from gpt2core.decoding.options import GenerationOptions, LogitsProcessor
+from gpt2core.decoding.options import LogitsProcessor
 from gpt2core.decoding.output import Decoded
+from gpt2core.decoding.request import DecodingRequest
 from gpt2core.decoding.rows.cached import Rows, check_finite
-from gpt2core.decoding.strategies.sampling import Streamer, check_choice
+from gpt2core.decoding.strategies.sampling import check_choice
 
 
-class Guesser(Protocol):
-    """What proposes the tokens, and how the model then chooses its own."""
+class Drafter(Protocol):
+    """Proposes draft tokens, and says how the model then chooses its own."""
 
-    def guess(self, ids: Tensor, vocab_size: int, room: int) -> list[int]:
-        """Tokens to follow ids (1, L), maybe none; more than `room` are not checked."""
+    def propose(self, ids: Tensor, vocab_size: int, room: int) -> list[int]:
+        """Draft tokens to follow ids (1, L), possibly none; those after the first `room` are not checked."""
 
-    def choose(self, scores: Tensor, guess: list[int]) -> Tensor:
-        """The model's tokens (1..K + 1,) by scores (K + 1, V): at least up to the first that differs from its guess."""
+    def choose(self, scores: Tensor, draft: list[int]) -> Tensor:
+        """The model's tokens (1..K + 1,) by scores (K + 1, V), at least up to the first that differs from the draft."""
 
-    def learn(self, matching: int) -> None:
-        """The first `matching` tokens of the guess were right."""
+    def record_acceptance(self, accepted: int) -> None:
+        """The first `accepted` draft tokens were right."""
 
-    def settle(self, token: int) -> None:
-        """The text goes on with `token`."""
+    def append(self, token: int) -> None:
+        """`token` was added to the text."""
 
 
-def speculate(
-    rows: Rows,
-    ids: Tensor,
-    mask: Tensor | None,
-    options: GenerationOptions,
-    processors: list[LogitsProcessor],
-    guesser: Guesser,
-    *,
-    finished: Callable[[Tensor], Tensor],
-    max_length: int,
-    streamer: Streamer | None = None,
-) -> tuple[Decoded, Tensor | None]:
-    """Continue one prompt ids (1, L); returns what `sampling.sample` does."""
-    known = rows.append(ids, mask)  # (1, V) after the prompt; later no logits are known before a pass
+def speculate(rows: Rows, request: DecodingRequest, drafter: Drafter) -> Decoded:
+    """Continue one prompt; returns what `sampling.sample` does."""
+    options, ids, max_length = request.options, request.ids, request.max_length
+    pending = rows.append(ids, request.mask)  # (1, V) after the prompt; (0, V) from the second pass on
     kept_scores: list[Tensor] = []
     kept_logits: list[Tensor] = []
     log_probs: list[Tensor] = []
     while True:
         length = ids.shape[1]
-        # A window that slides for a guess would slide sooner than without.
+        # A window that slides for a draft would slide sooner than without it.
         room = max(0, min(max_length - length - 1, rows.room - (length - rows.length)))
-        guess = guesser.guess(ids, known.shape[-1], room) if length + 1 < max_length else []
-        fitting = ids.new_tensor(guess[:room])
-        text = torch.cat([ids[0], fitting])[None]
-        logits = torch.cat([known, _read(rows, text[:, rows.length :], known)])  # (K + 1, V)
-        known = logits[:0]
-        scores = _process(processors, text, length, logits)
-        chosen = guesser.choose(scores, guess)
-        checked = min(len(fitting), len(chosen))
-        matching = int((chosen[:checked] == fitting[:checked]).long().cumprod(0).sum())
-        ids, over = _extend(ids, chosen[: matching + 1], finished)
+        draft = drafter.propose(ids, pending.shape[-1], room) if length + 1 < max_length else []
+        checked = ids.new_tensor(draft[:room])
+        text = torch.cat([ids[0], checked])[None]
+        logits = torch.cat([pending, _read(rows, text[:, rows.length :], pending)])  # (K + 1, V)
+        pending = logits[:0]
+        scores = _process(request.processors, text, length, logits)
+        chosen = drafter.choose(scores, draft)
+        compared = min(len(checked), len(chosen))
+        accepted = int((chosen[:compared] == checked[:compared]).long().cumprod(0).sum())
+        ids, over = _extend(ids, chosen[: accepted + 1], request.finished)
         new = ids[0, length:]
-        guesser.learn(matching)
+        drafter.record_acceptance(accepted)
         logits, scores = logits[: len(new)], scores[: len(new)]
         if options.output_scores:
             kept_scores += scores[:, None]
@@ -76,33 +67,33 @@ def speculate(
         if options.output_log_probs:
             log_probs.append(logits.gather(1, new[:, None])[:, 0] - logits.logsumexp(-1))
         for token in new.cpu():
-            guesser.settle(int(token))
-            if streamer is not None:
-                streamer.put(token[None])
+            drafter.append(int(token))
+            if request.streamer is not None:
+                request.streamer.put(token[None])
         if over or ids.shape[1] >= max_length:
             break
         rows.crop(ids.shape[1] - 1)
-    decoded = Decoded(
+    return Decoded(
         ids,
         scores=tuple(kept_scores) if options.output_scores else None,
         logits=tuple(kept_logits) if options.output_logits else None,
+        log_probs=torch.cat(log_probs)[None] if log_probs else None,
     )
-    return decoded, torch.cat(log_probs)[None] if log_probs else None
 
 
 def _read(rows: Rows, tokens: Tensor, like: Tensor) -> Tensor:
-    """Logits (K, V) after each of tokens (1, K), maybe none; of the type of `like` (·, V)."""
+    """Logits (K, V) after each of tokens (1, K), possibly none; of the dtype of `like` (·, V)."""
     if tokens.shape[1] == 0:
         return like[:0]
     logits = rows.append_all(tokens)[0]
-    check_finite(logits)  # the guess would carry what is not finite to the tokens before it
+    check_finite(logits)  # a non-finite row would spread to the rows before it in the checks that follow
     return logits
 
 
-def _process(processors: list[LogitsProcessor], text: Tensor, length: int, logits: Tensor) -> Tensor:
+def _process(processors: Sequence[LogitsProcessor], text: Tensor, length: int, logits: Tensor) -> Tensor:
     """logits (K + 1, V) after the processors, each with the part of text (1, L + K) before it.
 
-    Fewer where the guess leads to where every token is forbidden. Raises UserError where it is so without a guess.
+    Cut before the first row in which every token is forbidden. Raises UserError where that is row 0.
     """
     if not processors:
         return logits

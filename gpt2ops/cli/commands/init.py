@@ -99,8 +99,11 @@ def settings(arguments: argparse.Namespace, text: Path | None, files: list[Path]
 
 
 def copy_text(text: Path | None, folder: Path) -> Path:
-    """The text in the project; returns where, relative to it."""
-    source = published(paths.BUNDLED_CORPUS) if text is None else text.resolve()
+    """Copy the text, or the bundled plays, into the project; returns its path there, relative to `folder`."""
+    if text is None:
+        (folder / paths.BUNDLED_CORPUS).write_bytes(published(paths.BUNDLED_CORPUS).read_bytes())
+        return paths.BUNDLED_CORPUS
+    source = text.resolve()
     target = paths.BUNDLED_CORPUS.parent / source.name
     if source.is_dir():
         shutil.copytree(source, folder / target)

@@ -6,7 +6,6 @@ The local store is read without MLflow: its import takes a second, and it would 
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,31 +13,12 @@ from typing import Any
 from gpt2ops import paths
 from gpt2ops.maintenance import presence as at_work
 from gpt2ops.maintenance.doctor.examine import LOOK, OK, WRONG, Finding
-from gpt2ops.maintenance.relocate import misplaced, old_folder, path_of, store_of
+from gpt2ops.tracking.artifact_paths import misplaced, old_folder, path_of, store_of
+from gpt2ops.tracking.local_store import database, open_database
 from gpt2ops.tracking.store import is_local, mlruns, one_line, redact, tracking_uri
 
 SERVER_SECONDS = 2.0
 READ_SECONDS = 1.0  # for SQLite's own check, which reads all of the file
-
-
-def database() -> Path:
-    return mlruns() / "mlflow.db"
-
-
-@contextmanager
-def open_database(file: Path) -> Iterator[sqlite3.Connection]:
-    """For reading; also where its folder is read-only, and SQLite cannot have its helper files."""
-    uri = f"{file.resolve().as_uri()}?mode=ro"
-    connection = sqlite3.connect(uri, uri=True, timeout=2)
-    try:
-        connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchall()
-    except sqlite3.OperationalError as error:
-        connection.close()
-        if "unable to open" not in str(error) and "readonly" not in str(error):
-            raise
-        connection = sqlite3.connect(f"{uri}&immutable=1", uri=True)
-    with closing(connection):
-        yield connection
 
 
 def store(root: Path) -> Iterator[Finding]:

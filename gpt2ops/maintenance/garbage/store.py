@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpt2ops.maintenance import presence as at_work
-from gpt2ops.maintenance.doctor.store import database, open_database
 from gpt2ops.maintenance.garbage.files import Garbage, size_of
-from gpt2ops.maintenance.relocate import path_of
+from gpt2ops.tracking.artifact_paths import path_of
 from gpt2ops.tracking.journal import Point
 from gpt2ops.tracking.link import is_begun
+from gpt2ops.tracking.local_store import database, open_database
 from gpt2ops.tracking.store import mlruns, stored_run_id
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gpt2core.decoding.topk import largest, place_of_largest
+from gpt2core.decoding.topk import fast_argmax, fast_topk
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -22,8 +22,8 @@ def test_the_largest_are_those_of_topk(length: int, count: int, kind: str, seed:
     elif kind == "ascending":  # all of the largest in the last chunk and what follows it
         numbers = numbers.sort().values
     count = min(count, length)
-    values, places = largest(numbers, count)
+    values, places = fast_topk(numbers, count)
     expected = numbers.topk(count)
     assert torch.equal(values.nan_to_num(7.0), expected.values.nan_to_num(7.0))
     assert torch.equal(places, expected.indices)
-    assert torch.equal(place_of_largest(numbers), numbers.argmax(-1))
+    assert torch.equal(fast_argmax(numbers), numbers.argmax(-1))

@@ -19,9 +19,19 @@ from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.importing import import_model
 from gpt2core.model import GPT
-from tests.gpt2core.importing.test_layouts import assert_same_logits, saved
 from tests.support.command import run_here
-from tests.support.foreign_models import BLOCK, HEADS, LAYERS, VOCAB, WIDTH, HandMadeGPT, NanoGPT, spread
+from tests.support.foreign_models import (
+    BLOCK,
+    HEADS,
+    LAYERS,
+    VOCAB,
+    WIDTH,
+    HandMadeGPT,
+    NanoGPT,
+    assert_same_logits,
+    saved,
+    spread,
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Weights of other programs give, once imported, the logits that those programs give."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,21 +9,18 @@ from torch import nn
 from gpt2core.errors import UserError
 from gpt2core.importing import import_model
 from gpt2core.importing.probing import ENGLISH
-from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
-from tests.support.foreign_models import BLOCK, HEADS, VOCAB, BookGPT, HandMadeGPT, NanoGPT, OldMinGPT, spread
-
-IDS = torch.randint(VOCAB, (2, BLOCK), generator=torch.Generator().manual_seed(1))
-
-
-def saved(value: Any, folder: Path, name: str = "model.pth") -> Path:
-    torch.save(value, folder / name)
-    return folder / name
-
-
-def assert_same_logits(model: GPT, reference: nn.Module) -> None:
-    with torch.no_grad():
-        torch.testing.assert_close(model(IDS), reference(IDS)[..., :VOCAB], atol=1e-5, rtol=0)
+from tests.support.foreign_models import (
+    BLOCK,
+    HEADS,
+    BookGPT,
+    HandMadeGPT,
+    NanoGPT,
+    OldMinGPT,
+    assert_same_logits,
+    saved,
+    spread,
+)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -13,7 +13,7 @@ from gpt2core.runtime import Runtime
 from gpt2core.training.graphed_step import GraphedStep, graph_obstacle, make_train_step
 from gpt2core.training.spikes import LossMonitor
 from gpt2core.training.step import StepResult, TrainStep
-from tests.gpt2core.training.test_trainer import CONFIG, CPU
+from tests.support.training import CONFIG, CPU
 
 RUN = Runtime(CPU, "bf16", "for the test")
 GPU = Runtime(torch.device("cuda"), "bf16", "for the test")

@@ -9,8 +9,7 @@ import torch
 from gpt2core.errors import UserError
 from gpt2core.training.spikes import LossMonitor
 from gpt2core.training.trainer import Trainer
-from tests.faults.test_faults import assert_same_bits, hear
-from tests.gpt2core.training.test_trainer import Heard, fit, make_trainer, without_speed
+from tests.support.training import Heard, assert_same_bits, fit, hear, make_trainer, without_speed
 
 LONG = {"max_steps": 150, "learning_rate": 1e-2, "warmup_steps": 10, "checkpoint_interval": 20, "log_interval": 1}
 

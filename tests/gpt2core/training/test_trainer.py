@@ -6,7 +6,6 @@ import math
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,115 +13,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpt2core.config import GPTConfig
-from gpt2core.data.batches import Batches
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
-from gpt2core.runtime import Runtime
 from gpt2core.training.checkpoint import newest_valid, step_directories
-from gpt2core.training.config import TrainerConfig
-from gpt2core.training.events import TrainerEvents, TrainResult
-from gpt2core.training.trainer import Trainer
-
-CPU = torch.device("cpu")
-CONFIG = TrainerConfig(
-    optimizer="adamw",
-    learning_rate=3e-3,
-    min_learning_rate=1e-4,
-    muon_learning_rate=0.02,
-    beta1=0.9,
-    beta2=0.99,
-    schedule="cosine",
-    warmup_steps=2,
-    decay_fraction=0.2,
-    weight_decay=0.1,
-    max_grad_norm=1.0,
-    micro_batch_size=None,
-    gradient_checkpointing=False,
-    compile="off",
-    cuda_graph="auto",
-    log_interval=3,
-    eval_interval=5,
-    eval_batches=2,
-    checkpoint_interval=4,
-    keep_last=2,
-    target_loss=None,
-    metric="train_ema",
-    patience=None,
-    max_steps=20,
-    max_epochs=None,
-    best_by="val_loss",
-    sample_prompt=(1,),
-    sample_tokens=3,
-    sample_interval="evaluation",
-    seed=1,
-)
-
-
-class ArrayTokens:
-    """Numbers that count up with noise: learnable, not trivial."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        noise = np.random.default_rng(seed).integers(0, 3, count)
-        self.values = ((np.arange(count) + noise) % 23).astype(np.uint16)
-        self.name = "train"
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return self.values[start:stop]
-
-
-class Heard(TrainerEvents):
-    def __init__(self) -> None:
-        self.rows, self.notes, self.best, self.samples, self.losses = [], [], [], [], []
-
-    def on_step(self, trainer, train_loss) -> None:
-        self.losses.append(train_loss)
-
-    def on_row(self, row) -> None:
-        self.rows.append(row)
-
-    def on_note(self, message) -> None:
-        self.notes.append(message)
-
-    def on_best(self, step, name, value, directory) -> None:
-        self.best.append((step, name, value))
-
-    def on_sample(self, step, token_ids) -> None:
-        self.samples.append((step, token_ids))
-
-
-def make_trainer(
-    directory: Path,
-    config: TrainerConfig = CONFIG,
-    *,
-    drop_rate=0.1,
-    precision="fp32",
-    background_saves=None,
-    **changes,
-) -> Trainer:
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(23, 16, n_layer=2, n_head=2, n_embd=16, drop_rate=drop_rate))
-    config = replace(config, **changes)
-    batches = Batches(ArrayTokens(1000, 0), batch_size=4, sequence_length=8, sampler="shuffled", seed=1)
-    fingerprint = {"learning_rate": config.learning_rate}
-    run = Runtime(CPU, precision, "for the test")
-    return Trainer(
-        model, batches, ArrayTokens(300, 1), config, run=run, checkpoints=directory, fingerprint=fingerprint,
-        background_saves=background_saves,
-    )  # fmt: skip
-
-
-def fit(trainer: Trainer) -> tuple[TrainResult, Heard]:
-    heard = Heard()
-    trainer.listeners = (heard,)
-    return trainer.fit(), heard
-
-
-def without_speed(history: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in history]
+from tests.support.training import Heard, fit, make_trainer, without_speed
+from tests.support.waiting import HANGS
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -345,7 +240,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 import torch
 from gpt2core import runtime
-from tests.gpt2core.training.test_trainer import CPU, fit, make_trainer
+from tests.support.training import CPU, fit, make_trainer
 torch.set_num_threads(1)
 runtime.join_process_group(CPU)
 _, heard = fit(make_trainer(Path(sys.argv[1]) / "ranks", drop_rate=0.0))
@@ -360,7 +255,7 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path) -> None:
     script.write_text(RANK_SCRIPT)
     root = Path(__file__).parents[3]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    subprocess.run([*command, str(tmp_path), str(root)], check=True, timeout=120)
+    subprocess.run([*command, str(tmp_path), str(root)], check=True, timeout=HANGS)
     _, alone = fit(make_trainer(tmp_path / "alone", drop_rate=0.0))
     assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(alone.losses, rel=1e-4)
     assert GPT.from_pretrained(tmp_path / "ranks" / "best").config.n_embd == 16

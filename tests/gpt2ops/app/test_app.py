@@ -28,6 +28,8 @@ from gpt2ops.cli.main import main
 pytest.importorskip("playwright")
 from playwright.sync_api import Browser, Page
 
+from tests.support.waiting import HANGS
+
 pytestmark = pytest.mark.xdist_group("app")  # one server and one browser for all
 ROOT = Path(__file__).resolve().parents[3]
 TOKENIZER = Tokenizer()
@@ -78,11 +80,11 @@ def server(project: Path) -> Iterator[str]:
     assert process.stdout is not None
     address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
     if address is None:
-        process.wait(timeout=20)
+        process.wait(HANGS)
         pytest.fail((project / "server.log").read_text())
     yield address[0]
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=10) == 130
+    assert process.wait(HANGS) == 130
     log.close()
     assert (project / "server.log").read_text() == "gpt2: interrupted\n"
 
@@ -92,7 +94,7 @@ class Visit:
 
     def __init__(self, browser: Browser, address: str, width: int = 1280) -> None:
         self.page: Page = browser.new_page(viewport={"width": width, "height": 900})
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)
         self.said: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda message: self.said.append(message.text) if message.type == "error" else None)
@@ -216,7 +218,7 @@ def test_a_text_grows_while_it_is_written_and_stop_frees_the_model(visit: Any) -
     another.slide("Maximum length (tokens)", 5)
     another.generate("Once")
     another.wait()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 15
 
 
 def test_a_closed_tab_frees_the_model_and_who_waits_sees_the_place(visit: Any) -> None:
@@ -232,7 +234,7 @@ def test_a_closed_tab_frees_the_model_and_who_waits_sees_the_place(visit: Any) -
     one.page.close()
     started = time.monotonic()
     assert len(another.texts()) == 1
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 20
 
 
 def test_two_models_write_beside_each_other_with_the_same_seed(

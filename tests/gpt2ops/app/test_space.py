@@ -1,18 +1,15 @@
 """The folder that `gpt2 app --export-space` writes, run as a Hugging Face Space runs it."""
 
+import contextlib
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
-import sysconfig
-import time
-import venv
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import gradio
 import httpx
 import pytest
 import torch
@@ -20,6 +17,8 @@ import torch
 from gpt2core.config import GPTConfig
 from gpt2core.model import GPT
 from gpt2ops.cli.main import main
+from tests.support.environments import all_libraries, new_environment
+from tests.support.waiting import HANGS, wait_until
 
 OWN = ("gpt2core", "gpt2ops", "tasks", "flows")
 # A Space has only what requirements.txt names: what else is installed here must not be asked for.
@@ -42,12 +41,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> str:
     """A Python that has the libraries installed here, but not this project."""
-    venv.create(tmp_path / "venv", with_pip=False)
-    scheme = {"base": str(tmp_path / "venv"), "platbase": str(tmp_path / "venv")}
-    libraries = {str(Path(module.__file__).parents[1]) for module in (torch, gradio)}
-    pth = Path(sysconfig.get_path("purelib", "venv", vars=scheme)) / "libraries.pth"
-    pth.write_text("\n".join([*libraries, HIDDEN, ""]))
-    python = str(Path(sysconfig.get_path("scripts", "venv", vars=scheme)) / "python")
+    python = str(new_environment(tmp_path / "venv", all_libraries(), HIDDEN))
     visible = "import importlib.util, sys; sys.exit(any(map(importlib.util.find_spec, sys.argv[1:])))"
     subprocess.run([python, "-I", "-c", visible, *OWN], check=True)
     return python
@@ -74,8 +68,8 @@ def test_the_space_runs_by_itself_and_writes_what_generate_writes(
             [elsewhere, "app.py"], cwd=project / "space", env=environment, stdout=log, stderr=log
         )
     try:
-        wait_for(f"http://127.0.0.1:{port}/config", process, project / "log")
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api/call/generate", timeout=30) as client:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/config"), process)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/gradio_api/call/generate", timeout=HANGS) as client:
             event = client.post("", json={"data": ["Once", "", "greedy", {"max_new_tokens": 8}, None]}).json()
             answer = client.get(f"/{event['event_id']}").text
     finally:
@@ -85,15 +79,11 @@ def test_the_space_runs_by_itself_and_writes_what_generate_writes(
     assert f"{record['prompt']}{record['text']}\n" == expected
 
 
-def wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            httpx.get(address, timeout=5)
-            return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    pytest.fail(log.read_text())
+def answers(address: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        httpx.get(address, timeout=5)
+        return True
+    return False
 
 
 def test_a_space_says_what_it_is_and_pins_what_it_needs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from gpt2ops.cli.main import build_parser
 from gpt2ops.params.decoding import STRATEGIES
 from gpt2ops.params.schema import SampleSetting
 from tests.support.command import Result, run_here
+from tests.support.waiting import HANGS, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKENIZER = Tokenizer()
@@ -301,9 +301,7 @@ def test_a_killed_run_goes_on_where_it_was(model_directory: Path, tmp_path: Path
     flags = ["--model", str(model_directory), "--prompt-file", str(prompts), "--max-new-tokens", "4"]
     output = tmp_path / "out.jsonl"
     process = subprocess.Popen([*COMMAND, *flags, "--output", str(output)], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    while not output.exists() or output.stat().st_size < 500:
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: output.exists() and output.stat().st_size >= 500, process, interval=0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     begun = output.read_bytes()
@@ -327,7 +325,7 @@ def test_control_c_leaves_with_130_and_no_traceback(model_directory: Path) -> No
     assert process.stdout is not None
     assert process.stdout.read(20)  # it writes while it decodes
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=HANGS)
     assert (process.returncode, error.decode()) == (130, "gpt2: interrupted\n")
 
 
@@ -344,7 +342,7 @@ def test_a_reader_that_leaves_is_no_error(model_directory: Path) -> None:
     process.stdout.read(20)
     process.stdout.close()
     assert process.stderr.read() == b""
-    process.wait(timeout=30)
+    process.wait(HANGS)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from gpt2ops.params.schema import Params, load_params, parse_params
 from gpt2ops.registry.runs import find_run
 from gpt2ops.tracking.store import connect
 from tests.support.command import PROGRAM, Result, environment, run_here
-from tests.support.waiting import wait_until
+from tests.support.waiting import HANGS, wait_until
 
 CORPUS = Path(__file__).resolve().parents[3] / "data/corpus/shakespeare-plays.txt"
 
@@ -167,7 +167,7 @@ class Folder:
 
     def run(self, *arguments: str) -> str:
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=HANGS)
         assert process.returncode == 0, out + err
         return out
 
@@ -187,11 +187,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     wait_until(lambda: list(root.glob("my_model/project/models/checkpoints/*/step-*")), process)
     family = psutil.Process(process.pid).children(recursive=True)
     assert family
-    assert "another command works in my_model" in folder.start(*FLAGS).communicate(timeout=60)[1]
+    assert "another command works in my_model" in folder.start(*FLAGS).communicate(timeout=HANGS)[1]
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANGS)
     folder.interrupted = Result(process.returncode, out, err)
-    folder.orphans = psutil.wait_procs(family, timeout=5)[1]
+    folder.orphans = psutil.wait_procs(family, timeout=30)[1]
     folder.again = folder.run(*FLAGS)
     return folder
 

@@ -18,6 +18,7 @@ NEUTRAL = {
     "gpt2ops.process.startup": "start of the process: allocator, garbage collector, Ctrl-C",
     "gpt2ops.process.failures": "words of a failure",
     "gpt2core.errors": "words of a failure",
+    "gpt2core.extras": "words of a failure",
     "gpt2ops.params.problems": "words of a failure",
     "gpt2ops.training.memory": "whether a run can start",
     "gpt2ops.process.progress": "the console",

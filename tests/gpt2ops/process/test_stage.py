@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.support.waiting import HANGS, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -30,13 +31,6 @@ def command(name: str, ticks: int) -> list[str]:
     return [sys.executable, "-c", STAGE.format(name=name, ticks=ticks)]
 
 
-def wait_for(path: Path, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path.name} did not appear"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def environment() -> dict[str, str]:
     root = Path(__file__).resolve().parents[3]
@@ -46,9 +40,9 @@ def environment() -> dict[str, str]:
 def test_a_stage_whose_starter_was_killed_closes_what_it_has_open_and_leaves(tmp_path: Path, environment) -> None:
     starter = f"import subprocess; subprocess.run({command('orphan', 600)!r})"
     process = subprocess.Popen([sys.executable, "-c", starter], cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
-    wait_for(tmp_path / "orphan.ticks")
+    wait_until((tmp_path / "orphan.ticks").exists)
     process.kill()  # nobody waits for it yet: a zombie does not count as a starter
-    wait_for(tmp_path / "orphan.closed")
+    wait_until((tmp_path / "orphan.closed").exists)
     process.communicate()
     assert not (tmp_path / "orphan.whole").exists()
 
@@ -58,7 +52,7 @@ def test_a_stage_works_on_when_nobody_listens_any_more(tmp_path: Path, environme
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(30) == 0
+    assert process.wait(HANGS) == 0
     assert (tmp_path / "unheard.whole").exists()
 
 
@@ -75,23 +69,25 @@ def test_sigterm_closes_what_is_open_and_is_told_by_the_exit_code(tmp_path: Path
     process = subprocess.Popen(
         command("asked", 600), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    wait_for(tmp_path / "asked.ticks")
+    wait_until((tmp_path / "asked.ticks").exists)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=HANGS)
     assert (process.returncode, errors) == (128 + signal.SIGTERM, b"asked: interrupted\n")
     assert (tmp_path / "asked.closed").exists()
 
 
 def test_a_second_stage_in_the_folder_waits_and_says_for_whom(tmp_path: Path, environment) -> None:
-    first = subprocess.Popen(command("first", 40), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-    wait_for(tmp_path / "first.ticks")
-    second = subprocess.run(
-        command("second", 1), cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    assert f"second: waiting for the stage first (process {first.pid})" in second.stdout
+    first = subprocess.Popen(command("first", 6000), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    wait_until((tmp_path / "first.ticks").exists, first)
+    second = subprocess.Popen(command("second", 1), cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    assert second.stdout is not None
+    assert f"second: waiting for the stage first (process {first.pid})" in second.stdout.readline()
+    assert not (tmp_path / "second.ticks").exists()
+    first.terminate()
+    second.communicate(timeout=HANGS)
+    assert (first.wait(), second.returncode) == (128 + signal.SIGTERM, 0)
     closed, ticked = ((tmp_path / name).stat().st_mtime_ns for name in ("first.closed", "second.ticks"))
     assert closed < ticked
-    assert first.wait() == 0
 
 
 def test_closing_the_terminal_after_nohup_leaves_a_stage_that_a_person_started(tmp_path: Path, environment) -> None:
@@ -99,10 +95,10 @@ def test_closing_the_terminal_after_nohup_leaves_a_stage_that_a_person_started(t
     script.write_text(f'nohup "{sys.executable}" stage.py > out.txt 2>&1 & sleep 60\n')
     (tmp_path / "stage.py").write_text(STAGE.format(name="kept", ticks=25))
     shell = subprocess.Popen(["sh", str(script)], cwd=tmp_path, env=environment)
-    wait_for(tmp_path / "kept.ticks")
+    wait_until((tmp_path / "kept.ticks").exists)
     shell.kill()
     shell.wait()
-    wait_for(tmp_path / "kept.whole")
+    wait_until((tmp_path / "kept.whole").exists)
     assert (tmp_path / "kept.ticks").read_text() == "24"
 
 

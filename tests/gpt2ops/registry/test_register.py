@@ -21,6 +21,7 @@ from gpt2core.model import GPT
 from gpt2core.storage.files import read_json, write_json
 from gpt2ops import paths
 from gpt2ops.params.schema import load_params
+from gpt2ops.registry import register as registering
 from gpt2ops.reporting.summary import print_summary, summary_lines
 from gpt2ops.tracking.api import registered_model_directory, start_run
 from gpt2ops.tracking.store import connect, tracking_uri
@@ -224,13 +225,13 @@ def test_a_champion_measured_on_other_data_is_measured_again_or_stays(project):
 
 @slow
 def test_nothing_is_registered_when_the_check_fails(project, monkeypatch):
-    write_expected = stage.write_expected
+    write_expected = registering.write_expected
 
     def expect_another_model(model, file):
         torch.manual_seed(99)
         write_expected(GPT(model.config).eval(), file)
 
-    monkeypatch.setattr(stage, "write_expected", expect_another_model)
+    monkeypatch.setattr(registering, "write_expected", expect_another_model)
     with pytest.raises(UserError, match=r"no version was registered.*logits.*differ") as caught:
         stage.main()
     assert "\n" not in str(caught.value)

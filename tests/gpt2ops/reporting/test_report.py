@@ -362,8 +362,8 @@ def test_the_text_of_before_is_the_untrained_models_with_the_seed_of_after() -> 
     import torch
 
     from gpt2core import Tokenizer, generate
+    from gpt2ops.sampling.samples import write_before
     from gpt2ops.training.initial_model import initial_model
-    from tasks.sample import write_before
 
     params = parse_params(
         {

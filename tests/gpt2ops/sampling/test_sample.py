@@ -22,10 +22,10 @@ from gpt2ops import paths
 from gpt2ops.params.decoding import STRATEGIES, DecodingSetting
 from gpt2ops.params.schema import Params, SampleSetting, parse_params
 from gpt2ops.sampling.page import TABLE, log_samples, samples_page
+from gpt2ops.sampling.samples import measure, write_samples
 from gpt2ops.sampling.texts import Text
 from gpt2ops.tracking.api import start_run
 from gpt2ops.tracking.store import connect
-from tasks.sample import measure, write_samples
 
 TOKENIZER = Tokenizer()
 ROOT = Path(__file__).resolve().parents[3]
@@ -151,7 +151,7 @@ def model() -> GPT:
 
 @pytest.fixture
 def stage_model(model: GPT, monkeypatch: pytest.MonkeyPatch) -> GPT:
-    monkeypatch.setattr("tasks.sample.best_model", lambda: model)
+    monkeypatch.setattr("gpt2ops.sampling.samples.best_model", lambda: model)
     return model
 
 

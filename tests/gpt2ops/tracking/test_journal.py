@@ -5,6 +5,7 @@ import time
 import pytest
 
 from gpt2ops.tracking.journal import MetricBuffer, Point
+from tests.support.waiting import wait_until
 
 
 class Store:
@@ -30,9 +31,7 @@ def test_metrics_reach_the_store_while_training_goes_on(tmp_path):
     store = Store()
     buffer = buffer_to(store, tmp_path, interval_seconds=0.02)
     buffer.add({"train_loss": 1.0}, step=1)
-    deadline = time.monotonic() + 10
-    while not store.points and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: store.points)
     assert [(point.key, point.step) for point in store.points] == [("train_loss", 1)]
     buffer.close()
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -17,56 +16,9 @@ from gpt2ops import paths
 from gpt2ops.params.schema import parse_params
 from gpt2ops.tracking.api import link_cached_run, start_run, tracked_run
 from gpt2ops.tracking.store import connect, experiment_id, redact, store_lock, tracking_uri
+from tests.support.tracked_project import history, params_with
 
 REPOSITORY = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """A database as `connect` creates it; making one for each test would take most of their time."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setenv("GPT2_PROJECT_ROOT", str(folder))
-        connect()
-    return folder / "mlruns/mlflow.db"
-
-
-@pytest.fixture
-def project(bare_project, empty_store):
-    (bare_project / "mlruns").mkdir()
-    shutil.copy(empty_store, bare_project / "mlruns/mlflow.db")
-    return bare_project
-
-
-@pytest.fixture
-def bare_project(tmp_path, monkeypatch):
-    """A project's folder with a space in its name, without git, and no tracking server configured."""
-    folder = tmp_path / "my project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    for name in ("MLFLOW_TRACKING_URI", "GPT2_PROJECT_ROOT", "GPT2_FLOW_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
-    paths.PARAMS.write_text("train:\n  learning_rate: 0.002\n")
-    paths.DVC_LOCK.write_text("schema: '2.0'\n")
-    write_json(
-        paths.TOKENS / "manifest.json",
-        {
-            "source": "https://me:secret@example.org/plays.txt",
-            "sha256": "ab" * 32,
-            "splits": {"train": {"tokens": 1000, "documents": 3, "sha256": "cd" * 32}},
-        },
-    )
-    return folder
-
-
-def params_with(**train):
-    return parse_params({"train": train})
-
-
-def history(run, key):
-    points = connect().get_metric_history(run.run_id, key)
-    return [(point.step, point.value) for point in sorted(points, key=lambda point: (point.step, point.timestamp))]
 
 
 def test_a_run_has_every_parameter_and_says_where_it_came_from(project, monkeypatch):

@@ -1,4 +1,4 @@
-"""Spoils valid inputs and has every reader read them: `python -m tests.fuzz --cases 100000 --seed 1`.
+"""Spoils valid inputs and has every reader read them: `python -m tests.harness.fuzz --cases 100000 --seed 1`.
 
 Counted are the inputs that were taken, those refused with a line for the user, and faults: any other exception, a
 message that is not one short line, a hang, memory out of proportion, or something half-written. Each fault says how to

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from gpt2core.config import GPTConfig
 from gpt2core.importing import import_model
 from gpt2core.model import GPT
-from tests.gpt2core.importing.test_tensorflow import write_checkpoint as write_tensorflow
 from tests.harness.fuzz.models import FULL, SMALL, spoil_folder, spoiled_safetensors
 from tests.harness.fuzz.mutate import odd_text, spoiled, spoiled_within
+from tests.support.tensorflow_checkpoint import write_checkpoint as write_tensorflow
 
 
 def prepare_import(folder: Path) -> dict[str, Any]:

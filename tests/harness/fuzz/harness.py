@@ -252,7 +252,7 @@ def _status(key: str) -> int:
 
 
 def _report(area: Area, seed: int, number: int, problem: str) -> str:
-    return f"{problem}\n      again: python -m tests.fuzz --only {area.name} --seed {seed} --case {number}"
+    return f"{problem}\n      again: python -m tests.harness.fuzz --only {area.name} --seed {seed} --case {number}"
 
 
 def _keep(folder: Path, kept: Path, area: Area, seed: int, number: int) -> None:

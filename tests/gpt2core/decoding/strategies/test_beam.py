@@ -8,11 +8,18 @@ import torch
 from gpt2core.config import GPTConfig
 from gpt2core.decoding import generate
 from gpt2core.decoding.options import GenerationOptions
+from gpt2core.decoding.request import DecodingRequest
 from gpt2core.decoding.rows.cached import CachedRows
 from gpt2core.decoding.rows.opening import open_rows
 from gpt2core.decoding.strategies.beam import beam_search
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
+
+
+def request(ids: torch.Tensor, options: GenerationOptions, max_length: int) -> DecodingRequest:
+    """Prompts without padding and processors, which nothing but the length ends."""
+    nothing_ends = lambda ids: torch.zeros(len(ids), dtype=torch.bool)  # noqa: E731
+    return DecodingRequest(ids, None, options, [], max_length, nothing_ends)
 
 
 def make_model(vocab_size: int, block_size: int = 48) -> GPT:
@@ -146,16 +153,7 @@ def test_the_cache_is_reordered_only_when_beams_moved(model) -> None:
     options = GenerationOptions(num_beams=2, max_new_tokens=30, eos_token_id=None)
     rows = Watched(model, 40, "refuse")
     with torch.inference_mode():
-        beam_search(
-            rows,
-            torch.tensor([[3, 1, 4]]),
-            None,
-            options,
-            [],
-            generator=None,
-            finished=lambda ids: torch.zeros(len(ids), dtype=torch.bool),
-            max_length=33,
-        )
+        beam_search(rows, request(torch.tensor([[3, 1, 4]]), options, max_length=33))
     assert 1 < Watched.moves < 30
 
 
@@ -176,10 +174,9 @@ def test_a_prompt_is_read_once_whatever_the_number_of_beams(model) -> None:
 
     options = GenerationOptions(num_beams=5, max_new_tokens=3, eos_token_id=None)
     rows = Watched()
-    nothing_ends = lambda ids: torch.zeros(len(ids), dtype=torch.bool)  # noqa: E731
     with torch.inference_mode():
         ids = torch.tensor([[3, 1, 4, 1]])
-        beam_search(rows, ids, None, options, [], generator=None, finished=nothing_ends, max_length=7)
+        beam_search(rows, request(ids, options, max_length=7))
     assert rows.appended == [(1, 4), (5, 1), (5, 1)]
 
 

@@ -9,7 +9,12 @@ from gpt2core.decoding.packed.int4 import Int4Linear, has_int4, quantise_groups
 from gpt2core.decoding.packed.linear import has_integer_products
 from gpt2core.decoding.packed.model import PackedGPT
 from gpt2core.decoding.strategies import drafting
-from gpt2core.decoding.strategies.drafting import Dice, Record, Repeats, best_count
+from gpt2core.decoding.strategies.drafting import (
+    AcceptanceRate,
+    LookaheadSampler,
+    RepeatedNgrams,
+    best_draft_length,
+)
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
@@ -248,63 +253,63 @@ def test_bf16_is_drafted_too_and_int8_is_not(monkeypatch, always) -> None:
         assert ("draft" in used) == (drafts and model.can_draft), weights
 
 
-def test_dice_draw_what_multinomial_draws() -> None:
+def test_the_lookahead_sampler_draws_what_multinomial_draws() -> None:
     scores = torch.randn(200, 1, 61, generator=torch.Generator().manual_seed(0)) * 3
     scores[:, :, ::3] = -torch.inf
     plain, ahead = torch.Generator().manual_seed(4), torch.Generator().manual_seed(4)
     expected = [torch.multinomial(row.softmax(-1), 1, generator=plain)[:, 0] for row in scores]
-    dice, place = Dice(ahead), 0
+    sampler, place = LookaheadSampler(ahead), 0
     while place < len(scores):
         for further in reversed(range(min(5, len(scores) - place))):  # looked ahead, in any order
-            assert torch.equal(dice.throw(scores[place + further], further), expected[place + further])
-        dice.settle()
-        dice.settle()
+            assert torch.equal(sampler.draw(scores[place + further], further), expected[place + further])
+        sampler.advance()
+        sampler.advance()
         place += 2
-    dice.give_back()
+    sampler.restore()
     assert torch.equal(torch.rand(2, generator=ahead), torch.rand(2, generator=plain))
 
 
-def test_a_guess_is_as_long_as_pays() -> None:
+def test_a_draft_has_the_length_with_the_best_expected_speed() -> None:
     # Of certain tokens as many as allowed, of wrong ones none, and the more the likelier they are.
-    assert best_count(1.0, 0.4, 8)[1] == 8
-    assert best_count(0.0, 0.4, 8) == (1.0, 0)
-    counts = [best_count(chance / 100, 0.4, 8)[1] for chance in range(101)]
+    assert best_draft_length(1.0, 0.4, 8)[1] == 8
+    assert best_draft_length(0.0, 0.4, 8) == (1.0, 0)
+    counts = [best_draft_length(chance / 100, 0.4, 8)[1] for chance in range(101)]
     assert counts == sorted(counts)
     # A chance of 0.5: tokens expected are 1, 1.5, 1.75, ..., so that one is worth 0.3 of a step, and two are not 0.6.
-    assert best_count(0.5, 0.3, 8)[1] == 1
+    assert best_draft_length(0.5, 0.3, 8)[1] == 1
 
 
-def test_what_is_known_of_guesses_follows_what_is_seen_and_fades() -> None:
-    record = Record(right=8.0, wrong=1.0)
-    first = record.chance
+def test_an_acceptance_rate_follows_the_observations_and_returns_to_its_prior() -> None:
+    rate = AcceptanceRate(accepted=8.0, rejected=1.0)
+    first = rate.value
     for _ in range(5):
-        record.forget()
-        record.note(0, 4)
-    assert record.chance < 0.7 < first
+        rate.decay()
+        rate.update(0, 4)
+    assert rate.value < 0.7 < first
     for _ in range(100):
-        record.forget()
-    assert record.chance == pytest.approx(first, abs=1e-3)
+        rate.decay()
+    assert rate.value == pytest.approx(first, abs=1e-3)
 
 
-def repeats_of(text: list[int]) -> Repeats:
-    repeats = Repeats()
+def ngrams_of(text: list[int]) -> RepeatedNgrams:
+    ngrams = RepeatedNgrams()
     for token in text:
-        repeats.add(token)
-    return repeats
+        ngrams.append(token)
+    return ngrams
 
 
 def test_repeats_are_of_the_last_time_and_of_the_longest_match() -> None:
     text = [1, 2, 3, 7, 8, 1, 2, 3, 9, 4, 2, 3, 5, 1, 2, 3]
-    assert repeats_of(text).guess(3) == (3, [9, 4, 2])
-    assert repeats_of([*text, 5]).guess(3) == (3, [1, 2, 3])
-    assert repeats_of([*text, 6]).guess(3) == (0, [])
-    assert repeats_of([*text, 6, 7, 8, 7, 8, 7]).guess(5) == (3, [8, 7, 8, 7, 8])
-    assert repeats_of([]).guess(2) == repeats_of([1]).guess(2) == (0, [])
+    assert ngrams_of(text).propose(3) == (3, [9, 4, 2])
+    assert ngrams_of([*text, 5]).propose(3) == (3, [1, 2, 3])
+    assert ngrams_of([*text, 6]).propose(3) == (0, [])
+    assert ngrams_of([*text, 6, 7, 8, 7, 8, 7]).propose(5) == (3, [8, 7, 8, 7, 8])
+    assert ngrams_of([]).propose(2) == ngrams_of([1]).propose(2) == (0, [])
 
 
 def test_one_token_is_enough_where_three_are_new() -> None:
-    assert repeats_of([1, 2, 3, 9, 2]).guess(3) == (1, [3, 9, 2])
-    assert repeats_of([4, 4]).guess(3) == (1, [4, 4, 4])
+    assert ngrams_of([1, 2, 3, 9, 2]).propose(3) == (1, [3, 9, 2])
+    assert ngrams_of([4, 4]).propose(3) == (1, [4, 4, 4])
 
 
 CIRCLE = {"sequence_bias": {(1,): 500.0, **dict.fromkeys([(1, 2), (2, 3), (3, 4), (4, 5), (5, 1)], 1000.0)}}

@@ -6,8 +6,9 @@ import torch
 from gpt2core.config import GPTConfig
 from gpt2core.decoding import generate
 from gpt2core.decoding.options import GenerationOptions
+from gpt2core.decoding.request import DecodingRequest
 from gpt2core.decoding.rows.cached import PlainRows
-from gpt2core.decoding.strategies.prompt_lookup import _Lookup, prompt_lookup
+from gpt2core.decoding.strategies.prompt_lookup import _NgramIndex, prompt_lookup
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
 
@@ -69,21 +70,16 @@ class TableRows(PlainRows):
 
 def run(rows: TableRows, prompt: list[int], new: int, generator: torch.Generator | None = None, **options) -> list[int]:
     settings = GenerationOptions(do_sample=generator is not None, eos_token_id=None, **LOOKUP, **options)
-    decoded, _ = prompt_lookup(
-        rows,
-        torch.tensor([prompt]),
-        None,
-        settings,
-        [],
-        generator=generator,
-        finished=lambda ids: torch.zeros(len(ids), dtype=torch.bool),
-        max_length=len(prompt) + new,
+    nothing_ends = lambda ids: torch.zeros(len(ids), dtype=torch.bool)  # noqa: E731
+    request = DecodingRequest(
+        torch.tensor([prompt]), None, settings, [], len(prompt) + new, nothing_ends, generator=generator
     )
+    decoded = prompt_lookup(rows, request)
     return decoded.sequences[0, len(prompt) :].tolist()
 
 
 def test_guesses_follow_the_longest_ngram_first_and_then_the_earliest() -> None:
-    lookup = _Lookup([1, 2, 7, 1, 2, 9, 5, 2, 8], max_size=2)
+    lookup = _NgramIndex([1, 2, 7, 1, 2, 9, 5, 2, 8], max_size=2)
     lookup.extend([1, 2])
     assert list(lookup.continuations(2)) == [[7, 1], [9, 5], [7, 1], [9, 5], [8, 1]]
 

@@ -12,7 +12,7 @@ import pytest
 from gpt2core.storage.files import read_json
 from gpt2ops.params import recipes
 from tests.support.small_project import ROOT, TINY, Project, copy_sources
-from tests.support.waiting import wait_until
+from tests.support.waiting import HANGS, wait_until
 
 TRAIN_KEYS = {
     "steps",
@@ -36,8 +36,6 @@ TRAIN_KEYS = {
     "train_tokens",
     "batches_per_epoch",
 }
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +107,7 @@ def test_transformers_loads_the_best_model_and_its_tokenizer_offline(project: Pr
         torch.testing.assert_close(GPT.from_pretrained(directory)(ids), theirs, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_every_recipe_makes_a_pipeline_that_dvc_accepts(project: Project) -> None:
     try:
         for recipe in (project.root / "recipes").glob("*.yaml"):
@@ -139,6 +138,7 @@ def test_one_mlflow_run_has_everything_of_the_execution(project: Project, monkey
     assert {"params.yaml", "dvc.lock", "plots", "samples", "logs", "report.html", "report.pdf"} <= artifacts
 
 
+@pytest.mark.slow
 def test_dvc_compares_metrics_params_and_experiments(project: Project) -> None:
     assert "train_loss" in project.dvc("metrics", "show").stdout
     project.dvc("exp", "run", "-S", "train.learning_rate=0.02", "-n", "faster")
@@ -153,6 +153,7 @@ def test_dvc_compares_metrics_params_and_experiments(project: Project) -> None:
     assert "Running stage" not in project.dvc("repro").stdout.replace("Running stage 'register'", "")
 
 
+@pytest.mark.slow
 def test_a_second_clone_pulls_everything_without_computing(project: Project, tmp_path: Path) -> None:
     project.dvc("remote", "add", "--local", "-d", "store", str(tmp_path / "remote"))
     project.dvc("push")
@@ -166,6 +167,7 @@ def test_a_second_clone_pulls_everything_without_computing(project: Project, tmp
     assert (second.root / best).read_bytes() == (project.root / best).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -189,6 +191,7 @@ def test_bad_input_is_one_line_and_leaves_earlier_results(project: Project, over
     assert "up to date" in project.dvc("status").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
 def test_a_killed_training_resumes_to_the_same_weights_in_the_same_mlflow_run(project: Project, tmp_path: Path) -> None:
     root = tmp_path / "unzipped"  # no git here: an unzipped download
@@ -205,7 +208,7 @@ def test_a_killed_training_resumes_to_the_same_weights_in_the_same_mlflow_run(pr
     process = subprocess.Popen(command, cwd=root, env=unzipped.environment, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: list((root / "models").glob("checkpoints/*/step-*")), process)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=HANGS)
     assert process.returncode == 128 + signal.SIGTERM, errors
     assert "checkpoint is saved" in errors
     assert not (root / "models/best").exists()

@@ -1,0 +1,79 @@
+"""The champion's perplexity on the candidate's held-out text, measured again where its own score is not comparable."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from gpt2core.errors import UserError
+from gpt2ops import paths
+from gpt2ops.process.stage import say
+from gpt2ops.registry.gate import Champion, HeldOut, held_out_of
+from gpt2ops.registry.versions import Versions
+from gpt2ops.tracking.store import one_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+
+def find_champion(
+    client: "MlflowClient", name: str, candidate: Versions, evaluation: Mapping[str, Any]
+) -> Champion | None:
+    """The champion with its perplexity on the candidate's held-out data, measured again where it has none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        entry = client.get_model_version_by_alias(name, "champion")
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise UserError(f"cannot read the champion of {name}: {one_line(error)}") from None
+    version = str(entry.version)
+    if version == candidate.version:
+        return Champion(version, None, same_version=True)
+    held_out = held_out_of(evaluation)
+    if held_out is None:
+        return Champion(version, None)
+    known = known_score(entry)
+    if known is not None and known.comparable_to(held_out):
+        return Champion(version, known.perplexity)
+    say(f"the champion (version {version}) was measured on other data or in another way; measuring it on this data")
+    try:
+        return Champion(version, measure(entry, held_out, evaluation), measured_again=True)
+    except Exception as error:  # whatever keeps it from loading or running is the reason
+        return Champion(
+            version, None, f"it was measured on other data or in another way, and now it fails ({one_line(error)})"
+        )
+
+
+def known_score(entry: "ModelVersion") -> HeldOut | None:
+    """What a version's tags say of its held-out score."""
+    try:
+        return HeldOut(
+            entry.tags["held_out_split"],
+            float(entry.tags["held_out_perplexity"]),
+            entry.tags["data_sha256"],
+            entry.tags["held_out_protocol"],
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def measure(entry: "ModelVersion", held_out: HeldOut, evaluation: Mapping[str, Any]) -> float:
+    """Perplexity of a registered version on this held-out split; its own block_size where that is smaller."""
+    import mlflow.pytorch
+
+    from gpt2core.data.tokens import open_split
+    from gpt2core.evaluation.scores import evaluate
+
+    model = mlflow.pytorch.load_model(f"models:/{entry.name}/{entry.version}")
+    protocol = evaluation["protocol"]
+    block_size = min(protocol["block_size"], int(entry.tags.get("block_size", protocol["block_size"])))
+    score = evaluate(
+        model,
+        open_split(paths.TOKENS, held_out.split),
+        block_size=block_size,
+        stride=min(protocol["stride"], block_size),
+        max_tokens=protocol.get("max_tokens"),
+    )
+    assert score is not None, "a split with a held-out perplexity has tokens"
+    return score.perplexity

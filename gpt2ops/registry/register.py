@@ -1,0 +1,155 @@
+"""A run's model into the registry: versions of it, the gate's verdict, aliases."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt2core.errors import UserError
+from gpt2core.storage.files import sha256_file
+from gpt2ops import paths
+from gpt2ops.params.schema import Params
+from gpt2ops.process.stage import say
+from gpt2ops.registry.champion import make_champion, registry_lock
+from gpt2ops.registry.champion_score import find_champion
+from gpt2ops.registry.gate import HeldOut, Verdict, held_out_of, judge
+from gpt2ops.registry.versions import FreshProcess, Versions, create_version, find_version, log_models, write_expected
+from gpt2ops.sampling.page import log_samples
+from gpt2ops.tracking.api import BEST_CHECKPOINT, TrackedRun
+from gpt2ops.tracking.store import one_line
+
+
+def register(
+    params: Params, run: TrackedRun, evaluation: Mapping[str, Any], train: Mapping[str, Any], weights_sha256: str
+) -> dict[str, Any]:
+    """Versions of models/best in the registry, with the gate's verdict; what registered.json says."""
+    name, text_name = params.register_.name, params.register_.text_name
+    held_out = held_out_of(evaluation)
+    tags = version_tags(evaluation, held_out, weights_sha256)
+    versions = find_versions(run, params, weights_sha256)
+    if versions is None:
+        versions = make_versions(run, params, tags)
+    else:
+        say(f"{name} version {versions.version} has these weights already; holding it against the gate again")
+        log_run_artifacts(run)
+    with registry_lock():
+        champion = find_champion(run.client, name, versions, evaluation)
+        verdict = judge(evaluation, train, champion, params.register_.gate)
+        is_champion = verdict.passed or (champion is not None and champion.same_version)
+        announce(run, params, versions, verdict, is_champion)
+    return {
+        "name": name,
+        "version": versions.version,
+        "text_name": text_name,
+        "text_version": versions.text_version,
+        "alias": "champion" if is_champion else "challenger",
+        "champion": is_champion,
+        "gate": verdict.as_dict(),
+        "verdict": evaluation.get("verdict", "unknown"),
+        "held_out": {"split": held_out.split, "perplexity": held_out.perplexity} if held_out else None,
+        "run_id": run.run_id,
+        "run_name": run.run_name,
+        "model_uri": f"models:/{name}/{versions.version}",
+        "text_model_uri": f"models:/{text_name}/{versions.text_version}",
+        "weights_sha256": weights_sha256,
+    }
+
+
+def make_versions(run: TrackedRun, params: Params, tags: dict[str, str]) -> Versions:
+    """Log both models, check them in a fresh process, and only then make them versions."""
+    from gpt2core.model import GPT
+
+    with FreshProcess() as fresh:
+        say("exporting the model")
+        model = GPT.from_pretrained(paths.BEST_MODEL)
+        logged = log_models(model, run.run_id)
+        expected = fresh.folder / "expected.npz"
+        write_expected(model, expected)
+        say("loading it in a fresh process, without this project and without pickle")
+        fresh.ask(logged, expected)
+        log_run_artifacts(run)
+        found = fresh.answer()
+    say(f"it loads, and its logits differ from the trained model's by {found['largest_difference']:.2g} at most")
+    tags = {**tags, "block_size": str(model.config.block_size)}
+    try:
+        return Versions(
+            *(
+                create_version(run.client, name, model_id, run.run_id, tags, "")
+                for name, model_id in (
+                    (params.register_.name, logged.model_id),
+                    (params.register_.text_name, logged.text_id),
+                )
+            )
+        )
+    except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own
+        raise UserError(f"MLflow did not register the model: {one_line(error)}") from error
+
+
+def find_versions(run: TrackedRun, params: Params, weights_sha256: str) -> Versions | None:
+    found = [
+        find_version(run.client, name, run.run_id, weights_sha256)
+        for name in (params.register_.name, params.register_.text_name)
+    ]
+    version, text_version = found
+    return Versions(version, text_version) if version and text_version else None
+
+
+def version_tags(evaluation: Mapping[str, Any], held_out: HeldOut | None, weights_sha256: str) -> dict[str, str]:
+    """What a later gate needs to compare with this version, and a reader to judge it."""
+    tags = {"weights_sha256": weights_sha256, "verdict": str(evaluation.get("verdict", "unknown"))}
+    if held_out is not None:
+        tags |= {
+            "data_sha256": held_out.data_sha256,
+            "held_out_split": held_out.split,
+            "held_out_perplexity": repr(held_out.perplexity),
+            "held_out_protocol": held_out.protocol,
+        }
+    return tags
+
+
+def announce(run: TrackedRun, params: Params, versions: Versions, verdict: Verdict, is_champion: bool) -> None:
+    """Verdict and aliases onto both versions. Raises UserError where the registry fails."""
+    tags = {
+        "gate": "passed" if verdict.passed else "refused",
+        "gate_reasons": " ".join(verdict.reasons),
+        "memorising": str(verdict.memorising).lower(),
+    }
+    description = f"Gate {tags['gate']}. {tags['gate_reasons']}\n\nRun: {run.run_name} ({run.run_id})."
+    pairs = (
+        (params.register_.name, versions.version),
+        (params.register_.text_name, versions.text_version),
+    )
+    try:
+        for name, version in pairs:
+            for key, value in tags.items():
+                run.client.set_model_version_tag(name, version, key, value)
+            run.client.update_model_version(name, version, description)
+            run.client.set_registered_model_alias(name, "challenger", version)
+        if is_champion:
+            for name, version in pairs:
+                make_champion(run.client, name, version)
+    except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own
+        raise UserError(f"MLflow did not take the verdict: {one_line(error)}") from error
+    run.set_tags(tags)
+
+
+def log_run_artifacts(run: TrackedRun) -> None:
+    """What the run's page should hold beside the models, where the stages before have not put it there already."""
+    run.log_settings()
+    if paths.DVC_LOCK.exists():
+        run.set_tags({"dvc_lock_sha256": sha256_file(paths.DVC_LOCK)})
+    there = run.artifacts()
+    if paths.HISTORY.exists():
+        run.log_artifact(paths.HISTORY, "reports")
+    run.log_artifacts(paths.TRAIN_METRICS.parent, "reports/metrics")
+    if paths.PLOTS.exists() and "plots" not in there:
+        run.log_artifacts(paths.PLOTS, "plots")
+    if "samples" not in there:
+        log_samples(run)
+    if "logs" not in there and (log := newest_log(paths.LOGS)):
+        run.log_artifact(log, "logs")
+    run.log_artifacts(paths.BEST_MODEL, BEST_CHECKPOINT)
+
+
+def newest_log(folder: Path) -> Path | None:
+    logs = sorted(folder.glob("training_log_*.txt"), key=lambda file: file.stat().st_mtime)
+    return logs[-1] if logs else None

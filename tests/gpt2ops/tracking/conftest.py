@@ -1,0 +1,5 @@
+"""A project with a store."""
+
+from tests.support.tracked_project import bare_project, empty_store, project
+
+__all__ = ["bare_project", "empty_store", "project"]
