@@ -35,7 +35,7 @@ def write_tokens(
     """Encode `fragments` (see `corpus.read_corpus`), split them, and write `directory`; returns the manifest.
 
     The result is the same for any number of `workers` (threads; None: one a core). Memory is bounded except for
-    the documents' lengths (a few dozen bytes each); the disk stores the tokens twice for a while. An earlier `directory`
+    the documents' lengths (a few dozen bytes each); the disk briefly stores the tokens twice. An earlier `directory`
     is replaced only at the end. Raises UserError for a corpus without text or too short for a split.
     """
     with replaced_directory(Path(directory)) as partial:
