@@ -176,7 +176,7 @@ class Diagnostics:
         uniform = self.facts.uniform_loss
         if smooth > uniform + FIRST_LOSS_SLACK and "loss_rising" not in self._active:
             return (
-                f"the loss is {smooth:.2f}, above the {uniform:.2f} of a model that knows nothing",
+                f"the loss is {smooth:.2f}, above the {uniform:.2f} of a uniform guess",
                 f"a train.learning_rate ten times lower (now {self.facts.learning_rate:g}) or more train.warmup_steps",
             )
         return True if smooth < uniform else None

@@ -57,15 +57,15 @@ class LossReference:
         known = ", ".join(f"{entry.model} {entry.loss:.2f} on {entry.text}" for entry in self.published)
         sources = ", ".join(dict.fromkeys(entry.source.split(",")[0] for entry in self.published))
         return [
-            f"loss to compare with: {self.uniform:.2f} knows nothing (ln {self.vocab_size:,}), "
-            f"{self.unigram:.2f} knows only token frequencies",
+            f"loss to compare with: {self.uniform:.2f} for a uniform guess (ln {self.vocab_size:,}), "
+            f"{self.unigram:.2f} for token frequencies alone",
             f"published losses: {known} ({sources})",
         ]
 
     def place(self, loss: float) -> str:
         """How `loss` compares with token frequencies and a uniform guess, in a few words."""
         if loss > self.uniform:
-            return f"worse than knowing nothing by {loss - self.uniform:.2f}"
+            return f"above a uniform guess by {loss - self.uniform:.2f}"
         if abs(loss - self.unigram) < SAME:
             return "at token frequencies"
         if loss > self.unigram:

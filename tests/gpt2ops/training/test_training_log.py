@@ -107,7 +107,7 @@ def test_a_learning_rate_of_ten_is_warned_of_on_the_console_and_on_the_page_of_t
     assert done.returncode == 0, done.stderr
     output = done.stdout
     warnings = [line for line in output.splitlines() if line.startswith("warning: ")]
-    text = "above the 10.82 of a model that knows nothing; try a train.learning_rate ten times lower"
+    text = "above the 10.82 of a uniform guess; try a train.learning_rate ten times lower"
     assert sum(text in warning for warning in warnings) == 1, warnings
     (log,) = (project / "logs").glob("training_log_*.txt")
     assert all(warning in log.read_text() for warning in warnings)
