@@ -1,4 +1,4 @@
-"""Where and how numbers are computed: device, precision, threads, seeds, process group."""
+"""Device, precision, threads, determinism and process group of a run."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -65,12 +65,12 @@ def cpu_capabilities() -> dict[str, Any]:
 def cpu_precision(capabilities: Mapping[str, Any]) -> tuple[str, str]:
     """The precision that is fast on a CPU with these `cpu_capabilities`, and why.
 
-    Precision is part of a run's identity, so it is looked up and never timed: a busy machine gives the same answer.
+    Precision is part of a run's identity, so it is looked up, never timed: a busy machine gives the same result.
     """
     if capabilities.get("amx_bf16"):
         return "bf16", "the CPU has AMX-BF16"
     if capabilities.get("avx512_bf16"):
-        # Zen 4 multiplies bf16 four times as fast as fp32, a Xeon held to AVX512-BF16 at 0.5 to 0.8 times its speed.
+        # Zen 4 multiplies bf16 four times as fast as fp32; a Xeon limited to AVX512-BF16 reaches 0.5 to 0.8 times fp32.
         if str(capabilities.get("cpu_name", "")).startswith("AMD"):
             return "bf16", "an AMD CPU with AVX512-BF16"
         return "fp32", "the CPU has AVX512-BF16 without AMX, and is faster in fp32"

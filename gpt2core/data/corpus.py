@@ -25,11 +25,11 @@ COMPRESSIONS = (".gz", ".zst")
 
 BLOCK_BYTES = 1 << 17
 FRAGMENT_CHARACTERS = 1 << 17
-# Without a place to cut in so many characters, it is no text in words; cut it anyway, or memory has no bound.
+# A text without a word boundary in this many characters is cut anywhere, so that memory stays bounded.
 UNBROKEN_CHARACTERS = 1 << 22
-# A line of .jsonl is read whole, and a few compressed bytes can be a line without an end.
+# A .jsonl line is read as a whole, and a few compressed bytes can expand to an endless line.
 LONGEST_LINE_BYTES = 1 << 28
-# No letter, digit or blank to the pattern, nor the start of a contraction.
+# To the tokenizer's pattern neither letter, digit nor blank, nor the start of a contraction.
 _PUNCTUATION = frozenset(".,;:!?\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f")
 
 
@@ -39,7 +39,7 @@ class Format(NamedTuple):
 
 
 def file_format(path: Path) -> Format:
-    """How to read `path`, from its name. Raises UserError for a name no reader fits."""
+    """How to read `path`, from its name. Raises UserError for an unknown suffix."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
     kind = suffixes[-1] if suffixes else ""
@@ -55,14 +55,14 @@ def read_corpus(
 ) -> Iterator[str]:
     """The documents of `files` in order, each followed by `<|endoftext|>`, in fragments of bounded length.
 
-    The ids of the fragments, one after the other, are those of the whole text. `on_bytes` hears how many of the
-    files' bytes were read since its last call. Raises UserError naming file and byte, line or row of what is no text.
+    The ids of the fragments, one after the other, are those of the whole text. `on_bytes` is called with the
+    number of bytes read since its last call. Raises UserError naming file and byte, line or row of invalid text.
     """
     return _gather(fragment for path in files for fragment in _read_file(path, text_field, on_bytes or _ignore))
 
 
 def check_file(path: Path, *, text_field: str = "text") -> None:
-    """Read all of `path`. Raises UserError for what `read_corpus` could not read, and for a file without text."""
+    """Read all of `path`. Raises UserError if `read_corpus` cannot read it, or if it has no text."""
     if not path.stat().st_size:
         raise UserError(f"{path} is empty (0 bytes); give a file with text.")
     if not sum(1 for _ in read_corpus([path], text_field=text_field)):
@@ -124,7 +124,7 @@ def _unzstd(handle: IO[bytes]) -> Iterator[bytes]:
     frame = decompressor.decompressobj()
     open_frame = False
     try:
-        # Blocks may shrink a thousandfold: little in, so that not too much comes out at once.
+        # Data may expand a thousandfold: small reads keep the output small.
         while packed := handle.read(4096):
             while packed:
                 block = frame.decompress(packed)
@@ -146,7 +146,7 @@ def _check_no_nul(path: Path, block: bytes, offset: int) -> None:
 
 
 def _decode(path: Path, blocks: Iterable[bytes]) -> Iterator[str]:
-    """The text of `blocks`. Raises UserError with the byte offset (after decompression) of what is no UTF-8."""
+    """The text of `blocks`. Raises UserError with the byte offset (after decompression) of invalid UTF-8."""
     rest, offset = b"", 0
     for block in blocks:
         _check_no_nul(path, block, offset + len(rest))
@@ -189,7 +189,7 @@ def _jsonl_texts(path: Path, blocks: Iterable[bytes], text_field: str) -> Iterat
 
 
 def _lines(blocks: Iterable[bytes], path: Path) -> Iterator[bytes]:
-    """Lines with their ends; the pieces of a long one are joined once. Raises UserError for one beyond all bounds."""
+    """Lines with their line ends; the parts of a long one are joined once. Raises UserError for a too long one."""
     parts: list[bytes] = []
     number, size = 1, 0
     for block in blocks:
@@ -197,7 +197,7 @@ def _lines(blocks: Iterable[bytes], path: Path) -> Iterator[bytes]:
             parts.append(line)
             size += len(line)
             if size > LONGEST_LINE_BYTES:
-                raise UserError(f"{path}, line {number}: longer than {LONGEST_LINE_BYTES:,} bytes; make it several.")
+                raise UserError(f"{path}, line {number}: longer than {LONGEST_LINE_BYTES:,} bytes; split it.")
             if line.endswith(b"\n"):
                 yield b"".join(parts)
                 parts = []
@@ -267,7 +267,7 @@ def _check_column(path: Path, schema: Any, text_field: str) -> None:
 def _close_documents(blocks: Iterable[str]) -> Iterator[str]:
     """The documents in the text of `blocks`, each followed by `<|endoftext|>`, in fragments."""
     rest = ""
-    begun = False  # a fragment of the open document went out
+    begun = False  # a fragment of the open document was yielded
     own_line = False  # the open document follows a separator on a line of its own
     at_start = True
     for block in blocks:
@@ -278,9 +278,9 @@ def _close_documents(blocks: Iterable[str]) -> Iterator[str]:
                 yield text + END_OF_TEXT
             own_line = document.endswith("\n") or (at_start and not document)
             begun = at_start = False
-        # The last characters may be the start of a separator: a cut neither falls there nor takes it for a word.
+        # The last characters may be the start of a separator: do not cut there or treat it as a word.
         cut = find_cut(rest, len(rest) - len(END_OF_TEXT) - 1) if len(rest) > FRAGMENT_CHARACTERS else 0
-        # Blanks alone may still turn out to be a whole document, which is dropped.
+        # Only blanks so far: this may become an empty document, which is dropped.
         if cut and (begun or cut >= UNBROKEN_CHARACTERS or not rest[:cut].isspace()):
             yield rest[:cut] if begun else _without_line_end(rest[:cut], own_line)
             rest, begun, at_start = rest[cut:], True, False
@@ -301,7 +301,7 @@ def find_cut(text: str, limit: int) -> int:
     GPT-2's pattern starts a new piece at the last blank before a word, and at punctuation after a letter or a digit:
     https://github.com/openai/gpt-2/blob/master/src/encoder.py
     """
-    # What lies further back was searched when it was the end.
+    # Text further back was searched in an earlier call.
     for at in range(min(limit, len(text) - 2), max(0, limit - 2 * BLOCK_BYTES), -1):
         if text[at] in " \n\t\r" and not text[at + 1].isspace():
             return at
@@ -311,7 +311,7 @@ def find_cut(text: str, limit: int) -> int:
 
 
 def _gather(fragments: Iterable[str]) -> Iterator[str]:
-    """Small fragments joined: encoding pays per call."""
+    """Join small fragments: encoding has a cost per call."""
     parts: list[str] = []
     size = 0
     for fragment in fragments:

@@ -1,4 +1,4 @@
-"""A tokenized corpus on disk: uint16 shards, the starts of the documents, and a manifest. `token_writer` writes it.
+"""A tokenized corpus on disk: uint16 shards, the starts of the documents, and a manifest. `writer` writes it.
 
 The corpus is one stream of tokens: its documents in order with `<|endoftext|>` (50256) after each but the last.
 A split by documents takes documents with the `<|endoftext|>` after them; a split by tokens cuts the stream in three.
@@ -28,7 +28,7 @@ START_DTYPE = np.dtype("<i8")
 
 
 class TokenSplit:
-    """The tokens of one split, memory-mapped: opening costs the same for any size."""
+    """The tokens of one split, memory-mapped, so opening takes the same time for any size."""
 
     def __init__(self, directory: Path, name: str, entry: Mapping[str, Any]) -> None:
         self.name = name
@@ -38,7 +38,7 @@ class TokenSplit:
         self._index: Mapping[str, Any] = entry["document_index"]
         self._shards: list[Mapping[str, Any]] = entry["shards"]
         files = [self._index["file"], *(shard["file"] for shard in self._shards)]
-        if any(Path(file).name != file for file in files):  # a name, not a way to somewhere else
+        if any(Path(file).name != file for file in files):  # a plain name, not a path
             raise TypeError
         counts = [self.num_documents, *(shard["tokens"] for shard in self._shards)]
         if not all(type(count) is int and 0 <= count < MOST_TOKENS for count in counts):
@@ -68,7 +68,7 @@ class TokenSplit:
         return np.memmap(path, START_DTYPE, mode="r") if self.num_documents else np.empty(0, START_DTYPE)
 
     def check_sizes(self) -> None:
-        """Raises UserError for a file that is missing or has lost bytes; reads no content."""
+        """Raises UserError for a file that is missing or has another size; reads no content."""
         sizes = {shard["file"]: shard["tokens"] * TOKEN_DTYPE.itemsize for shard in self._shards}
         sizes[self._index["file"]] = self.num_documents * START_DTYPE.itemsize
         for file, size in sizes.items():
@@ -80,7 +80,7 @@ class TokenSplit:
                 raise UserError(f"{path} has {found} bytes, expected {size}; tokenize the corpus again.")
 
     def verify(self) -> None:
-        """Raises UserError for a file whose content is not what was written; reads all of it."""
+        """Raises UserError for a file whose checksum differs; reads all of it."""
         self.check_sizes()
         for entry in (*self._shards, self._index):
             if sha256_file(self._directory / entry["file"]) != entry.get("sha256"):
@@ -88,7 +88,7 @@ class TokenSplit:
         self.check_digest()
 
     def check_digest(self) -> None:
-        """Raises UserError where the manifest lists other shards, or in another order, than were written."""
+        """Raises UserError if the manifest lists other shards, or another order, than were written."""
         if len(self._shards) == 1:
             found = self._shards[0].get("sha256")
         else:
@@ -126,13 +126,13 @@ class TokenSet:
         return split
 
     def verify(self) -> None:
-        """Raises UserError for a file whose content is not what was written; reads all of them."""
+        """Raises UserError for a file whose checksum differs; reads all of them."""
         for name in self.manifest["splits"]:
             self.split(name).verify()
         self._check_digest()
 
     def check_digests(self) -> None:
-        """Raises UserError where the manifest is not the one of the files, each of which it describes rightly."""
+        """Raises UserError if the manifest's checksums are inconsistent with each other."""
         for name in self.manifest["splits"]:
             self.split(name).check_digest()
         self._check_digest()
@@ -145,7 +145,7 @@ class TokenSet:
 
 
 def open_tokens(directory: Path | str) -> TokenSet:
-    """The corpus in `directory`. Raises UserError where there is none that this version can read."""
+    """The corpus in `directory`. Raises UserError if it is missing or has another format version."""
     directory = Path(directory)
     path = directory / MANIFEST
     if not inside(path, directory).is_file():

@@ -1,4 +1,4 @@
-"""Text to the tokenized corpus of `tokens`: encode on all cores into one stream, then divide that among the splits."""
+"""Writes a tokenized corpus: encode the text on all cores into one stream, then divide that among the splits."""
 
 import hashlib
 import os
@@ -33,8 +33,8 @@ def write_tokens(
 ) -> dict[str, Any]:
     """Encode `fragments` (see `corpus.read_corpus`), split them, and write `directory`; returns the manifest.
 
-    The result is the same for any number of `workers` (threads; None: one a core). Memory is bounded but for the
-    documents' lengths (a few dozen bytes each); the disk holds the tokens twice for a while. An earlier `directory`
+    The result is the same for any number of `workers` (threads; None: one a core). Memory is bounded except for
+    the documents' lengths (a few dozen bytes each); the disk briefly stores the tokens twice. An earlier `directory`
     is replaced only at the end. Raises UserError for a corpus without text or too short for a split.
     """
     with replaced_directory(Path(directory)) as partial:
@@ -76,9 +76,9 @@ def write_tokens(
 
 
 def encode_fragments(fragments: Iterable[str], workers: int | None = None) -> Iterator[np.ndarray]:
-    """Ids of each fragment in order, uint16. Only a few fragments are in the air at once.
+    """Ids of each fragment in order, uint16. Only a few fragments are in memory at once.
 
-    Threads, not processes: tiktoken encodes without holding Python's lock, and nothing is copied or started.
+    Threads, not processes: tiktoken releases the GIL, and nothing has to be copied.
     """
     encode = Tokenizer().encode_array
     workers = workers or _num_cores()
@@ -100,7 +100,7 @@ def _num_cores() -> int:
 
 
 def _write_stream(path: Path, arrays: Iterable[np.ndarray], max_tokens: int | None) -> np.ndarray:
-    """Write the stream without its last `<|endoftext|>`; returns the documents' lengths, int64, with theirs."""
+    """Write the stream without its last `<|endoftext|>`; returns the documents' lengths including theirs, int64."""
     ends: list[np.ndarray] = []
     total = 0
     held = np.empty(0, TOKEN_DTYPE)  # an <|endoftext|> that is written only if another document follows
@@ -159,7 +159,7 @@ class _Shards:
 def _divide(
     stream: Path, run_lengths: np.ndarray, run_owners: np.ndarray, directory: Path, shard_tokens: int
 ) -> dict[str, _Shards]:
-    """Give each run of `stream` to its split, in one pass over the file."""
+    """Copy each run of `stream` to its split, in one pass over the file."""
     shards = {name: _Shards(directory, name, shard_tokens) for name in SPLITS}
     edges = np.concatenate([[0], np.cumsum(run_lengths)])
     with stream.open("rb") as handle:

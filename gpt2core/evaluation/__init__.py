@@ -1,1 +1,1 @@
-"""How good a model is: scores of a text."""
+"""Scores of a model on a text."""

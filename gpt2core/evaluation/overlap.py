@@ -1,4 +1,4 @@
-"""What can be said of a text without a model: how varied it is, and how much of it stands in the training text."""
+"""Measures of a text without a model: how varied it is, and its longest overlap with the training text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from typing import Protocol
 
 import numpy as np
 
-# Tokens of the corpus looked at together; the first chunk is small, for a match found early makes the rest quicker.
+# Tokens of the corpus searched at once; the first chunk is small because an early match speeds up the rest.
 FIRST_CHUNK = 1 << 16
 LARGEST_CHUNK = 1 << 22
-# Places compared at once: a text of one token over and over pairs each of its positions with each in the corpus.
+# Positions compared at once: a text that repeats one token matches each of its positions with each in the corpus.
 PAIRS_AT_ONCE = 1 << 20
 
 
@@ -61,7 +61,7 @@ def longest_overlap(token_ids: Sequence[int], corpus: Corpus) -> Overlap:
 
 
 class _PairIndex:
-    """Where each pair of neighbouring tokens stands in a text."""
+    """The positions of each pair of neighbouring tokens in a text."""
 
     def __init__(self, text: np.ndarray) -> None:
         self._number = np.zeros(max(1 << 16, int(text.max()) + 1), dtype=np.int64)  # of each token; 0: not in the text
@@ -73,7 +73,7 @@ class _PairIndex:
         self._codes, self._first, self._count = np.unique(codes[self._order], return_index=True, return_counts=True)
 
     def knows(self, token_ids: np.ndarray) -> np.ndarray:
-        """Which of the tokens stand in the text."""
+        """Which of the tokens occur in the text."""
         return self._number[token_ids] > 0
 
     def codes(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How good a model is: loss, sliding-window perplexity, bits per byte, token accuracy, verbatim recall.
+"""Loss, sliding-window perplexity, bits per byte, token accuracy and verbatim recall of a model.
 
 Shapes: B windows, T block_size, V vocab_size.
 """
@@ -22,7 +22,7 @@ Logits = Callable[[Tensor], Tensor]
 # share of the held-out one, has learned the text rather than the language.
 MEMORISING_RECALL = 0.5
 MEMORISING_LOSS_RATIO = 0.5
-# Logits of so many tokens take 0.8 GB.
+# The logits of this many tokens take 0.8 GB.
 MAX_TOKENS_A_BATCH = 4096
 
 
@@ -72,7 +72,7 @@ def evaluate(
 ) -> Score | None:
     """Score every token but the first once, each with at least block_size - stride tokens before it where there are.
 
-    `token_lengths` (V,) are bytes a token, for bits per byte. `on_tokens` hears how many tokens were scored.
+    `token_lengths` (V,) are bytes a token, for bits per byte. `on_tokens` is called with the number of tokens scored.
     None for a split of less than two tokens. A GPT should be in eval mode.
     """
     total = min(len(split), max_tokens or len(split))
@@ -106,7 +106,7 @@ def perplexity(model: Logits, split: Tokens, *, block_size: int, stride: int | N
 def _losses(model: Logits, token_ids: Tensor, targets: Tensor) -> tuple[float, int]:
     """Sum of the losses and number of right guesses where targets (B, T) are not -1."""
     kept = targets >= 0
-    if isinstance(model, GPT):  # the head is the largest matrix: only where a target is scored
+    if isinstance(model, GPT):  # the head is the largest matrix: apply it only where a target is scored
         x = model.hidden_states(token_ids)[kept]  # (N, C)
         if x.device.type == "cpu":
             return head_scores(x, model.lm_head.weight, targets[kept])
@@ -123,14 +123,14 @@ def _window_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of (token_ids, targets) windows, each (B, T) int64; targets scored by an earlier window are -1."""
     stride = min(stride, block_size)
-    starts, scored_to = [], 1  # token 0 has nothing before it
+    starts, scored_to = [], 1  # token 0 has no context
     while scored_to < total:
         # The first window scores all its targets, each later one the next `stride`.
         start = 0 if scored_to == 1 else max(0, min(scored_to + stride, total) - block_size - 1)
         stop = min(start + block_size, total - 1)
         starts.append((start, stop, scored_to))
         scored_to = stop + 1
-    # Windows of one length go together: only the very last, or a lone short one, can differ.
+    # A batch has windows of one length: only the last window, or a single short one, can differ.
     batch: list[tuple[int, int, int]] = []
     for window in starts:
         if batch and (len(batch) == batch_size or window[1] - window[0] != batch[0][1] - batch[0][0]):
@@ -183,7 +183,7 @@ def verbatim_recall(
 
 
 def unigram_loss(split: Tokens, max_tokens: int = 10_000_000) -> float:
-    """Nats a token of guessing each token of the split by how often it occurs: what a model knows without context."""
+    """Entropy of the split's token frequencies in nats: the loss of a model without context."""
     counts = np.bincount(split.read(0, min(len(split), max_tokens)))
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
@@ -195,6 +195,6 @@ def verdict(train_loss: float, held_out_loss: float | None, recall: float | None
         return "memorising"
     if held_out_loss is not None and train_loss < MEMORISING_LOSS_RATIO * held_out_loss:
         return "memorising"
-    if train_loss >= unigram_loss:  # it knows no more than which tokens are frequent
+    if train_loss >= unigram_loss:  # no better than token frequencies
         return "underfitting"
     return "generalising" if held_out_loss is not None else "unknown"

@@ -1,6 +1,7 @@
-"""Causal attention for training on a CPU by two batched matmuls, which at a few hundred tokens are faster than blocks.
+"""Causal attention for training on a CPU by two batched matmuls, faster than blocks up to a few hundred tokens.
 
-torch's own kernel for CPUs has no dropout, and what stands in for it there writes every mask and score several times.
+torch's fused CPU kernel has no dropout; with dropout torch falls back to a version that copies every score and mask
+several times.
 Shapes: B batch, H n_head, T tokens, D head_dim.
 """
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from gpt2core.kernels.dropout import keep_mask, scale_of
 from gpt2core.kernels.switch import own_kernels_are_faster
 
-# Without dropout torch's kernel, which never holds the scores, is as fast from here on.
+# Without dropout torch's kernel, which never stores the scores, is as fast beyond this length.
 LONGEST_WITHOUT_DROPOUT = 256
 
 
@@ -54,7 +55,7 @@ class _ShortAttention(torch.autograd.Function):
 
 
 def short_attention_is_faster(q: Tensor, drop_rate: float) -> bool:
-    """Whether `short_attention` is the faster way for q (B, H, T, D)."""
+    """For q (B, H, T, D)."""
     here = own_kernels_are_faster(q.device) and torch.is_grad_enabled()
     return here and (drop_rate > 0.0 or q.shape[2] <= LONGEST_WITHOUT_DROPOUT)
 

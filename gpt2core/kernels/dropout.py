@@ -1,7 +1,7 @@
-"""Dropout of which a CPU is not slow: torch draws one random number an element there, one after the other.
+"""Fast dropout on a CPU, where torch draws one random number per element sequentially.
 
-Four elements share a random number of 64 bits, so a rate is exact to 1 in 65,536. A mask is of the tensor's own dtype:
-torch takes seven times as long to multiply bf16 by bool.
+Four elements share a random number of 64 bits, so a rate is exact to 1 in 65,536. The mask has the tensor's dtype:
+multiplying bf16 by bool takes seven times as long.
 """
 
 from math import prod
@@ -18,7 +18,7 @@ LEVELS = 1 << 16
 
 
 class Dropout(nn.Module):
-    """`nn.Dropout`, with other random numbers on a CPU."""
+    """`nn.Dropout` with another random generator on a CPU."""
 
     def __init__(self, drop_rate: float) -> None:
         super().__init__()
@@ -51,9 +51,9 @@ class _Dropout(torch.autograd.Function):
 
 
 def keep_mask(shape: torch.Size, drop_rate: float, dtype: torch.dtype) -> Tensor:
-    """A mask on the CPU, 1 with probability 1 - drop_rate and 0 else, a function of torch's own generator."""
+    """A CPU mask, 1 with probability 1 - drop_rate, else 0; seeded from torch's default generator."""
     count = prod(shape)
-    # SFC64, twice as fast as torch's Mersenne twister, begins with a number of the generator that a run seeds.
+    # SFC64 is twice as fast as torch's Mersenne Twister, which the run has seeded and which gives its seed here.
     words = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw((count + 3) // 4)
     draws = torch.from_numpy(words.view(np.int16))[:count]
     kept = torch.empty(count, dtype=dtype)
@@ -62,5 +62,5 @@ def keep_mask(shape: torch.Size, drop_rate: float, dtype: torch.dtype) -> Tensor
 
 
 def scale_of(drop_rate: float) -> float:
-    """What is kept is multiplied by this, so that the expectation stays."""
+    """Factor for the kept elements, so that the expectation is unchanged."""
     return LEVELS / (LEVELS - round(drop_rate * LEVELS)) if drop_rate < 1.0 else 0.0

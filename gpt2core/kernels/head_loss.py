@@ -1,7 +1,7 @@
-"""The head of a language model and its loss in one: the logits are held once, and their gradient takes their place.
+"""Head and cross-entropy in one: the logits are stored once, and their gradient overwrites them.
 
 The logits are a step's largest tensor: 16 x 128 tokens times 50,257 words are 0.4 GB in fp32, and a plain cross-entropy
-keeps three of that size. Shapes: N tokens, C n_embd, V vocab_size, P the same padded.
+stores three of that size. Shapes: N tokens, C n_embd, V vocab_size, P the same padded.
 """
 
 from typing import Any
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gpt2core.kernels.switch import own_kernels_are_faster
 
-ROWS_AT_A_TIME = 16  # through the softmax: so few that they stay in the processor's cache
-ROWS_A_MATMUL = 512  # of scores that nobody keeps
+ROWS_AT_A_TIME = 16  # in the softmax: few enough for the processor's cache
+ROWS_A_MATMUL = 512  # when the scores are not stored
 WORDS_AT_A_TIME = 64  # a matmul over 50,257 words takes up to 1.7 times as long as one over 50,304
 
 
@@ -45,17 +45,17 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _losses(logits: Tensor, softmax: Tensor, targets: Tensor) -> Tensor:
-    """-log of the softmax (N, P) at targets (N, 1), also where that is so small that fp32 has no number for it."""
+    """-log of the softmax (N, P) at targets (N, 1), also where the softmax underflows in fp32."""
     likelihoods = softmax.gather(1, targets)
     if likelihoods.min() > torch.finfo(torch.float32).tiny:
         return -likelihoods.log_()
-    # At the largest logit the log of the softmax is that logit less the log of the sum of all exponentials.
+    # At the largest logit, log softmax = that logit - log(sum of all exponentials).
     log_sum = logits.amax(dim=1, keepdim=True) - softmax.amax(dim=1, keepdim=True).log_()
     return log_sum - logits.gather(1, targets)
 
 
 def padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """`weight` (V, C) in `dtype` with rows of zeros after it, (P, C)."""
+    """`weight` (V, C) in `dtype`, padded with rows of zeros to (P, C)."""
     extra = -len(weight) % WORDS_AT_A_TIME
     if extra == 0:
         return weight.to(dtype)
@@ -66,12 +66,12 @@ def padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def head_loss_is_faster(x: Tensor) -> bool:
-    """Whether `head_loss` is the better way for x: a GPU compiles its step, and fp16 needs a scaled gradient."""
+    """For x (N, C) on its device: a GPU compiles its step, and fp16 needs a scaled gradient."""
     return own_kernels_are_faster(x.device) and torch.is_grad_enabled()
 
 
 def head_scores(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, int]:
-    """Sum of the losses in nats of x (N, C) under a head `weight` (V, C), and how often the target is the likeliest.
+    """Sum of the losses in nats of x (N, C) under a head `weight` (V, C), and how many targets have the highest logit.
 
     For targets (N,) int64, without gradients; sums in fp64.
     """
@@ -86,7 +86,7 @@ def head_scores(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, int]
             for logits, wanted in rows:
                 exact = logits.float()
                 loss += _losses(exact, exact.softmax(dim=1), wanted).double().sum().item()
-                # To find a maximum's place is slow: only where the target is one, for others may equal it.
+                # argmax is slow: it runs only where the target's logit equals the maximum, to settle ties.
                 likely = (exact.gather(1, wanted) == exact.amax(dim=1, keepdim=True)).flatten()
                 hits += int((exact[likely].argmax(dim=1) == wanted[likely].flatten()).sum())
     return loss, hits
@@ -101,6 +101,6 @@ def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def _matmul_dtype(x: Tensor) -> torch.dtype:
-    """What autocast would take."""
+    """The dtype of autocast, else that of x."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

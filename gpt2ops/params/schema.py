@@ -1,5 +1,7 @@
-"""The typed schema of params.yaml: every default and every bound is written here and nowhere else."""
+"""The typed schema of params.yaml: defaults and bounds, those of training from `gpt2core.training.config`."""
 
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -9,16 +11,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from gpt2core.config import PRESETS, GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.tokenizer import check_unicode
+from gpt2core.training.config import StopSettings, TrainSettings
 from gpt2ops import paths
 from gpt2ops.params.decoding import DecodingSetting
 from gpt2ops.params.problems import lines_of
-from gpt2ops.params.recipes import DEFAULT, DROP_RATES, recipe_of, with_recipe
+from gpt2ops.params.recipes import CHOSEN, DEFAULT, DROP_RATES, recipe_of, with_recipe
 
 BY_RECIPE: Any = None  # null, or the key left out: what `train.recipe` says
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def __init_subclass__(cls, by_recipe: Sequence[str] = (), **config: Any) -> None:
+        """Adds the fields of a library's settings class, with their bounds and help, to a section derived from it."""
+        super().__init_subclass__(**config)
+        for base in filter(is_dataclass, cls.__bases__):
+            for entry in fields(base):
+                default = BY_RECIPE if entry.name in by_recipe else entry.default
+                help = entry.metadata["help"] or None
+                setattr(cls, entry.name, Field(default, description=help, **entry.metadata["bounds"]))
+                cls.__annotations__[entry.name] = entry.type
 
     @field_validator("*", mode="before")
     @classmethod
@@ -122,16 +135,7 @@ class Model(Section):
         return self
 
 
-class Stop(Section):
-    target_loss: float | None = Field(4.4, gt=0, le=100)
-    """Nats per token; null: no target."""
-    metric: Literal["train_batch", "train_ema", "train_full", "val"] = "train_ema"
-    """What is held against the target: one batch, their moving average, a full pass over train, or the val split."""
-    patience: int | None = Field(None, ge=1)
-    """Evaluations without a new best val_loss (train_loss where there is no val split) before stopping."""
-    max_steps: int | None = Field(1200, ge=1)
-    max_epochs: float | None = Field(None, gt=0, le=1_000_000)
-
+class Stop(Section, StopSettings):
     @model_validator(mode="after")
     def _ends(self) -> Self:
         if self.max_steps is None and self.max_epochs is None:
@@ -139,67 +143,25 @@ class Stop(Section):
         return self
 
 
-class Train(Section):
+class Train(Section, TrainSettings, by_recipe=CHOSEN):
     recipe: Literal["memorise", "generalise", "finetune"] = DEFAULT
     """Says what a null means for the keys in gpt2ops/params/recipes.py. memorise: new weights, a short text by heart;
     generalise: new weights that write what they have not read; finetune: weights that have learned a language."""
-    optimizer: Literal["adamw", "muon", "adafactor"] = BY_RECIPE
-    """muon: Muon on the matrices, AdamW on the rest; for scratch runs. adafactor: half of AdamW's memory, for models
-    that do not fit otherwise; its learning_rate is a share of the weights' size, so about 1e-3 to fine-tune."""
-    learning_rate: float = Field(BY_RECIPE, gt=0, le=10)
-    """Peak of the schedule."""
-    min_learning_rate: float = Field(BY_RECIPE, ge=0, le=10)
-    """Floor of the schedule."""
-    muon_learning_rate: float = Field(BY_RECIPE, gt=0, le=10)
-    """Peak for the matrices under muon."""
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(BY_RECIPE, ge=0, lt=1)
-    schedule: Literal["onecycle", "cosine", "linear", "wsd", "constant"] = BY_RECIPE
-    warmup_steps: int | None = Field(100, ge=0)
-    """null: 30 % of the run for onecycle, 2 % for the others."""
-    decay_fraction: float = Field(0.2, gt=0, le=1)
-    """Share of the run in which wsd decays."""
-    weight_decay: float = Field(BY_RECIPE, ge=0, le=10)
-    """On matrices only."""
-    max_grad_norm: float | None = Field(1.0, gt=0)
-    """Clip the gradient to this norm; null: no clipping."""
     batch_size: int = Field(BY_RECIPE, ge=1, le=1_000_000)
     """Sequences a step, over all devices."""
-    micro_batch_size: int | None = Field(None, ge=1, le=1_000_000)
-    """Sequences a forward pass on one device; null: the step's share."""
     sequence_length: int = Field(BY_RECIPE, ge=2, le=1_048_576)
     """Tokens in a training sequence, at most the model's block_size."""
     sampler: Literal["sequential", "shuffled", "sliding"] = "shuffled"
     stride: int | None = Field(None, ge=1)
     """Distance between the starts of sliding windows; null: half the sequence."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a quarter slower."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto: on a GPU, where the run is long enough to earn it back."""
-    cuda_graph: Literal["auto", "on", "off"] = "auto"
-    """A whole update launched at once, for GPUs that wait for Python; auto: where a step has at most 16,384 tokens."""
-    log_interval: int = Field(10, ge=1)
-    """Steps between rows of the history, the log file and MLflow."""
     eval_interval: int | Literal["epoch"] = 200
     """Steps between evaluations, or once an epoch."""
-    eval_batches: int | None = Field(20, ge=1)
-    """Batches of each split at an evaluation; null: the whole split."""
     sample_prompt: str = "ROMEO."
     """Start of the sample text shown at each evaluation; empty: <|endoftext|>."""
-    sample_tokens: int = Field(40, ge=0, le=100_000)
-    """Length of that sample; 0: none."""
-    sample_interval: Literal["evaluation", "epoch"] = "evaluation"
-    """A sample at each evaluation, or after each epoch."""
-    checkpoint_interval: int = Field(250, ge=1)
-    keep_last: int = Field(2, ge=1)
-    """Checkpoints kept beside the best."""
-    spike_rollback: float | None = Field(None, ge=3)
-    """Standard deviations above the losses before it at which a batch is left out; after three in a row the run goes
-    back to its last checkpoint and passes them by. null: a spike is only reported."""
     best_by: Literal["auto", "val_loss", "train_loss"] = "auto"
     """What models/best is chosen by; auto: val_loss, but train_loss where the target is one of train."""
     resume: bool = True
-    """Go on from the newest checkpoint that fits this run."""
+    """Resume the newest checkpoint that fits this run."""
     stop: Stop = Stop()
 
     @model_validator(mode="before")

@@ -1,7 +1,7 @@
 """Early warnings of a training run: one finding where something looks wrong, with what to try.
 
-A pure function of the rows that the trainer keeps (gpt2core.training.events): a resumed run plays its history again and
-says nothing twice. Every threshold is held against the run's own noise, by medians and median absolute deviations
+A pure function of the trainer's history (gpt2core.training.events): a resumed run replays its history and reports
+nothing twice. Every threshold is compared with the run's own noise, by medians and median absolute deviations
 (Rousseeuw and Croux 1993): a hard batch, a slow second or a lucky evaluation is no finding.
 """
 
@@ -18,9 +18,9 @@ from gpt2core.training.events import Row
 
 # The smoothed loss: median of the rows of the last so many steps, and of so many rows at least.
 SMOOTH_STEPS, SMOOTH_ROWS, MAX_SMOOTH_ROWS = 30, 5, 50
-# What the loss of new weights may be above ln(V): the spread of the first logits gives 0.15 for GPT-2 124M.
+# How far the loss of new weights may exceed ln(V): the spread of the first logits gives 0.15 for GPT-2 124M.
 FIRST_LOSS_SLACK = 0.3
-# Losses of single tokens spread so many nats around their mean.
+# Standard deviation of single tokens' losses, in nats.
 TOKEN_LOSS_SPREAD = 3.0
 FLAT_BLOCKS, FLAT_STEPS, FLAT_GROWTH = 16, 100, 1.05
 GRADIENT_RATIO, GRADIENT_CALM_RATIO, GRADIENT_Z, GRADIENT_ROWS = 5.0, 2.5, 6.0, 20
@@ -28,13 +28,13 @@ CLIPPED_ROWS, CLIPPED_RATIO = 50, 5.0
 SLOW_SHARE, SLOW_SECONDS, SLOW_ROWS = 0.6, 30.0, 3
 RATE_SHARE, RATE_LEAST = 0.01, 1e-7
 
-# One cause, one warning: while these stand, what follows from them is not said as well.
+# One cause, one warning: while these are active, their consequences are not reported.
 _DIVERGING = {"loss_above_uniform", "loss_rising", "gradients_exploding"}
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run's rows are held against; losses in nats a token."""
+    """Facts that the rows are compared with; losses in nats a token."""
 
     total_steps: int
     tokens_per_step: int
@@ -65,7 +65,7 @@ CheckResult = tuple[str, str] | bool | None
 
 
 class Diagnostics:
-    """Hears rows in order and returns what is new. Each kind is found once, and again only after it had passed."""
+    """Takes rows in order and returns new findings. Each kind is reported once, and again after it was resolved."""
 
     def __init__(self, facts: RunFacts) -> None:
         self.facts = facts
@@ -78,7 +78,7 @@ class Diagnostics:
         self._best_smooth = math.inf
         self._flat_at = 0  # number of rows that the last test for a flat loss saw
         self._gradients: deque[float] = deque(maxlen=CLIPPED_ROWS)
-        self._usual_gradients: deque[float] = deque(maxlen=200)  # the last five left out, and what exploded
+        self._usual_gradients: deque[float] = deque(maxlen=200)  # without the last five, and without exploding ones
         self._speeds: deque[float] = deque(maxlen=200)
         self._slow_seconds, self._slow_rows = 0.0, 0
         self._last_tokens = 0
@@ -91,7 +91,7 @@ class Diagnostics:
         return self._update(1, "first_loss", self._check_first_loss(loss))
 
     def replay(self, rows: Iterable[Row]) -> None:
-        """Rows of before a resume: what they show was said then."""
+        """Rows from before a resume, whose findings were reported then."""
         for row in rows:
             self.row(row)
 
@@ -166,7 +166,7 @@ class Diagnostics:
         return median(self._losses[-count:])
 
     def _noise(self) -> float:
-        """Spread of the smoothed loss, from differences of neighbouring rows, which a trend hardly touches."""
+        """Spread of the smoothed loss, from differences of neighbouring rows, which a trend hardly affects."""
         recent = np.asarray(self._losses[-MAX_SMOOTH_ROWS:])
         return 1.25 * _spread(np.diff(recent)) / math.sqrt(2 * SMOOTH_ROWS)
 
@@ -176,7 +176,7 @@ class Diagnostics:
         uniform = self.facts.uniform_loss
         if smooth > uniform + FIRST_LOSS_SLACK and "loss_rising" not in self._active:
             return (
-                f"the loss is {smooth:.2f}, above the {uniform:.2f} of a model that knows nothing",
+                f"the loss is {smooth:.2f}, above the {uniform:.2f} of a uniform guess",
                 f"a train.learning_rate ten times lower (now {self.facts.learning_rate:g}) or more train.warmup_steps",
             )
         return True if smooth < uniform else None
@@ -202,7 +202,7 @@ class Diagnostics:
     def _check_flat(self, smooth: float | None) -> CheckResult:
         """Whether the loss fell over the second half of the run so far, as a healthy one does however long it is.
 
-        Asked each time the run has grown by a twentieth, so it costs next to nothing.
+        Tested each time the run has grown by a twentieth, so its cost is negligible.
         """
         count = len(self._steps)
         if smooth is None or self._warm_from is None or count < FLAT_GROWTH * self._flat_at:

@@ -1,4 +1,4 @@
-"""The machine and the software that a model was trained with, for whoever reads its report later."""
+"""The machine and software that a model was trained with, for the report."""
 
 import os
 import platform
@@ -8,8 +8,8 @@ import torch
 
 
 def environment(device: torch.device, threads: int) -> dict[str, str | int]:
-    """Python, PyTorch, system, processor, and what `device` is; no name of the machine or its user."""
-    facts: dict[str, str | int] = {
+    """Python, PyTorch, system, processor and device; no host or user name."""
+    return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
@@ -18,7 +18,6 @@ def environment(device: torch.device, threads: int) -> dict[str, str | int]:
         "threads": threads,
         "device": device_name(device),
     }
-    return facts
 
 
 def device_name(device: torch.device) -> str:
@@ -28,7 +27,7 @@ def device_name(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself, as far as the system tells."""
+    """The processor's model name, or "unknown"."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -13,7 +13,7 @@ from gpt2ops.params.schema import Params
 
 
 def initial_model(params: Params) -> GPT:
-    """The model to start from on the CPU, its dropout as params say. Raises UserError where it is not to be had."""
+    """The model to start from on the CPU, its dropout as params say. Raises UserError if it is not available."""
     torch.manual_seed(params.run.seed)
     if params.model.init == "scratch":
         return GPT(GPTConfig.from_preset(params.model.preset, **params.model.overrides))
@@ -24,7 +24,7 @@ def initial_model(params: Params) -> GPT:
 
 
 def load_model(name: str, key: str) -> GPT:
-    """The model that `key` of the settings names. Raises UserError where it is not, or is not of GPT-2's vocabulary."""
+    """The model `name`, the value of setting `key`. Raises UserError if it is missing or has another vocabulary."""
     try:
         directory = resolve_model(name)
         if directory not in RELEASED and not Path(directory).is_dir():
@@ -43,14 +43,14 @@ def load_model(name: str, key: str) -> GPT:
 
 
 def best_model() -> GPT:
-    """The model that the stage finetune kept. Raises UserError where it has not run."""
+    """The best model of stage finetune. Raises UserError if that has not run."""
     if not paths.BEST_MODEL.is_dir():
         raise UserError(f"{paths.BEST_MODEL} is missing: run the stage finetune first (`dvc repro finetune`).")
     return GPT.from_pretrained(paths.BEST_MODEL)
 
 
 def resolve_model(name: str) -> str:
-    """The directory of a registered model, `models:/NAME@ALIAS`; anything else is left to `GPT.from_pretrained`."""
+    """The directory of a registered model, `models:/NAME@ALIAS`; other names are returned as they are."""
     if name.startswith("models:/"):
         from gpt2ops.tracking.api import registered_model_directory
 

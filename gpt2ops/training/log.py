@@ -19,7 +19,7 @@ from gpt2ops.training.references import LossReference
 
 _BAR = "training |{bar}| step {n_fmt}/{total_fmt}"
 MIN_BAR = 8  # columns
-# Where no terminal redraws a bar, a line as often as this.
+# Without a terminal: seconds between progress lines.
 LINE_SECONDS = 10.0
 
 
@@ -40,13 +40,13 @@ class TrainingLog(TrainerEvents):
         self._bar = bar
 
     def compare_with(self, reference: LossReference) -> None:
-        """Say what losses can be held against, and at each evaluation where its loss stands."""
+        """Print the reference losses, and compare each evaluation with them."""
         self._reference = reference
         for line in reference.lines():
             self.say(line)
 
     def say(self, message: str) -> None:
-        """A line to the file and, around the bar, to the console."""
+        """Write a line to the file and, above the progress bar, to the console."""
         self._write(message)
         self._show(message)
 
@@ -62,10 +62,10 @@ class TrainingLog(TrainerEvents):
         try:
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
-        except OSError as error:  # a full disk must not end a training; what is not written is tried with the next line
+        except OSError as error:  # a full disk must not stop training; the next line tries again
             if not self._failing:
                 self._failing = True
-                self._show(f"warning: {self.path} cannot be written ({error.strerror}); training goes on")
+                self._show(f"warning: {self.path} cannot be written ({error.strerror}); training continues")
 
     def on_start(self, trainer: TrainerView) -> None:
         start = f"resuming after step {trainer.step}" if trainer.step else "starting"
@@ -116,11 +116,11 @@ class TrainingLog(TrainerEvents):
 
 
 class ProgressBar(TrainerEvents):
-    """A bar with loss, learning rate, tokens/s and time left; where there is no terminal, a line now and then."""
+    """A bar with loss, learning rate, tokens/s and time left; without a terminal, a line every ten seconds."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
-        self._said_at = time.monotonic()
+        self._printed_at = time.monotonic()
         self._pace = Pace()
 
     def print(self, message: str) -> None:
@@ -138,9 +138,9 @@ class ProgressBar(TrainerEvents):
         self._pace.tick(trainer.step)
         if self._bar is not None:
             self._bar.bar_format = self._line(trainer, os.get_terminal_size(sys.stderr.fileno()).columns)
-            self._bar.update(trainer.step - self._bar.n)  # a run may go back
-        elif time.monotonic() - self._said_at > LINE_SECONDS:
-            self._said_at = time.monotonic()
+            self._bar.update(trainer.step - self._bar.n)  # a run may roll back
+        elif time.monotonic() - self._printed_at > LINE_SECONDS:
+            self._printed_at = time.monotonic()
             print(f"step {trainer.step}/{trainer.total_steps}  {'  '.join(self._facts(trainer))}", flush=True)
 
     def _facts(self, trainer: TrainerView) -> list[str]:
@@ -154,7 +154,7 @@ class ProgressBar(TrainerEvents):
         ]
 
     def _line(self, trainer: TrainerView, columns: int) -> str:
-        """As many facts as leave room for a bar; the learning rate goes first, the loss stays."""
+        """As many facts as fit beside the bar; the learning rate is dropped first, the loss never."""
         loss, rate, speed, left = self._facts(trainer)
         room = columns - len(f"training ||  step {trainer.total_steps}/{trainer.total_steps}") - MIN_BAR
         for facts in ([loss, rate, speed, left], [loss, speed, left], [loss, left], [loss]):
@@ -170,7 +170,7 @@ class ProgressBar(TrainerEvents):
 
 
 class MLflowRows(TrainerEvents):
-    """Every row as metrics of the run; `best` says which step's model was kept."""
+    """Logs every row as metrics of the MLflow run."""
 
     def __init__(self, run: TrackedRun) -> None:
         self.run = run
@@ -179,14 +179,14 @@ class MLflowRows(TrainerEvents):
         self.run.log_metrics({key: value for key, value in row.items() if key != "step"}, step=int(row["step"] or 0))
 
     def on_start(self, trainer: TrainerView) -> None:
-        """What a run that was killed had not sent; the steps that MLflow has are left out."""
+        """Send rows that a killed run had not sent; the client skips steps that MLflow already has."""
         for row in trainer.history:
             self.on_row(row)
 
     def before_checkpoint(self, step: int) -> None:
-        self.run.secure()  # a run that resumes from it does not play these steps again
+        self.run.secure()  # a run that resumes from this checkpoint does not repeat these steps
 
 
 def _plain(perplexity: float) -> str:
-    """One decimal, unless that would be a line of digits."""
+    """With one decimal, or in scientific notation if very large."""
     return f"{perplexity:.1f}" if perplexity < 1e7 else f"{perplexity:.1e}"

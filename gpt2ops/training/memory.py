@@ -1,4 +1,4 @@
-"""Whether a training can fit into this machine at all: Linux would kill it without a word once it ran out of memory."""
+"""Whether a training can fit into memory at all: when memory runs out, Linux kills the process without a message."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ GIB = 2**30
 def check_memory(
     config: GPTConfig, *, device: str, micro_tokens: int, optimizer: str = "adamw", memory_bytes: int | None = None
 ) -> None:
-    """Raises UserError where the least that training needs exceeds this machine's memory (None: as found).
+    """Raises UserError if the minimum that training needs exceeds `memory_bytes` (None: this machine's memory).
 
-    `micro_tokens`: tokens of a forward pass. Only the certain is counted: weights, gradients, one moment (Muon has
-    no second, Adafactor none so large) in fp32 and the logits in bf16; on a GPU only the weights are in this memory.
+    `micro_tokens`: tokens of a forward pass. The minimum is weights, gradients and one moment (Muon has no second one,
+    Adafactor only small ones) in fp32 and the logits in bf16; for a GPU only the weights use this machine's memory.
     """
     memory = memory_bytes or total_memory_bytes()
     num_parameters = config.num_parameters

@@ -1,4 +1,4 @@
-"""How fast a training is now, and so when it ends."""
+"""Current training speed and the time left."""
 
 import time
 from collections import deque
@@ -8,7 +8,7 @@ RECENT_STEPS = 50
 
 
 class Pace:
-    """Told of every step. Speed is the median of the last steps: an evaluation between two of them does not count."""
+    """Call `tick` after every step. Speed is the median of recent steps, so evaluations between them do not count."""
 
     def __init__(self) -> None:
         self._durations: deque[float] = deque(maxlen=RECENT_STEPS)
@@ -30,6 +30,6 @@ class Pace:
         return 1 / max(1e-9, median(self._durations)) if self._durations else 0.0
 
     def seconds_for(self, steps: int) -> float | None:
-        """What `steps` more take at the average so far, evaluations and checkpoints included; None before the first."""
+        """Time for `steps` more at the average so far, with evaluations and checkpoints; None before the first step."""
         done = self._last_step - self._first_step
         return steps * (self._last_at - self._started_at) / done if done > 0 else None

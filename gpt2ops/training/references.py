@@ -1,20 +1,14 @@
-"""What a loss can be held against: knowing nothing, knowing only token frequencies, and published models.
+"""Losses to compare a run with: a uniform guess, token frequencies alone, and published models.
 
 Losses are nats a token of GPT-2's tokenizer. Published ones are of other texts unless the name says otherwise: the
-same model loses more on Shakespeare than on web pages, so they say what is usual, not what to reach.
+same model has a higher loss on Shakespeare than on web pages, so they show what is usual, not a goal.
 """
 
 import math
 from dataclasses import dataclass
 
-from gpt2core.evaluation.scores import Tokens, unigram_loss
-from gpt2core.model import GPT
-from gpt2ops.tracking.api import TrackedRun
-
 # A smaller difference is within the spread of held-out text.
 SAME = 0.05
-# The frequencies of this many tokens give the entropy to two decimals; counting them takes 30 ms.
-MAX_TOKENS = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -63,15 +57,15 @@ class LossReference:
         known = ", ".join(f"{entry.model} {entry.loss:.2f} on {entry.text}" for entry in self.published)
         sources = ", ".join(dict.fromkeys(entry.source.split(",")[0] for entry in self.published))
         return [
-            f"loss to compare with: {self.uniform:.2f} knows nothing (ln {self.vocab_size:,}), "
-            f"{self.unigram:.2f} knows only token frequencies",
+            f"loss to compare with: {self.uniform:.2f} for a uniform guess (ln {self.vocab_size:,}), "
+            f"{self.unigram:.2f} for token frequencies alone",
             f"published losses: {known} ({sources})",
         ]
 
     def place(self, loss: float) -> str:
-        """Where `loss` stands, in a few words."""
+        """How `loss` compares with token frequencies and a uniform guess, in a few words."""
         if loss > self.uniform:
-            return f"worse than knowing nothing by {loss - self.uniform:.2f}"
+            return f"above a uniform guess by {loss - self.uniform:.2f}"
         if abs(loss - self.unigram) < SAME:
             return "at token frequencies"
         if loss > self.unigram:
@@ -80,21 +74,7 @@ class LossReference:
 
 
 def published_for(num_parameters: int, source: str) -> tuple[Published, ...]:
-    """The released GPT-2 next in size, and what is known of the text `data.source` names."""
+    """The released GPT-2 nearest in size, and results on the text that `data.source` names."""
     of_text = {"tinyshakespeare": TINYSHAKESPEARE, "tinystories": TINYSTORIES}.get(source, ())
     nearest = min(OPENWEBTEXT, key=lambda count: abs(math.log(count / num_parameters)))
     return of_text if source == "tinystories" else (OPENWEBTEXT[nearest], *of_text)
-
-
-def loss_reference(model: GPT, train: Tokens, source: str) -> LossReference:
-    """For `model` on the training split `train`; `source` is the value of data.source."""
-    return LossReference(
-        vocab_size=model.config.vocab_size,
-        unigram=unigram_loss(train, MAX_TOKENS),
-        published=published_for(model.num_parameters(), source),
-    )
-
-
-def log_reference(reference: LossReference, tracked: TrackedRun) -> None:
-    tracked.log_metrics({"reference/uniform_loss": reference.uniform, "reference/unigram_loss": reference.unigram})
-    tracked.set_tags({"loss_reference": "\n".join(reference.lines())})

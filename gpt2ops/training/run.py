@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +14,11 @@ from gpt2core.config import GPTConfig
 from gpt2core.data.batches import Batches
 from gpt2core.data.tokens import TokenSet, TokenSplit, open_tokens
 from gpt2core.errors import UserError
+from gpt2core.evaluation.scores import unigram_loss
 from gpt2core.runtime import Runtime
 from gpt2core.storage.files import sha256_file, with_home
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.training.config import TrainerConfig
+from gpt2core.training.config import TrainerConfig, TrainSettings
 from gpt2core.training.events import TrainResult
 from gpt2core.training.trainer import Trainer
 from gpt2ops import paths
@@ -29,8 +30,11 @@ from gpt2ops.training.fingerprint import checkpoints_of, fingerprint_of, recorde
 from gpt2ops.training.initial_model import initial_model
 from gpt2ops.training.log import MLflowRows, ProgressBar, TrainingLog
 from gpt2ops.training.memory import check_memory
-from gpt2ops.training.references import log_reference, loss_reference
+from gpt2ops.training.references import LossReference, published_for
 from gpt2ops.training.watch import StatusFile, Warnings
+
+# The frequencies of this many tokens give their entropy to two decimals; counting takes 30 ms.
+FREQUENCY_TOKENS = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -113,21 +117,24 @@ def open_batches(params: Params, split: TokenSplit) -> Batches:
 def trainer_config(params: Params, device: str, val_tokens: int) -> TrainerConfig:
     """The library's settings from `params.train`. Raises UserError where compile is on and there is no compiler."""
     tokenizer, stop = Tokenizer(), params.train.stop
-    train = params.train.model_dump(
-        exclude={"recipe", "stop", "batch_size", "sequence_length", "sampler", "stride", "resume"}
-    )
-    train["eval_interval"] = None if train["eval_interval"] == "epoch" else train["eval_interval"]
-    train["sample_prompt"] = tuple(tokenizer.encode(params.train.sample_prompt)) or (tokenizer.eot_id,)
-    if train["best_by"] == "auto":
+    train, best_by = params.train, params.train.best_by
+    if best_by == "auto":
         held_out = val_tokens > 1 and not (stop.target_loss and stop.metric != "val")
-        train["best_by"] = "val_loss" if held_out else "train_loss"
+        best_by = "val_loss" if held_out else "train_loss"
     compilers = ("g++", "clang++", "cl")
-    if train["compile"] == "on" and device == "cpu" and not any(map(shutil.which, compilers)):
+    if train.compile == "on" and device == "cpu" and not any(map(shutil.which, compilers)):
         raise UserError(
             "train.compile is 'on', but no C++ compiler (g++, clang++ or cl) was found; install one or set it to off."
         )
-    own_kernels = params.run.kernels == "auto"
-    return TrainerConfig(**train, **stop.model_dump(), seed=params.run.seed, own_kernels=own_kernels)
+    return TrainerConfig(
+        **{entry.name: getattr(train, entry.name) for entry in fields(TrainSettings)},
+        **stop.model_dump(),
+        eval_interval=None if train.eval_interval == "epoch" else train.eval_interval,
+        best_by=best_by,
+        sample_prompt=tuple(tokenizer.encode(train.sample_prompt)) or (tokenizer.eot_id,),
+        seed=params.run.seed,
+        own_kernels=params.run.kernels == "auto",
+    )
 
 
 class TrackedTraining:
@@ -142,7 +149,7 @@ class TrackedTraining:
         params, trainer = self.training.params, self.trainer
         for line in setup_lines(self.training):
             self.log.say(line)
-        reference = loss_reference(trainer.model, trainer.train_batches.split, params.data.source)
+        reference = loss_reference(trainer, params.data.source)
         self.log.compare_with(reference)
         self.tracked = start_run(
             params,
@@ -155,7 +162,10 @@ class TrackedTraining:
         if trainer.ended:
             self.log.say("this run is finished, but DVC has not recorded its results: they are written again")
         self.tracked.log_dataset(self.training.tokens.manifest, split="train")
-        log_reference(reference, self.tracked)
+        self.tracked.log_metrics(
+            {"reference/uniform_loss": reference.uniform, "reference/unigram_loss": reference.unigram}
+        )
+        self.tracked.set_tags({"loss_reference": "\n".join(reference.lines())})
         self.log.attach(self.progress)
         warnings = Warnings(reference, self.tracked, self.log.say, params.model.init)
         status_file = (StatusFile(self.tracked, warnings),) if "GPT2_FLOW_RUN_ID" in os.environ else ()
@@ -222,6 +232,15 @@ def setup_lines(training: Training) -> list[str]:
         f"tokens: {training.tokens.manifest['tokens']:,} in all, {len(split):,} in the train split",
         f"batches an epoch: {trainer.train_batches.batches_per_epoch:,}",
     ]
+
+
+def loss_reference(trainer: Trainer, source: str) -> LossReference:
+    """Losses to compare the run with; `source` is the value of data.source."""
+    return LossReference(
+        vocab_size=trainer.model.config.vocab_size,
+        unigram=unigram_loss(trainer.train_batches.split, FREQUENCY_TOKENS),
+        published=published_for(trainer.model.num_parameters(), source),
+    )
 
 
 def run_name(params: Params) -> str:

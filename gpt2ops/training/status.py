@@ -1,4 +1,4 @@
-"""How far a training is, for a flow run to show: a small file that the stage finetune keeps up to date."""
+"""Live status of a training for flow runs: a small file that the stage finetune keeps up to date."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ STATUS = paths.LOGS / "live_status.json"
 
 @dataclass(frozen=True)
 class LiveStatus:
-    """Where a training stands; `loss` is the moving average in nats a token, None before the first step."""
+    """`loss` is the moving average in nats a token, None before the first step."""
 
     step: int
     total_steps: int
@@ -28,7 +28,7 @@ class LiveStatus:
         return round(100 * self.step / max(1, self.total_steps), 1)
 
     def sentence(self, *, ended: bool = False) -> str:
-        """Its facts in one line; one that has `ended` has no time left."""
+        """One line; without the time left if `ended`."""
         parts = [f"step {self.step:,} of at most {self.total_steps:,}"]
         if self.loss is not None:
             parts.append(f"loss {self.loss:.3f}")
@@ -47,7 +47,7 @@ def write_status(status: LiveStatus, file: Path = STATUS) -> None:
 
 
 def read_status(file: Path) -> LiveStatus | None:
-    """None where there is none, or none of this form."""
+    """None if the file is missing or not readable as a status."""
     try:
         status = LiveStatus(**read_json(file))
         status.sentence()

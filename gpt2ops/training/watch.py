@@ -1,4 +1,4 @@
-"""Listeners that watch over a training: its early warnings, and the file that a flow run reads its progress from."""
+"""Listeners for early warnings and for the status file that a flow run reads."""
 
 import json
 import os
@@ -65,7 +65,7 @@ class Warnings(TrainerEvents):
 
 
 def machine_state() -> str:
-    """What may have slowed a training down, as measured just now."""
+    """Load, free memory and swap at this moment, which may explain slow training."""
     memory = psutil.virtual_memory()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     facts = [] if load is None else [f"load {load:.1f} on {os.cpu_count()} cores"]
@@ -105,5 +105,5 @@ class StatusFile(TrainerEvents):
             experiment_id=self.tracked.experiment_id,
             warnings=len(self.warnings.lines),
         )
-        with suppress(OSError):  # nobody's training ends because its progress cannot be shown
+        with suppress(OSError):  # training must not stop because its status cannot be written
             write_status(status)

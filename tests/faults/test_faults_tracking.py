@@ -227,7 +227,7 @@ def test_a_log_file_that_the_disk_does_not_take_is_said_once_and_ends_nothing(
     for number in range(200):
         log.say(f"line {number} " + "x" * 80)
     said = capsys.readouterr().out
-    assert said.count("cannot be written (No space left on device); training goes on") == 1
+    assert said.count("cannot be written (No space left on device); training continues") == 1
     assert "line 199 " in said
     filler.ballast.unlink()
     log.say("room again")

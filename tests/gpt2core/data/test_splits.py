@@ -69,7 +69,7 @@ def test_too_few_documents_to_split_by_are_an_error() -> None:
 
 @pytest.mark.parametrize("split_by", ["auto", "tokens"])
 def test_a_split_too_short_to_predict_a_token_is_an_error(split_by: str) -> None:
-    with pytest.raises(UserError, match=r"data\.split\.val \(0\.1\) of 9 tokens is 1, too short"):
+    with pytest.raises(UserError, match=r"the val share \(0\.1\) of 9 tokens is 1, too short"):
         choose_split(np.array([9]), EIGHTY, split_by)
 
 

@@ -24,7 +24,6 @@ NEUTRAL = {
     "gpt2ops.process.console": "the console",
     "gpt2ops.training.log": "the console and the log",
     "gpt2ops.training.watch": "warnings and live status",
-    "gpt2ops.training.references": "lines to compare a loss with",
     "gpt2ops.training.fingerprint": "which checkpoints belong to a run",
     "gpt2ops.tracking.api": "the MLflow client",
     "gpt2ops.tracking.store": "the MLflow client",
@@ -36,6 +35,8 @@ NEUTRAL = {
 DECIDES_ONLY = {
     "gpt2core.decoding*": {"evaluate", "sample", "register"},
     "gpt2core.tokenizer": {"tokenize", "finetune", "evaluate", "sample", "register"},
+    "gpt2core.training.config": {"finetune"},
+    "gpt2ops.training.references": {"report"},
     "gpt2core.config": {"finetune", "evaluate", "sample", "register"},
 }
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

@@ -221,12 +221,12 @@ def test_a_row_takes_microseconds() -> None:
 
 def test_a_loss_is_placed_between_knowing_nothing_and_token_frequencies() -> None:
     reference = LossReference(50257, 6.25, published_for(7_000_000, "bundled"))
-    assert reference.place(11.0) == "worse than knowing nothing by 0.18"
+    assert reference.place(11.0) == "above a uniform guess by 0.18"
     assert reference.place(8.0) == "above token frequencies by 1.75"
     assert reference.place(6.27) == "at token frequencies"
     assert reference.place(5.77) == "below token frequencies by 0.48"
     assert reference.lines() == [
-        "loss to compare with: 10.82 knows nothing (ln 50,257), 6.25 knows only token frequencies",
+        "loss to compare with: 10.82 for a uniform guess (ln 50,257), 6.25 for token frequencies alone",
         "published losses: GPT-2 124M 3.12 on OpenWebText (nanoGPT)",
     ]
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from gpt2core.training.stopping import LossAverage
 from gpt2ops.params.schema import Params
 from gpt2ops.training.log import ProgressBar, TrainingLog
 from gpt2ops.training.pace import Pace
@@ -48,9 +47,7 @@ def test_an_evaluation_says_where_its_loss_stands(log: TrainingLog, capsys: pyte
 
 
 def trainer_at(step: int) -> Any:
-    return SimpleNamespace(
-        step=step, total_steps=1200, tokens_per_step=512, learning_rate=2.4e-3, average=LossAverage(4.2, 1.0)
-    )
+    return SimpleNamespace(step=step, total_steps=1200, tokens_per_step=512, learning_rate=2.4e-3, smoothed_loss=4.2)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +107,7 @@ def test_a_learning_rate_of_ten_is_warned_of_on_the_console_and_on_the_page_of_t
     assert done.returncode == 0, done.stderr
     output = done.stdout
     warnings = [line for line in output.splitlines() if line.startswith("warning: ")]
-    text = "above the 10.82 of a model that knows nothing; try a train.learning_rate ten times lower"
+    text = "above the 10.82 of a uniform guess; try a train.learning_rate ten times lower"
     assert sum(text in warning for warning in warnings) == 1, warnings
     (log,) = (project / "logs").glob("training_log_*.txt")
     assert all(warning in log.read_text() for warning in warnings)
