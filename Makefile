@@ -24,9 +24,9 @@ run: setup
 test: setup-dev
 	@$(PYTEST) -m "not slow and not pages"
 
-# Everything but the pages.
-test-all: setup-dev
-	@$(PYTEST) -m "not pages"
+# That, and the slow tests; the pages have a target of their own.
+test-all: test
+	@$(PYTEST) -m "slow and not pages"
 
 # Every command of the README and the docs, run as it stands there.
 test-pages: setup-dev
