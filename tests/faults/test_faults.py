@@ -30,7 +30,7 @@ def test_a_run_goes_on_while_the_disk_is_full_and_saves_again_when_there_is_room
     assert trainer.fit().steps == 20
     assert heard.left == []  # a save that failed leaves nothing behind that eats the disk
     failed = [note for note in heard.notes if "could not be saved" in note]
-    assert [re.search(r"(checkpoint|best).*\bstep (\d+)", note)[1:] for note in failed] == [
+    assert [re.search(r"(checkpoint|best).*\bstep (\d+)", note).groups() for note in failed] == [
         ("checkpoint", "8"),
         ("best", "10"),
         ("checkpoint", "12"),
