@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import UserError
 from gpt2ops.registry.models import registered_versions, store_exists
+from gpt2ops.tracking.download import split_model_uri
 from gpt2ops.tracking.store import connect, mlruns, one_line, redact, tracking_uri
 
 if TYPE_CHECKING:
@@ -80,10 +81,7 @@ def find_run(word: str) -> Run:
 
 
 def _run_of_model(uri: str) -> Run:
-    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
-    if match is None:
-        raise UserError(f"{uri!r} must be models:/NAME@ALIAS or models:/NAME/VERSION.")
-    name, alias, number = match.groups()
+    name, alias, number = split_model_uri(uri, repr(uri))
     for version in registered_versions(name):
         if alias in version.aliases or version.version == number:
             return find_run(version.run_id)

@@ -1,8 +1,9 @@
 """The MLflow run of a pipeline execution: `finetune` starts it, every later stage reopens it from models/run.json."""
 
 import hashlib
-import re
 import socket
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +15,17 @@ from gpt2ops import paths
 from gpt2ops.params.schema import Params, load_params
 from gpt2ops.pipeline.results import read_report
 from gpt2ops.process.stage import say
-from gpt2ops.tracking.download import BEST_CHECKPOINT, checkpoint_directory
-from gpt2ops.tracking.link import Link, begin, begun, known_run, waiting_runs
+from gpt2ops.tracking.download import BEST_CHECKPOINT
+from gpt2ops.tracking.journal import open_journal, run_of, spool, take_journal, waiting_journals
+from gpt2ops.tracking.link import RunLink, known_run, pending_run
 from gpt2ops.tracking.origin import origin_tags
-from gpt2ops.tracking.run import TrackedRun, lock_of
+from gpt2ops.tracking.run import TrackedRun
+from gpt2ops.tracking.sender import Sender
 from gpt2ops.tracking.store import (
     StoreAwayError,
     connect,
     experiment_id,
     is_away,
-    mlruns,
     one_line,
     redact,
     remember_restored_run,
@@ -39,7 +41,6 @@ __all__ = [
     "TrackedRun",
     "evaluation_metrics",
     "link_cached_run",
-    "registered_model_directory",
     "report_metrics",
     "start_run",
     "tracked_run",
@@ -63,60 +64,72 @@ def start_run(
     """
     tags = {_RESUME_TAG: _resume_tag(resume_key)} if resume_key else {}
     try:
-        link = _link_of_training(params, run_name, resume_run_id, tags)
+        tracked = TrackedRun(_link_of_training(params, run_name, resume_run_id, tags))
     except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own
         if not is_away(error):
             raise
         _say_away("the training", error)
-        known = Link(resume_run_id, run_name or "") if resume_run_id else begun(tags)
-        link = known or begin(params.run.experiment, run_name or "", {**origin_tags(), **tags})
-    tracked = TrackedRun(link)
+        tracked = _start_while_away(params, run_name or "", resume_run_id, tags)
     tracked.begin(params)
     tracked.log_settings()
     tracked.watch_system()
     return tracked
 
 
-def _link_of_training(params: Params, run_name: str | None, resume_run_id: str | None, tags: Mapping[str, str]) -> Link:
+def _link_of_training(
+    params: Params, run_name: str | None, resume_run_id: str | None, tags: Mapping[str, str]
+) -> RunLink:
     client = connect()
     deliver_leftovers(client)
     experiment = experiment_id(client, params.run.experiment)
     run = known_run(client, resume_run_id) if resume_run_id else _killed_run(client, experiment, tags)
     if run is None:
         run = client.create_run(experiment, run_name=run_name, tags={**origin_tags(), **tags})
-    return Link.to(client, run)
+    return RunLink.to(client, run)
+
+
+def _start_while_away(params: Params, run_name: str, resume_run_id: str | None, tags: Mapping[str, str]) -> TrackedRun:
+    link = RunLink(resume_run_id, run_name) if resume_run_id else pending_run(tags)
+    if link is not None:
+        return TrackedRun(link)
+    journal = open_journal(uuid.uuid4().hex)
+    plan = {
+        "experiment": params.run.experiment,
+        "run_name": run_name,
+        "tags": {**origin_tags(), **tags},
+        "start_time": int(time.time() * 1000),
+    }
+    journal.post({"do": "create", "what": "the run", **plan})
+    journal.secure()
+    return TrackedRun(RunLink(journal.name, run_name), journal)
 
 
 def deliver_leftovers(client: "MlflowClient") -> None:
-    """Send what runs that have ended could not send while the store was down."""
-    for run_id in waiting_runs():
-        lock = lock_of(run_id)
+    """Send what runs that have ended could not send while the store was away."""
+    for name in waiting_journals():
+        journal = take_journal(name)
+        if journal is None:
+            continue  # another process writes into that run
+        link = RunLink(run_of(name), run_of(name)[:8], client)
         try:
-            lock.acquire(timeout=0)  # else that run is at work
-        except TimeoutError:
-            continue
-        lock.release()
-        link = Link(run_id, run_id[:8], client)
-        try:
-            link.open()
+            link.open(journal.plan)
+            if Sender(journal, link).deliver():
+                say(f"tracking: what waited for MLflow run {link.run_name} has been sent.")
         except LookupError:
             continue  # `gpt2 gc` clears away what belongs to no run
         except UserError as error:
             if is_away(error):
                 raise
-            say(f"tracking: warning: what waits for run {run_id[:8]} in {mlruns() / 'spool'} waits on: {error}")
-            continue
-        late = TrackedRun(link, spooled_as=run_id)
-        if late.flush():
-            say(f"tracking: what waited for MLflow run {late.run_name} has been sent.")
-        late.release()
+            say(f"tracking: warning: what waits in {journal.file} cannot be sent: {error}")
+        finally:
+            journal.release()
 
 
 def _say_away(what: str, error: Exception) -> None:
     reason = error.reason if isinstance(error, StoreAwayError) else one_line(error)
     say(
-        f"tracking: warning: MLflow at {redact(tracking_uri())} is away ({reason}); {what} goes on. What MLflow should "
-        f"have waits in {mlruns() / 'spool'} and is sent when it answers, at the latest by the next stage or run."
+        f"tracking: warning: MLflow at {redact(tracking_uri())} is away ({reason}); {what} continues. What is logged "
+        f"waits in {spool()} and is sent when MLflow answers, at the latest by the next stage or run."
     )
 
 
@@ -133,12 +146,12 @@ def tracked_run(*, wait: bool = True) -> Iterator[TrackedRun]:
         client = connect()
         deliver_leftovers(client)
         run = known_run(client, record["run_id"])
-        tracked = _restore_run(client, record) if run is None else TrackedRun(Link.to(client, run))
+        tracked = _restore_run(client, record) if run is None else TrackedRun(RunLink.to(client, run))
     except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own
         if not (wait and is_away(error)):
             raise
         _say_away("this stage", error)
-        tracked = TrackedRun(Link(record["run_id"], record["run_name"]))
+        tracked = TrackedRun(RunLink(record["run_id"], record["run_name"]))
     tracked.begin(load_params())
     with tracked:
         yield tracked
@@ -157,7 +170,7 @@ def link_cached_run(run_id: str, flow_run_id: str) -> str:
     if origin is None:
         params = load_params()
         run = client.create_run(experiment_id(client, params.run.experiment), tags=tags)
-        with TrackedRun(Link.to(client, run)) as tracked:
+        with TrackedRun(RunLink.to(client, run)) as tracked:
             tracked.log_params(params)
             tracked.log_metrics(report_metrics())
         return str(run.info.run_id)
@@ -174,25 +187,6 @@ def link_cached_run(run_id: str, flow_run_id: str) -> str:
         client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
     client.set_terminated(run.info.run_id, "FINISHED")
     return str(run.info.run_id)
-
-
-def registered_model_directory(uri: str) -> Path:
-    """The Hugging Face layout of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-
-    It is the best checkpoint of the run that registered it. Raises UserError where the model or the checkpoint is not.
-    """
-    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
-    if match is None:
-        raise UserError(f"model.init ({uri!r}) must be models:/NAME@ALIAS or models:/NAME/VERSION.")
-    name, alias, version = match.groups()
-    client = connect()
-    from mlflow.exceptions import MlflowException
-
-    try:
-        entry = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
-    except MlflowException as error:
-        raise UserError(f"model.init ({uri!r}) is not in {redact(tracking_uri())}: {one_line(error)}") from None
-    return checkpoint_directory(client, str(entry.run_id), entry.tags.get("weights_sha256"), f"model.init ({uri!r})")
 
 
 def report_metrics(project: Path = Path()) -> dict[str, float]:
@@ -251,7 +245,7 @@ def _restore_run(client: "MlflowClient", record: Mapping[str, str]) -> TrackedRu
     say(
         f"tracking: run {record['run_id']} is not in this store; {run.info.run_name} ({run.info.run_id}) stands for it."
     )
-    tracked = TrackedRun(Link.to(client, run))
+    tracked = TrackedRun(RunLink.to(client, run))
     for row in read_json(paths.HISTORY) if paths.HISTORY.exists() else []:
         tracked.log_metrics({key: value for key, value in row.items() if key != "step"}, step=row["step"])
     tracked.log_metrics(report_metrics())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gpt2core.errors import UserError
 from gpt2core.storage.files import sha256_file
 from gpt2ops.process.stage import say
-from gpt2ops.tracking.store import is_local, mlruns, one_line, tracking_uri
+from gpt2ops.tracking.store import connect, is_local, mlruns, one_line, redact, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,6 +20,35 @@ WEIGHTS = "model.safetensors"
 BLOCK_BYTES = 1 << 20
 ATTEMPTS, FIRST_PAUSE_SECONDS = 4, 1.0
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w-]{0,255}")  # as MLflow's own check has it
+
+
+def registered_model_directory(uri: str) -> Path:
+    """The Hugging Face layout of a registered model: the best checkpoint of the run that registered it.
+
+    Raises UserError where the model or the checkpoint is missing.
+    """
+    name, alias, version = split_model_uri(uri, f"model.init ({uri!r})")
+    client = connect()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        entry = (
+            client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, str(version))
+        )
+    except MlflowException as error:
+        raise UserError(f"model.init ({uri!r}) is not in {redact(tracking_uri())}: {one_line(error)}") from None
+    return checkpoint_directory(client, str(entry.run_id), entry.tags.get("weights_sha256"), f"model.init ({uri!r})")
+
+
+def split_model_uri(uri: str, where: str) -> tuple[str, str | None, str | None]:
+    """Name, alias and version of `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises UserError that begins with `where` for anything else.
+    """
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if match is None:
+        raise UserError(f"{where} must be models:/NAME@ALIAS or models:/NAME/VERSION.")
+    return match[1], match[2], match[3]
 
 
 def checkpoint_directory(

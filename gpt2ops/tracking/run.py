@@ -1,10 +1,8 @@
-"""One MLflow run as a stage writes into it: what the store does not take waits beside it, on disk."""
+"""One MLflow run as a stage writes to it."""
 
 import json
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 from gpt2ops import paths
 from gpt2ops.params.schema import Params
 from gpt2ops.process.stage import say
-from gpt2ops.tracking.journal import MetricBuffer, Point, SystemMetrics
-from gpt2ops.tracking.link import Link
+from gpt2ops.tracking.journal import Journal, open_journal, spool
+from gpt2ops.tracking.link import RunLink
 from gpt2ops.tracking.origin import UNKNOWN
-from gpt2ops.tracking.outbox import TAG_LIMIT, Outbox
-from gpt2ops.tracking.store import flatten, is_local, mlruns, one_line, redact, tracking_uri
+from gpt2ops.tracking.sender import TAG_LIMIT, Sender
+from gpt2ops.tracking.store import flatten, is_local, one_line, redact, tracking_uri
+from gpt2ops.tracking.system_metrics import SystemMetrics
 
 if TYPE_CHECKING:
-    from filelock import FileLock
     from mlflow import MlflowClient
 
 _PARAM_LIMIT = 6000  # characters that MLflow keeps of a parameter
@@ -27,24 +25,21 @@ LEAVE_SECONDS = 3.0  # for a store to take the rest of a run that was interrupte
 
 
 class TrackedRun:
-    """One MLflow run. Nothing here stops a stage: where the store fails, what it was to be told waits in `spool/`."""
+    """One MLflow run. Nothing here stops a stage: while the store fails, records wait in `mlruns/spool/`."""
 
-    def __init__(self, link: Link, spooled_as: str | None = None) -> None:
-        """`spooled_as` is the id under which what it could not send waits, where that is another."""
+    def __init__(self, link: RunLink, journal: Journal | None = None) -> None:
+        """`journal` where it is not the one of the link's id, or open already."""
         self._link = link
-        key, spool, away = spooled_as or link.run_id, mlruns() / "spool", not link.is_open
-        self._lock = lock_of(key)
-        with suppress(TimeoutError):  # a second stage of this run is at work as well
-            self._lock.acquire(timeout=0)
-        self._outbox = Outbox(link.open, link.run_name, spool / key, failing=away)
-        last_steps = link.last_steps if away else link.last_steps()
-        self._buffer = MetricBuffer(self._write, spool / f"{key}.jsonl", last_steps, also=self._outbox.deliver)
+        self._journal = journal or open_journal(link.run_id)
+        if link.is_open:
+            self._journal.resolve(link.last_steps())
+        self._sender = Sender(self._journal, link, failing=not link.is_open)
         self._system: SystemMetrics | None = None
 
     @property
     def client(self) -> "MlflowClient":
         """Raises UserError where the store is away."""
-        return self._link.open()[0]
+        return self._link.open(self._journal.plan)[0]
 
     @property
     def run_id(self) -> str:
@@ -75,14 +70,15 @@ class TrackedRun:
         self._post("parameters", {"do": "params", "params": _param_values(params)})
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None, timestamp: int | None = None) -> None:
-        """Hand over metrics (microseconds; a thread sends them). `timestamp` in milliseconds since 1970."""
-        self._buffer.add(metrics, step, timestamp)
+        """Append metrics (microseconds; a thread sends them). `timestamp` in milliseconds since 1970."""
+        self._journal.add(metrics, step, timestamp)
+        self._sender.start()
 
     def log_text(self, text: str, artifact_file: str) -> None:
         self._post(artifact_file, {"do": "text", "text": text, "file": artifact_file})
 
     def log_artifact(self, path: Path, artifact_path: str | None = None) -> None:
-        self._post(str(path), {"do": "file", "path": str(path), "artifact_path": artifact_path})
+        self._post(str(path), {"do": "file", "path": str(path.absolute()), "artifact_path": artifact_path})
 
     def log_settings(self) -> None:
         """params.yaml and dvc.lock, to the letter but for secrets: what `gpt2 rerun` starts from."""
@@ -91,7 +87,7 @@ class TrackedRun:
                 self.log_text(redact(file.read_text(encoding="utf-8")), file.name)
 
     def log_artifacts(self, directory: Path, artifact_path: str | None = None) -> None:
-        self._post(str(directory), {"do": "files", "path": str(directory), "artifact_path": artifact_path})
+        self._post(str(directory), {"do": "files", "path": str(directory.absolute()), "artifact_path": artifact_path})
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], artifact_file: str) -> None:
         """Rows of one shape as a table that MLflow's page shows; a table of that name is replaced, not continued."""
@@ -127,49 +123,27 @@ class TrackedRun:
     def watch_system(self) -> None:
         """Log the machine's load until `finish`."""
         if self._system is None:
-            self._system = SystemMetrics(self._buffer)
+            self._sender.start()
+            self._system = SystemMetrics(self._journal.add)
 
     def flush(self) -> bool:
-        """Send what waits; False where the store fails and it waits on in the spool."""
-        return self._buffer.flush()
+        """Send what waits; False where the store fails: then it is on the disk."""
+        return self._sender.deliver()
 
     def secure(self) -> None:
         """Put what waits on the disk, without waiting for the store."""
-        self._buffer.secure()
-        self._outbox.secure()
+        self._journal.secure()
 
     def finish(self, status: str = "FINISHED") -> None:
-        """Flush, and set the status: FINISHED, FAILED, or KILLED for one that was interrupted."""
+        """Send the rest, and the status: FINISHED, FAILED, or KILLED for a run that was interrupted."""
         if self._system is not None:
             self._system.stop()
             self._system = None
-        message = {"do": "status", "status": status, "end_time": int(time.time() * 1000)}
-        self._outbox.post("the status", message, wait=False)
-        if status == "KILLED":
-            self._leave()
-        else:
-            self._close()
-        self.release()
-
-    def _close(self) -> None:
-        self._buffer.close()
-        self._outbox.settle()
-
-    def _leave(self) -> None:
-        """Close, but let no store that is silent keep a process that was asked to leave."""
-        self.secure()
-        closing = threading.Thread(target=self._close, name="close-run", daemon=True)
-        closing.start()
-        closing.join(LEAVE_SECONDS)
-        if closing.is_alive():
-            self._buffer.abandon()
-            say(f"tracking: MLflow does not answer; the rest waits in {mlruns() / 'spool'} for the next stage or run.")
-
-    def release(self) -> None:
-        """Others may send what waits."""
-        self._lock.release()
-        with suppress(OSError):
-            Path(self._lock.lock_file).unlink(missing_ok=True)
+        end_time = int(time.time() * 1000)
+        self._journal.post({"do": "status", "what": "the status", "status": status, "end_time": end_time})
+        if not self._sender.close(LEAVE_SECONDS if status == "KILLED" else None):
+            say(f"tracking: MLflow does not answer; the rest waits in {spool()} for the next stage or run.")
+        self._journal.release()
 
     def __enter__(self) -> Self:
         return self
@@ -182,28 +156,12 @@ class TrackedRun:
         else:
             self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
 
-    def _write(self, points: list[Point]) -> None:
-        from mlflow.entities import Metric
-
-        metrics = [Metric(point.key, point.value, point.timestamp, point.step) for point in points]
-        client, run_id = self._link.open()
-        client.log_batch(run_id, metrics=metrics)
-
     def _post(self, what: str, message: dict[str, Any]) -> None:
-        # While it trains, a store that is slow to answer must not hold it up: the metrics' thread delivers.
-        training = self._system is not None
-        self._outbox.post(what, message, wait=not training)
-        if training:
-            if "path" in message:
-                self._outbox.secure()  # as the file is now
-            self._buffer.wake()
-
-
-def lock_of(run_id: str) -> "FileLock":
-    """Held by the process that writes into a run."""
-    from filelock import FileLock
-
-    return FileLock(mlruns() / "spool" / f"{run_id}.lock")
+        self._journal.post({**message, "what": what})
+        if self._system is None:
+            self._sender.deliver_or_keep()
+        elif "path" in message:  # in a training the thread delivers: a slow store must not delay a step
+            self._journal.secure()  # a copy of the file as it is now
 
 
 def _param_values(params: Params) -> dict[str, str]:

@@ -48,7 +48,7 @@ def test_a_server_that_is_killed_and_comes_back_has_everything_once(server, caps
     assert (stored.data.tags["while"], stored.info.status) == ("down", "FINISHED")
     assert list((mlruns() / "spool").iterdir()) == []
     said = capsys.readouterr().out
-    assert said.count("MLflow does not take metrics (no answer); training goes on") == 1
+    assert said.count("MLflow does not take what is logged to interrupted (no answer)") == 1
     assert "MLflow answers again" in said
 
 
@@ -69,7 +69,7 @@ def test_what_a_run_could_not_send_before_it_ended_is_sent_by_the_next_one_once(
     run.log_dataset(json.loads((paths.TOKENS / "manifest.json").read_text()), split="train")
     ended_at = time.time()
     run.finish("KILLED")
-    assert "the next stage or run in this project sends it" in capsys.readouterr().out
+    assert "at the latest by the next stage or run" in capsys.readouterr().out
     proxy.open()
     with start_run(params_with(), run_name="next"):
         pass
@@ -177,7 +177,7 @@ def test_a_locked_database_is_waited_for_beside_the_training(project, capsys) ->
         for step in range(5):
             run.log_metrics({"train_loss": step / 2}, step=step)
         # The thread waits for SQLite, this one does not.
-        wait_until(lambda: "MLflow does not take metrics" in capsys.readouterr().out)
+        wait_until(lambda: "MLflow does not take what is logged" in capsys.readouterr().out)
         other.execute("ROLLBACK")
     run.finish()
     assert history(run, "train_loss") == steps(5)
@@ -207,7 +207,7 @@ def test_a_full_disk_of_the_store_ends_nothing_and_loses_nothing(
     filler.ballast.unlink()
     run.finish()
     said = capsys.readouterr().out
-    assert "MLflow does not take metrics" in said
+    assert "MLflow does not take what is logged" in said
     assert "cannot be written (No space left on device)" in said
     for i in range(5):
         assert history(run, f"metric_{i}") == steps(2000)

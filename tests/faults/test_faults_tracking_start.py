@@ -1,8 +1,10 @@
 """Stages that start while MLflow is away: they work, and when it is back it has all of it, once."""
 
+import contextlib
 import hashlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -22,8 +24,8 @@ from gpt2ops import paths
 from gpt2ops.params.schema import parse_params
 from gpt2ops.tracking.api import start_run, tracked_run
 from gpt2ops.tracking.download import BEST_CHECKPOINT, checkpoint_directory
-from gpt2ops.tracking.journal import Point, settled
-from gpt2ops.tracking.link import BEGUN_AS_TAG, is_begun
+from gpt2ops.tracking.journal import NEXT, Journal, Point, plan_of, read_records, spool
+from gpt2ops.tracking.link import BEGUN_AS_TAG
 from gpt2ops.tracking.store import connect, experiment_id, mlruns, stored_run_id
 from tests.support.mlflow_server import Proxy, steps
 from tests.support.tracked_project import history, params_with
@@ -85,7 +87,7 @@ def test_a_training_that_started_in_the_dark_is_whole_when_the_server_is_back(li
     assert history(run, "train_loss") == steps(20)
     assert spooled() == []
     said = capsys.readouterr().out
-    assert said.count(f"MLflow at {line.address} is away (no answer); the training goes on") == 1
+    assert said.count(f"MLflow at {line.address} is away (no answer); the training continues") == 1
     assert f"the run in the dark is {stored.info.run_id} there" in said
 
 
@@ -154,7 +156,7 @@ def test_one_whose_making_was_cut_short_is_not_made_twice(line, request) -> None
     client = connect()  # as a process does that is killed before it has written down the new id
     tags = {BEGUN_AS_TAG: run.run_id}
     made = client.create_run(experiment_id(client, request.node.name), run_name="cut short", tags=tags)
-    assert is_begun(run.run_id)
+    assert plan_of(read_records(spool() / run.run_id))
     with start_run(own(request), "another"):
         pass
     stored = {one.info.run_name: one for one in runs_of(request.node.name)}
@@ -196,26 +198,34 @@ def test_a_run_that_goes_on_in_the_dark_has_each_step_once(line, request) -> Non
     assert len(after) > len(system)
 
 
-def test_points_of_a_process_that_did_not_know_the_store_come_after_what_it_has() -> None:
-    points = [
-        Point("loss", 1.0, 10, 31),  # of a process that knew
-        Point("loss", 2.0, 20, 7, "step"),
-        Point("loss", 3.0, 20, 32, "step"),
-        Point("loss", 3.0, 21, 32, "last"),
-        Point("steps", 9.0, 22, 0, "last"),
-        Point("system/cpu", 0.5, 23, 0, "next"),
-        Point("system/disk", 0.5, 23, 0, "next"),
-        Point("system/cpu", 0.6, 24, 1, "next"),
-    ]
-    assert settled(points, {"loss": 20, "steps": 4, "system/cpu": 5, "system/disk": 6}) == [
-        Point("loss", 1.0, 10, 31),
-        Point("loss", 3.0, 20, 32),
-        Point("loss", 3.0, 21, 32),
-        Point("steps", 9.0, 22, 4),
-        Point("system/cpu", 0.5, 23, 7),
-        Point("system/disk", 0.5, 23, 7),
-        Point("system/cpu", 0.6, 24, 8),
-    ]
+def test_rows_of_a_process_that_did_not_know_the_store_come_after_what_it_has(tmp_path) -> None:
+    (tmp_path / "run.jsonl").write_text('["loss", 1.0, 10, 31]\n')  # of a process that knew
+    journal = Journal(tmp_path / "run")
+    for metrics, step, timestamp in (
+        ({"loss": 2.0}, 7, 20),
+        ({"loss": 3.0}, 32, 20),
+        ({"loss": 3.0}, None, 21),
+        ({"steps": 9.0}, None, 22),
+        ({"system/cpu": 0.5, "system/disk": 0.5}, NEXT, 23),
+        ({"system/cpu": 0.6}, NEXT, 24),
+    ):
+        journal.add(metrics, step, timestamp)
+    journal.secure()
+    again = Journal(tmp_path / "run")  # as after a kill
+    again.resolve({"loss": 20, "steps": 4, "system/cpu": 5, "system/disk": 6})
+    assert (
+        again.waiting()
+        == read_records(tmp_path / "run")
+        == [
+            Point("loss", 1.0, 10, 31),
+            Point("loss", 3.0, 20, 32),
+            Point("loss", 3.0, 21, 32),
+            Point("steps", 9.0, 22, 4),
+            Point("system/cpu", 0.5, 23, 7),
+            Point("system/disk", 0.5, 23, 7),
+            Point("system/cpu", 0.6, 24, 8),
+        ]
+    )
 
 
 class Wrong(BaseHTTPRequestHandler):
@@ -239,7 +249,7 @@ def test_a_server_that_refuses_is_a_mistake_and_one_that_is_overloaded_is_away(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{wrong.server_port}")
         if said is None:
             start_run(params_with()).finish()
-            assert any(name.endswith(".run.json") for name in spooled())
+            assert plan_of(read_records(spool() / spooled()[0].removesuffix(".jsonl")))
         else:
             with pytest.raises(UserError, match=f"^cannot use the MLflow store http.*{said}"):
                 start_run(params_with())
@@ -304,7 +314,7 @@ from gpt2ops.params.schema import Params
 from gpt2ops.process.signals import Interruption
 from gpt2ops.tracking.api import start_run
 run = start_run(Params(), "stopped")
-run._buffer._interval_seconds = 0.1
+run._sender.interval_seconds = 0.1
 with Interruption() as interruption:
     run.log_metrics({"train_loss": 0.0}, step=0)
     run.flush()
@@ -360,3 +370,82 @@ class Silencer(Proxy):
                     target.sendall(block)
         except OSError:
             return
+
+
+TRAINING = """
+import itertools, json, sys, time
+from pathlib import Path
+from gpt2ops.params.schema import parse_params
+from gpt2ops.tracking.api import start_run
+params = parse_params({"run": {"experiment": sys.argv[1]}})
+checkpoint = Path("checkpoint.json")
+saved = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"step": 0, "run_id": None}
+run = start_run(params, "flapping", resume_run_id=saved["run_id"], resume_key="k")
+run._sender.interval_seconds = 0.1
+print("started", flush=True)
+for step in range(saved["step"] + 1, 61):
+    run.log_metrics({"train_loss": step / 2}, step=step)
+    if step % 5 == 0:
+        run.set_tags({f"tag-{step}": "old"})
+        run.set_tags({f"tag-{step}": str(step)})
+        note = Path("note.txt")
+        note.write_text(str(step))
+        run.log_artifact(note, f"notes-{step}")
+        run.log_text("words", f"texts/{step}.txt")
+        run.secure()
+        Path("checkpoint.tmp").write_text(json.dumps({"step": step, "run_id": run.run_id}))
+        Path("checkpoint.tmp").replace(checkpoint)
+    time.sleep(0.02)
+run.log_metrics({"steps": 60})
+run.finish()
+"""
+
+
+@pytest.mark.slow
+def test_a_training_killed_at_random_while_the_server_comes_and_goes_is_one_whole_run(line, server, request) -> None:
+    chance, ended = random.Random(17), threading.Event()
+
+    def flap() -> None:
+        while not ended.wait(chance.uniform(0.1, 0.6)):
+            line.open()
+            ended.wait(chance.uniform(0.1, 1.0))
+            line.close()
+
+    flapping = threading.Thread(target=flap)
+    flapping.start()
+    command = [sys.executable, "-c", TRAINING, request.node.name]
+    kills = 0
+    while True:
+        with subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout is not None
+            while child.stdout.readline() not in ("started\n", ""):
+                pass
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(chance.uniform(0.05, 0.6) if kills < 6 else None)
+            child.kill()
+        if child.returncode == 0:
+            break
+        assert child.returncode == -signal.SIGKILL
+        kills += 1
+    ended.set()
+    flapping.join()
+    line.open()
+    with start_run(own(request), "next"):
+        pass
+    stored = {run.info.run_name: run for run in runs_of(request.node.name)}
+    assert sorted(stored) == ["flapping", "next"]
+    run, client = stored["flapping"], connect()
+    assert kills > 2
+    assert (run.info.status, run.data.metrics["steps"]) == ("FINISHED", 60)
+    assert run.data.params["train.learning_rate"] == "0.003"
+    points = client.get_metric_history(run.info.run_id, "train_loss")
+    assert sorted((point.step, point.value) for point in points) == [(step, step / 2) for step in range(1, 61)]
+    system = [point.step for point in client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")]
+    assert len(system) == len(set(system))
+    for step in range(5, 61, 5):
+        assert run.data.tags[f"tag-{step}"] == str(step)
+        assert Path(client.download_artifacts(run.info.run_id, f"notes-{step}/note.txt")).read_text() == str(step)
+        assert Path(client.download_artifacts(run.info.run_id, f"texts/{step}.txt")).read_text() == "words"
+    assert spooled() == []

@@ -66,7 +66,7 @@ class ProjectModels:
     def _registered(self, name: str) -> Path:
         if not store_exists():
             raise UserError(f"There is no model {name!r}: {NO_MODELS}")
-        from gpt2ops.tracking.api import registered_model_directory
+        from gpt2ops.tracking.download import registered_model_directory
 
         try:
             return registered_model_directory(name)

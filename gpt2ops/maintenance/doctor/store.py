@@ -191,16 +191,16 @@ def models(root: Path) -> Iterator[Finding]:
 
 def waiting_metrics(root: Path) -> Iterator[Finding]:
     """Metrics that MLflow did not take when they were measured."""
-    from gpt2ops.maintenance.garbage.store import undelivered
+    from gpt2ops.tracking.spool import undelivered
 
     waiting = undelivered() if is_local() and database().exists() else {}
     for run_id, count in waiting.items():
         text = f"{count} metrics, tags or files of the run {run_id[:8]} wait in mlruns/spool"
         yield Finding(LOOK, "metrics", text, "the next run or stage sends them: dvc repro")
     if not is_local():
-        from gpt2ops.tracking.link import waiting_runs
+        from gpt2ops.tracking.journal import run_of, waiting_journals
 
-        waiting = dict.fromkeys(waiting_runs(), 1)  # what the server has of it is not asked
+        waiting = dict.fromkeys(map(run_of, waiting_journals()), 1)  # what the server has of it is not asked
         for run_id in waiting:
             text = f"metrics, tags or files of the run {run_id[:8]} wait in mlruns/spool for {redact(tracking_uri())}"
             yield Finding(LOOK, "metrics", text, "the next run or stage that reaches it sends them")

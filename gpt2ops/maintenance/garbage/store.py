@@ -1,8 +1,6 @@
 """The local MLflow store: deleted runs, artifacts of unknown runs, and spooled data that it has or does not need."""
 
-import json
 import shutil
-import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +8,9 @@ from pathlib import Path
 from gpt2ops.maintenance import presence
 from gpt2ops.maintenance.garbage.files import Garbage, size_of
 from gpt2ops.tracking.artifact_paths import path_of
-from gpt2ops.tracking.journal import Point
-from gpt2ops.tracking.link import is_begun
 from gpt2ops.tracking.local_store import database, open_database
-from gpt2ops.tracking.store import mlruns, stored_run_id
+from gpt2ops.tracking.spool import is_run_id, records_to_send, spooled_journals
+from gpt2ops.tracking.store import mlruns
 
 
 @dataclass(frozen=True)
@@ -107,95 +104,20 @@ def unknown_artifacts() -> list[Garbage]:
         Garbage(folder, "artifacts", f"of a {kind} that is not in the store")
         for kind, found, known in (("run", folders, runs), ("model", models, logged))
         for folder in found
-        if folder.name not in known and folder not in used and (kind == "model" or _is_id(folder.name))
+        if folder.name not in known and folder not in used and (kind == "model" or is_run_id(folder.name))
     ]
 
 
-def _is_id(name: str) -> bool:
-    """Whether MLflow named the folder: others are somebody's own."""
-    return len(name) == 32 and all(letter in "0123456789abcdef" for letter in name)
-
-
 def spools() -> list[Garbage]:
-    """What waits for MLflow and need not: metrics that it has already, and all of runs that it has no more."""
-    runs = spooled_runs()
-    if not runs:
-        return []
+    """What waits for MLflow and need not: metrics that it has already, and records of runs that it no longer has."""
     found = []
-    with open_database(database()) as connection:
-        for run_id, entries in runs.items():
-            if presence.is_held(spool() / f"{run_id}.lock"):
-                continue
-            if is_begun(run_id):
-                continue
-            if not _is_active(connection, stored_run_id(run_id)):
-                found += [Garbage(entry, "spools", "for a run that MLflow has no more") for entry in entries]
-                continue
-            metrics = spool() / f"{run_id}.jsonl"
-            there = (_is_there(connection, stored_run_id(run_id), point) for point in _points(metrics))
-            if metrics in entries and all(there):
-                found.append(Garbage(metrics, "spools", "metrics that MLflow has already"))
+    for name, entries in spooled_journals().items():
+        if any(presence.is_held(entry) for entry in entries if entry.suffix == ".lock"):
+            continue
+        waiting = records_to_send(name)
+        if waiting is None:
+            found += [Garbage(entry, "spools", "for a run that MLflow has no more") for entry in entries]
+        elif not waiting:
+            metrics = (entry for entry in entries if entry.suffix == ".jsonl")
+            found += [Garbage(entry, "spools", "metrics that MLflow has already") for entry in metrics]
     return found
-
-
-def undelivered() -> dict[str, int]:
-    """How many metrics, tags and files of each run wait to be sent."""
-    waiting = {}
-    runs = spooled_runs()
-    if not runs:
-        return {}
-    with open_database(database()) as connection:
-        for run_id in runs:
-            stored = stored_run_id(run_id)
-            if not (is_begun(run_id) or _is_active(connection, stored)):
-                continue
-            points = _points(spool() / f"{run_id}.jsonl")
-            count = is_begun(run_id) + sum(not _is_there(connection, stored, point) for point in points)
-            folder = spool() / run_id
-            count += sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
-            if count:
-                waiting[run_id] = count
-    return waiting
-
-
-def spool() -> Path:
-    return mlruns() / "spool"
-
-
-def spooled_runs() -> dict[str, list[Path]]:
-    """The entries of each run in the spool: metrics, a folder of messages, the lock of who writes into the run."""
-    found: dict[str, list[Path]] = {}
-    if database().exists() and spool().is_dir():
-        for entry in sorted(spool().iterdir()):
-            run_id = entry.name.split(".")[0]
-            if _is_id(run_id):
-                found.setdefault(run_id, []).append(entry)
-    return found
-
-
-def _is_active(connection: sqlite3.Connection, run_id: str) -> bool:
-    row = connection.execute("SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
-    return row == ("active",)
-
-
-def _points(file: Path) -> list[Point]:
-    points: list[Point] = []
-    if not file.is_file():
-        return points
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            points.append(Point(*json.loads(line)))
-        except (ValueError, TypeError):
-            continue  # the last line of a process that was killed while writing it
-    return points
-
-
-def _is_there(connection: sqlite3.Connection, run_id: str, point: Point) -> bool:
-    return (
-        not point.given  # else its step is not known yet
-        and connection.execute(
-            "SELECT 1 FROM metrics WHERE run_uuid = ? AND key = ? AND step = ? AND timestamp = ? AND value = ?",
-            (run_id, point.key, point.step, point.timestamp, point.value),
-        ).fetchone()
-        is not None
-    )

@@ -200,20 +200,23 @@ def test_artifacts_of_runs_that_the_store_does_not_know_go_but_no_versions_and_n
 
 
 def test_spooled_metrics_go_once_the_store_has_every_one_of_them(project, gpt2) -> None:
-    delivered, waiting, deleted = start("delivered"), start("waiting"), "0" * 32
+    delivered, waiting, tagged, deleted = start("delivered"), start("waiting"), start("tagged"), "0" * 32
     there, missing = ["loss", 2.5, 1000, 3], ["loss", 2.25, 2000, 4]
     spool = project / "mlruns/spool"
     make(spool / f"{delivered}.jsonl", json.dumps(there) + "\n")
     make(spool / f"{deleted}.jsonl", json.dumps(there) + "\n")
     make(spool / f"{waiting}.jsonl", f"{json.dumps(there)}\n{json.dumps(missing)}\n[half a li")
-    make(spool / waiting / "00000001.json", "{}")  # a tag or a file
-    make(spool / deleted / "00000001.json", "{}")
+    tags = {"do": "tags", "what": "tags", "tags": {}}
+    make(spool / f"{tagged}.jsonl", f"\n{json.dumps(there)}\n{json.dumps(tags)}")
+    make(spool / deleted / "00000001/note.txt", "a copy of a file")
     with FileLock(spool / f"{delivered}.lock"):  # a stage writes into that run
         assert listed(gpt2, project) == [f"mlruns/spool/{deleted}", f"mlruns/spool/{deleted}.jsonl"]
     expected = [f"mlruns/spool/{deleted}", *(f"mlruns/spool/{name}.jsonl" for name in (delivered, deleted))]
     assert_collected(gpt2, project, expected)
-    doctor = {(line["area"], line["state"]): line["text"] for line in gpt2("doctor", "--json").json}
-    assert doctor["metrics", "look"] == f"2 metrics, tags or files of the run {waiting[:8]} wait in mlruns/spool"
+    said = {line["text"] for line in gpt2("doctor", "--json").json if line["area"] == "metrics"}
+    assert said == {
+        f"1 metrics, tags or files of the run {name[:8]} wait in mlruns/spool" for name in (waiting, tagged)
+    }
     connect().log_batch(waiting, metrics=[Metric("loss", 2.25, 2000, 4)])
     assert listed(gpt2, project) == [f"mlruns/spool/{waiting}.jsonl"]
 

@@ -27,6 +27,7 @@ NEUTRAL = {
     "gpt2ops.training.fingerprint": "which checkpoints belong to a run",
     "gpt2ops.tracking.api": "the MLflow client",
     "gpt2ops.tracking.store": "the MLflow client",
+    "gpt2ops.tracking.download": "the MLflow client",
     "gpt2ops.pipeline.code_version": "which code ran, not what it did",
     "gpt2ops.paths": "names of files, which dvc.yaml holds too: a test compares them",
     "gpt2core": "hands on names of its modules",

@@ -23,7 +23,8 @@ from gpt2ops import paths
 from gpt2ops.params.schema import load_params
 from gpt2ops.registry import register as registering
 from gpt2ops.reporting.summary import print_summary, summary_lines
-from gpt2ops.tracking.api import registered_model_directory, start_run
+from gpt2ops.tracking.api import start_run
+from gpt2ops.tracking.download import registered_model_directory
 from gpt2ops.tracking.store import connect, tracking_uri
 
 slow = pytest.mark.slow

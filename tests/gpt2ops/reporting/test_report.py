@@ -17,7 +17,7 @@ from gpt2ops.params.schema import Params, parse_params
 from gpt2ops.reporting.curves import MAX_POINTS, thinned
 from gpt2ops.reporting.inputs import Inputs
 from gpt2ops.reporting.runs import Comparison, OtherRun, compare
-from gpt2ops.tracking.link import Link
+from gpt2ops.tracking.link import RunLink
 from gpt2ops.tracking.run import TrackedRun
 from gpt2ops.tracking.store import connect, experiment_id
 from tasks.report import build, page, pdf
@@ -331,7 +331,7 @@ def test_the_last_five_runs_are_newest_first_with_the_champion_marked(
     client.create_model_version("gpt2", f"runs:/{oldest}/model", oldest)
     client.set_registered_model_alias("gpt2", "champion", "1")
 
-    comparison = compare(TrackedRun(Link.to(client, client.get_run(this))), "gpt2", "test")
+    comparison = compare(TrackedRun(RunLink.to(client, client.get_run(this))), "gpt2", "test")
     rows = Text(page(report_of(some_inputs(), comparison))).tables["This run and the last of the experiment gpt2"][1:]
     assert [row[0].split(" ")[0] for row in rows] == ["this", "elsewhere", "run-7", "run-6", "run-5", "run-4", "run-1"]
     assert "(champion, version 1)" in rows[-1][0]

@@ -25,8 +25,7 @@ from gpt2ops.pipeline import cache as outputs
 from gpt2ops.pipeline.results import read_report, read_rows
 from gpt2ops.publishing.model_facts import gather_facts
 from gpt2ops.reporting.summary import summary_lines
-from gpt2ops.tracking.journal import MetricBuffer
-from gpt2ops.tracking.outbox import read_messages
+from gpt2ops.tracking.journal import Journal
 from gpt2ops.tracking.store import restored_runs
 from gpt2ops.training.fingerprint import unfinished_run
 from gpt2ops.training.status import STATUS, read_status
@@ -126,11 +125,10 @@ VALID: dict[Path, Any] = {
 
 
 def _spool() -> Any:
-    sent: list[Any] = []
-    buffer = MetricBuffer(sent.extend, Path("spool.jsonl"), warn=lambda _: None)
-    buffer.add({"x": 1.0}, step=3)
-    buffer.close()
-    return sent
+    journal = Journal(Path("spool"))
+    journal.add({"x": 1.0}, step=3)
+    journal.resolve({})
+    return journal.waiting()
 
 
 READERS: dict[Path, tuple[Callable[[], Any], ...]] = {
@@ -153,7 +151,7 @@ READERS: dict[Path, tuple[Callable[[], Any], ...]] = {
         lambda: garbage_files.newest_state(paths.CHECKPOINTS / "ab"),
     ),
     Path("spool.jsonl"): (_spool,),
-    Path("spool/messages.json"): (lambda: read_messages(Path("spool")),),
+    Path("spool/messages.json"): (_spool,),
 }
 
 
