@@ -98,7 +98,3 @@ def draw_curve(axes: Any, history: History, key: str) -> bool:
 def draw_level(axes: Any, level: float, dashes: Any = "--") -> None:
     """A line across, for a target or a reference."""
     axes.axhline(level, color=GREY, linestyle=dashes, linewidth=1)
-
-
-def stop_text(metrics: Mapping[str, Any]) -> str:
-    return "target reached" if metrics["target_reached"] else f"stopped by {metrics['stop_reason']}"
