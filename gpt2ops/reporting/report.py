@@ -13,8 +13,8 @@ def build_report(inputs: Inputs, comparison: Comparison) -> Report:
     return Report(
         title=str(name),
         subtitle=(
-            f"{inputs.train['n_params'] / 1e6:,.1f} M parameters, trained on {inputs.provenance['source']}"
-            f" for {inputs.train['steps']:,} steps"
+            f"{inputs.train['n_params'] / 1e6:,.1f} M parameters, {inputs.train['steps']:,} training steps, "
+            f"data source: {inputs.provenance['source']}"
         ),
         tone=verdict if verdict in VERDICTS else "unknown",
         verdict=verdict,

@@ -179,7 +179,7 @@ def test_a_sample_of_empty_lines_says_how_many_instead_of_filling_screens() -> N
 
 def test_a_memorising_run_says_so_first_and_with_the_share() -> None:
     text = Text(render_html(report_of(some_inputs()))).text
-    said = "memorising: train 0.10, held-out 6.20; 83 % of training passages come back word for word"
+    said = "memorising: training loss 0.10, held-out loss 6.20; 83% of training passages are repeated"
     assert said in text
     assert text.index(said) < text.index("Scores")
     assert "use more text, or stop earlier" in text
@@ -237,16 +237,16 @@ def test_a_run_with_next_to_nothing_has_a_report_as_well() -> None:
     )  # fmt: skip
     report = report_of(inputs, Comparison(problem="no answer"))
     text = Text(render_html(report)).text
-    assert "so how it does on new text cannot be said" in text
-    assert "unknown: train 0.10, nothing was held out; whether training passages come back" in text
+    assert "no text was held out, so the loss on new text is not known" in text
+    assert "unknown: training loss 0.10, no text was held out; verbatim recall" in text
     assert "train.stop.max_steps was reached" in text
-    assert "MLflow could not be asked: no answer." in text
+    assert "MLflow could not be read: no answer." in text
     assert "Licence unknown" in text
     assert "None" not in text
     assert "nan" not in text.lower().split()
-    assert "nothing was held out" in pdf_text(render_pdf(report))
+    assert "no text was held out" in pdf_text(render_pdf(report))
     nothing = Text(render_html(report_of(replace(inputs, history=[bare])))).text
-    assert "No loss of this run was ever a finite number." in nothing
+    assert "No loss of this run was finite." in nothing
 
 
 def test_the_pdf_has_the_headings_and_numbers_of_the_page() -> None:
@@ -335,14 +335,13 @@ def test_the_last_five_runs_are_newest_first_with_the_champion_marked(
     client.set_registered_model_alias("gpt2", "champion", "1")
 
     comparison = compare(TrackedRun(RunLink.to(client, client.get_run(this))), "gpt2", "test")
-    rows = Text(render_html(report_of(some_inputs(), comparison))).tables[
-        "This run and the last of the experiment gpt2"
-    ][1:]
+    tables = Text(render_html(report_of(some_inputs(), comparison))).tables
+    rows = tables["This run and the latest of experiment gpt2"][1:]
     assert [row[0].split(" ")[0] for row in rows] == ["this", "elsewhere", "run-7", "run-6", "run-5", "run-4", "run-1"]
     assert "(champion, version 1)" in rows[-1][0]
     assert rows[-1][-1] == "train.learning_rate 0.1 (here 0.003)"
     assert (rows[1][1], rows[2][1]) == ("110.0 other data", "107.0")
-    assert rows[3][-1] == "no setting"
+    assert rows[3][-1] == "none"
     assert rows[4][-1] == "train.stop.max_steps 90 (here -)"  # as it was at that run's end
     assert not [row for row in rows[:-1] if "champion" in row[0]]
 
