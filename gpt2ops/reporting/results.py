@@ -155,8 +155,8 @@ def samples(inputs: Inputs) -> Section:
     memorised = sum(bool(entry.get("memorised")) for entry in everything)
     left = f" {len(everything) - shown} more are in reports/samples.md." if len(everything) > shown else ""
     said = (
-        f"{memorised} of {len(everything)} texts repeat at least {inputs.samples.get('memorised_tokens')} consecutive "
-        "tokens of the training text."
+        f"Texts with at least {inputs.samples.get('memorised_tokens')} consecutive tokens of the training text: "
+        f"{memorised} of {len(everything)}."
     )
     intro = "Prompts are in bold. " + (said if memorised else "") + left
     return Section("samples", "Samples", [Paragraph(intro.strip()), *blocks])
