@@ -15,7 +15,6 @@ from gpt2core.runtime import pick_device, set_threads
 from gpt2core.storage.files import json_text, write_together
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops import paths
-from gpt2ops.params.decoding import in_our_words
 from gpt2ops.params.schema import Params, SampleSetting, load_params
 from gpt2ops.process.stage import run_stage, say
 from gpt2ops.sampling.page import log_samples, samples_page
@@ -52,7 +51,7 @@ def write_samples(params: Params, train: TokenSplit) -> dict[str, Any]:
         try:
             texts = write_setting(params, setting, seed, model, tokenizer)
         except UserError as error:
-            raise UserError(f"sample.settings[{number}] ({setting.name}): {in_our_words(str(error))}") from None
+            raise error.spelled(source=f"sample.settings[{number}] ({setting.name})") from None
         for prompt, written in zip(params.sample.prompts, texts, strict=True):
             for copy, text in enumerate(written):
                 facts = measure(text, train, params.sample.memorised_tokens, tokenizer)

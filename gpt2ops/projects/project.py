@@ -43,11 +43,11 @@ def published(name: Path) -> Path:
     raise UserError(f"{name} of the package {PACKAGE} is missing: install the package again.")
 
 
-def params_text(overrides: Mapping[str, Any], base: str | None = None) -> str:
-    """params.yaml with its comments, and `overrides` in it. Raises UserError for values that it cannot have."""
+def params_text(overrides: Mapping[str, Any], base: str | None = None, source: str = str(paths.PARAMS)) -> str:
+    """params.yaml with its comments, and `overrides` in it. Raises UserError, naming `source`, for wrong values."""
     text = published(paths.PARAMS).read_text(encoding="utf-8") if base is None else base
     written = with_values(text, overrides)
-    parse_params(yaml.safe_load(written), source=str(paths.PARAMS))
+    parse_params(yaml.safe_load(written), source=source)
     return written
 
 

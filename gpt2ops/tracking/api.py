@@ -176,14 +176,15 @@ def link_cached_run(run_id: str, flow_run_id: str) -> str:
     return str(run.info.run_id)
 
 
-def registered_model_directory(uri: str) -> Path:
+def registered_model_directory(uri: str, store: str | None = None) -> Path:
     """The Hugging Face layout of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
-    It is the best checkpoint of the run that registered it. Raises UserError where the model or the checkpoint is not.
+    It is the best checkpoint of the run that registered it. Raises UserError where the model or the checkpoint is not;
+    `store` is what the error calls the registry, which is otherwise named by its address.
     """
     match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if match is None:
-        raise UserError(f"model.init ({uri!r}) must be models:/NAME@ALIAS or models:/NAME/VERSION.")
+        raise UserError(key="uri", value=uri, rule="must be models:/NAME@ALIAS or models:/NAME/VERSION")
     name, alias, version = match.groups()
     client = connect()
     from mlflow.exceptions import MlflowException
@@ -191,8 +192,9 @@ def registered_model_directory(uri: str) -> Path:
     try:
         entry = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
     except MlflowException as error:
-        raise UserError(f"model.init ({uri!r}) is not in {redact(tracking_uri())}: {one_line(error)}") from None
-    return checkpoint_directory(client, str(entry.run_id), entry.tags.get("weights_sha256"), f"model.init ({uri!r})")
+        place, rule = store or redact(tracking_uri()), "is not in {place}: {reason}"
+        raise UserError(key="uri", value=uri, rule=rule, place=place, reason=one_line(error)) from None
+    return checkpoint_directory(client, str(entry.run_id), entry.tags.get("weights_sha256"), uri)
 
 
 def report_metrics(project: Path = Path()) -> dict[str, float]:

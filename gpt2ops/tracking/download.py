@@ -23,14 +23,16 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][\w-]{0,255}")  # as MLflow's own check has it
 
 
 def checkpoint_directory(
-    client: "MlflowClient", run_id: str, sha256: str | None, where: str, pause_seconds: float = FIRST_PAUSE_SECONDS
+    client: "MlflowClient", run_id: str, sha256: str | None, uri: str, pause_seconds: float = FIRST_PAUSE_SECONDS
 ) -> Path:
     """The run's best checkpoint, whose weights are of `sha256`; one that was fetched before is not fetched again.
 
-    Raises UserError that begins with `where` for one that is not there or is another.
+    Raises UserError that names `uri`, the model's, for one that is not there or is another.
     """
     if not _RUN_ID.fullmatch(run_id):  # it becomes a folder's name
-        raise UserError(f"{where}: the store names {run_id!r} as its run, which is no id.")
+        raise UserError(
+            key="uri", value=uri, rule=": the store names {run} as its run, which is no id", run=repr(run_id)
+        )
     target = None if is_local() else mlruns() / "downloads" / run_id  # a local store gives the place itself
     if target is not None:
         target.mkdir(parents=True, exist_ok=True)
@@ -45,7 +47,7 @@ def checkpoint_directory(
             problem = f"its run {run_id} has no checkpoint: {one_line(error)}"
         else:
             if not (directory / WEIGHTS).exists():
-                raise UserError(f"{where}: its run {run_id} has no {BEST_CHECKPOINT}/{WEIGHTS}.")
+                raise UserError(key="uri", value=uri, rule=f": its run {run_id} has no {BEST_CHECKPOINT}/{WEIGHTS}")
             found = sha256_file(directory / WEIGHTS) if sha256 else None
             if found == sha256:
                 return directory
@@ -54,9 +56,9 @@ def checkpoint_directory(
                 (directory / WEIGHTS).unlink()  # anew, for a part of it may be of an earlier try
         if attempt + 1 < attempts:
             pause = pause_seconds * 2**attempt
-            say(f"{where}: {problem}; trying again in {pause:g} s")
+            say(f"{uri}: {problem}; trying again in {pause:g} s")
             time.sleep(pause)
-    raise UserError(f"{where}: {problem}")
+    raise UserError(key="uri", value=uri, rule=": {problem}", problem=problem)
 
 
 def _fetch(client: "MlflowClient", run_id: str, target: Path | None) -> Path:

@@ -140,8 +140,10 @@ class CachedRows:
         """Forget the older tokens; returns those to read again (B, T)."""
         if self.past_block_size == "refuse":
             raise UserError(
-                f"{self.length} tokens do not fit into the model's block_size ({self.block_size}); generate fewer, or "
-                'slide the window (past_block_size="slide").'
+                rule="{length} tokens do not fit into the model's block_size ({size})",
+                remedy="generate fewer, or let the window slide ({past_block_size:slide})",
+                length=self.length,
+                size=self.block_size,
             )
         assert self._ids is not None
         # A long prompt keeps all that fits; later the window falls back to a half, so that it slides rarely.

@@ -18,7 +18,7 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2ops.cli.flags.decoding import decoding_setting, in_flags
 from gpt2ops.cli.generation.prompts import prompt_file, read_prompt
 from gpt2ops.cli.output import as_line, put
-from gpt2ops.params.decoding import STRATEGIES, DecodingSetting, in_our_words
+from gpt2ops.params.decoding import STRATEGIES, DecodingSetting
 from gpt2ops.sampling.texts import Text, with_weights, write_texts
 from gpt2ops.training.initial_model import load_model
 
@@ -41,7 +41,7 @@ class Writer:
         try:
             return write_texts(self.model, prompts, setting, seeds, self.tokenizer, **options)
         except UserError as error:
-            raise UserError(in_flags(in_our_words(str(error)))) from None
+            raise in_flags(error) from None
 
     def check_fits(self, prompt_length: int, setting: DecodingSetting) -> None:
         """Raises UserError where a text may leave the model's positions and the window is not to slide."""
