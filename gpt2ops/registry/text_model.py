@@ -93,6 +93,8 @@ class TextModel(PythonModel):
         from gpt2core.decoding.generation import parse_options
 
         seed = options.pop("seed", None)
+        if seed is not None:
+            SEED.rule.refuse("seed", seed)
         words = options.pop("bad_words", None)
         if words:
             spellings = [spelling for word in words for spelling in dict.fromkeys((word, f" {word}"))]

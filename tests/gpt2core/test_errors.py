@@ -47,7 +47,11 @@ def test_several_problems_are_a_line_each_and_plain_lines_stay_as_they_are() -> 
     assert str(pickle.loads(pickle.dumps(several))) == str(several)
 
 
-@pytest.mark.parametrize("value", ["line\nend", "\x1b[31m", "x" * 100_000, 10**5000, [[1] * 1000] * 1000])
+@pytest.mark.parametrize(
+    "value",
+    ["line\nend", "\x1b[31m", "x" * 100_000, 10**5000, [[1] * 1000] * 1000],
+    ids=lambda value: type(value).__name__,
+)
 def test_a_value_is_one_short_line_whatever_it_is(value: object) -> None:
     line = str(UserError(key="name", value=value, rule="is wrong"))
     assert line.isprintable()
