@@ -103,7 +103,7 @@ def test_the_held_out_share_is_taken_twice(text: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--learning-rate 20", "--learning-rate (20.0): input should be less than or equal to 10."),
+        ("--learning-rate 20", "--learning-rate (20): input should be less than or equal to 10."),
         ("--batch-size 0", "--batch-size (0): input should be greater than or equal to 1."),
         (
             "--from-scratch --block-size 256 --set model.block_size=128",
