@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gpt2core import __version__
 from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json, sha256_file
 from gpt2ops.cli.commands.finetune import checked_params
@@ -295,7 +296,7 @@ class TestOneRun:
         result = run_here(capsys, monkeypatch, "rerun", run, "--dir", "other")
         assert result.code == 1
         assert (
-            "was made by different code (version 0.1.0, commit abababababab, which is in no repository here)"
+            f"was made by different code (version {__version__}, commit abababababab, which is in no repository here)"
             in result.err
         )
         assert not (folder.root / "other").exists()
