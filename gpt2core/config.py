@@ -30,18 +30,16 @@ class GPTConfig:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner"):
             size = getattr(self, name)
             if size is not None and size < 1:
-                raise UserError(f"model.{name} ({size}) must be at least 1.")
+                raise UserError(key=name, value=size, rule="must be at least 1")
         if self.n_embd % self.n_head:
             multiple = max(1, round(self.n_embd / self.n_head)) * self.n_head
-            raise UserError(
-                f"model.n_embd ({self.n_embd}) must be a multiple of model.n_head ({self.n_head}); try {multiple}."
-            )
+            rule, remedy = "must be a multiple of {n_head} ({heads})", f"try {multiple}"
+            raise UserError(key="n_embd", value=self.n_embd, rule=rule, remedy=remedy, heads=self.n_head)
         if not 0.0 <= self.drop_rate < 1.0:
-            raise UserError(f"model.drop_rate ({self.drop_rate}) must be at least 0 and below 1.")
+            raise UserError(key="drop_rate", value=self.drop_rate, rule="must be at least 0 and below 1")
         if self.activation_function not in ACTIVATIONS:
-            raise UserError(
-                f"activation_function ({self.activation_function!r}) must be one of {', '.join(ACTIVATIONS)}."
-            )
+            rule = f"must be one of {', '.join(ACTIVATIONS)}"
+            raise UserError(key="activation_function", value=self.activation_function, rule=rule)
 
     @property
     def head_dim(self) -> int:

@@ -20,10 +20,10 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from gpt2core.errors import UserError
 from gpt2ops.params import schema as params
 from gpt2ops.params.editing import merged, parse_assignments
-from gpt2ops.params.schema import BY_RECIPE, Params, describe_problems, parse_params
+from gpt2ops.params.problems import user_error
+from gpt2ops.params.schema import BY_RECIPE, Params, parse_params
 
 
 class Overrides(BaseModel):
@@ -99,7 +99,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     try:
         return ParamsOverrides.model_validate(parse_assignments(assignments)).values()
     except ValidationError as error:
-        raise UserError(*describe_problems(error)) from None
+        raise user_error(error, Params) from None
 
 
 def check_merged(base: Params, overrides: Mapping[str, Any]) -> Params:

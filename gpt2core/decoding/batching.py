@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gpt2core.decoding.generate import generate
+from gpt2core.decoding.generation import generate
 from gpt2core.tokenizer import Tokenizer
 
 # Keys and values of one row of the 124M model take 75 MB at 1,024 tokens.

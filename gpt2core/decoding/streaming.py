@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2core.decoding.generate import BEAM_MODES, Model, generate, parse_options
+from gpt2core.decoding.generation import BEAM_MODES, Model, generate, parse_options
 from gpt2core.errors import UserError
 from gpt2core.tokenizer import Tokenizer
 
@@ -80,7 +80,8 @@ def stream(
     """
     settings = parse_options(options)
     if settings.mode in BEAM_MODES or settings.num_return_sequences > 1:
-        raise UserError("a stream is one text as it grows: no search with beams, and num_return_sequences of 1.")
+        rule, remedy = "a stream is one text as it grows", "leave out {num_beams}, and set {num_return_sequences} to 1"
+        raise UserError(rule=rule, remedy=remedy)
     prompts = torch.atleast_2d(token_ids) if isinstance(token_ids, Tensor) else [token_ids]
     if len(prompts) != 1:
         raise UserError(f"a stream is the text of one prompt, not of {len(prompts)}.")

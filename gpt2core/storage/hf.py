@@ -72,9 +72,12 @@ def find_weights(name_or_directory: str | Path) -> Path:
         if attempt + 1 < attempts:
             time.sleep(DOWNLOAD_PAUSE_SECONDS * 2**attempt)
     raise UserError(
-        f"the weights of {name!r} are not in the Hugging Face cache and the hub cannot be reached "
-        f"({problem}). On a machine with a network run `hf download {RELEASED[name]} config.json "
-        f"model.safetensors --local-dir {name}`, copy that folder here and set model.init to its path."
+        rule="the weights of '{name}' are not in the Hugging Face cache and the hub cannot be reached ({problem}). "
+        "On a machine with a network run `hf download {repository} config.json model.safetensors --local-dir {name}`, "
+        "copy that folder here and set {name_or_directory} to its path",
+        name=name,
+        problem=problem,
+        repository=RELEASED[name],
     )
 
 

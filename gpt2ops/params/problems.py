@@ -1,61 +1,72 @@
-"""What pydantic found wrong, in lines for the person who wrote it."""
+"""What pydantic found wrong, as problems for the person who wrote it."""
 
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
-from reprlib import Repr
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from gpt2core.errors import NOT_GIVEN, Problem, UserError, Words
+
 MOST_LINES = 20
-_SHORT = Repr()
-_SHORT.maxstring = _SHORT.maxother = 200
+YAML = Words(true="true", false="false", or_none=", or null", equals=": ")
 
 
-def shown(value: Any) -> str:
-    """A value as Python writes it, without the most of one that is huge or nested."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # Python does not write a number of thousands of digits
-        return "a huge number"
-
-
-def lines_of(error: ValidationError, root: type[BaseModel]) -> list[str]:
-    """A line for each problem: key, value, rule, and for an unknown key the nearest known one of `root`."""
-    lines: list[str] = []
+def user_error(error: ValidationError, root: type[BaseModel]) -> UserError:
+    """A problem for each of pydantic's: key, value, rule, and for an unknown key the nearest known one of `root`."""
+    found: list[Problem | str] = []
     seen: dict[str, int] = {}  # a union gives a problem for each of its branches
     for problem in error.errors():
-        # pydantic puts the branch of a union at the end of the location; users know keys only.
-        whole = list(problem["loc"])
-        own = whole[-1:] if problem["type"] == "extra_forbidden" else []  # what somebody wrote, whatever it is like
-        location = [
-            part
-            for part in whole[: len(whole) - len(own)]
-            if part not in ("int", "float", "str", "bool") and "[" not in str(part)
-        ] + own
+        location = _location(problem["type"], problem["loc"])
         key = spell(location)
+        value, reason = problem.get("input", NOT_GIVEN), _lower_first(problem["msg"])
+        new: list[Problem | str]
         if problem["type"] == "extra_forbidden":
-            known = known_keys(root, location[:-1])
             nearest = nearest_key(str(location[-1]), root, location[:-1])
-            hint = f"did you mean {nearest}?" if nearest else f"known: {', '.join(known)}."
-            line = f"unknown key {key}; {hint}"
+            known = ", ".join(known_keys(root, location[:-1]))
+            new = [f"unknown key {key}; " + (f"did you mean {nearest}?" if nearest else f"known: {known}.")]
         elif problem["type"] == "value_error":
-            line = _named(str(problem["ctx"]["error"]), key, known_keys(root, location))
+            new = _within(key, problem["ctx"]["error"])
         elif problem["type"] == "model_type":
-            given = "" if problem["input"] is None else f" ({shown(problem['input'])})"
-            line = f"{key or 'the file'}{given} must be a section: `key: value` lines, indented under its name."
+            rule = "must be a section: `key: value` lines, indented under its name"
+            new = [Problem(rule, key=key or "the file", value=NOT_GIVEN if value is None else value)]
         elif problem["type"] == "missing":
-            line = f"{key} is missing; give it."
+            new = [Problem("is missing", "give it", key)]
         elif key in seen:
-            lines[seen[key]] = f"{lines[seen[key]].removesuffix('.')}; or {_lower_first(problem['msg'])}."
+            other = found[seen[key]]
+            assert isinstance(other, Problem)
+            found[seen[key]] = replace(other, data={"reason": f"{other.data['reason']}; or {reason}"})
             continue
         else:
-            line = f"{key} ({shown(problem['input'])}): {_lower_first(problem['msg'])}."
-            seen[key] = len(lines)
-        if line not in lines:
-            lines.append(line)
-    return lines if len(lines) <= MOST_LINES else [*lines[:MOST_LINES], f"and {len(lines) - MOST_LINES} more problems."]
+            new = [Problem(": {reason}", key=key, value=value, data={"reason": reason})]
+            seen[key] = len(found)
+        found += [one for one in new if one not in found]
+    if len(found) > MOST_LINES:
+        found = [*found[:MOST_LINES], f"and {len(found) - MOST_LINES} more problems."]
+    return UserError(*(one.spelled(words=YAML) if isinstance(one, Problem) else one for one in found))
+
+
+def _location(kind: str, whole: Sequence[str | int]) -> list[str | int]:
+    """The keys of a location, at whose end pydantic puts the branch of a union."""
+    own = whole[-1:] if kind == "extra_forbidden" else ()  # what somebody wrote, whatever it is like
+    parts = whole[: len(whole) - len(own)]
+    return [part for part in parts if part not in ("int", "float", "str", "bool") and "[" not in str(part)] + [*own]
+
+
+def _within(section: str, error: ValueError) -> list[Problem | str]:
+    """What a validator of our own has found: its keys are those of `section`, which may be a single key."""
+    found: list[Problem | str] = []
+    for one in error.problems if isinstance(error, UserError) else (str(error),):
+        if isinstance(one, str):
+            one = Problem(": {reason}", data={"reason": one}) if section else one
+        if isinstance(one, Problem) and section:
+            one = one.spelled(lambda name: f"{section}.{name}")
+            if not one.key and not one.names:  # its sentence names no key
+                rule = one.rule if one.value is not NOT_GIVEN or one.rule.startswith(":") else f": {one.rule}"
+                one = replace(one, key=section, rule=rule)
+        found.append(one)
+    return found
 
 
 def nearest_key(word: str, root: type[BaseModel], location: Sequence[str | int]) -> str | None:
@@ -71,14 +82,6 @@ def nearest_key(word: str, root: type[BaseModel], location: Sequence[str | int])
 def spell(location: Sequence[str | int]) -> str:
     """`sample.settings[1].top_p`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
-
-
-def _named(message: str, key: str, keys: Sequence[str]) -> str:
-    """A message of our own, with its key in front; one that begins with a key of the section goes on from there."""
-    if not key or f"{key}." in message:
-        return message
-    first = re.match(r"(\w+)( \(|\[)", message)
-    return f"{key}.{message}" if first and first[1] in keys else f"{key}: {message}"
 
 
 def _lower_first(text: str) -> str:

@@ -9,12 +9,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from gpt2core.config import PRESETS, GPTConfig
+from gpt2core.decoding.options import SAMPLING_VALUES
 from gpt2core.errors import UserError
 from gpt2core.tokenizer import check_unicode
 from gpt2core.training.config import StopSettings, TrainSettings
 from gpt2ops import paths
 from gpt2ops.params.decoding import DecodingSetting
-from gpt2ops.params.problems import lines_of
+from gpt2ops.params.problems import user_error
 from gpt2ops.params.recipes import CHOSEN, DEFAULT, DROP_RATES, recipe_of, with_recipe
 
 BY_RECIPE: Any = None  # null, or the key left out: what `train.recipe` says
@@ -39,7 +40,7 @@ class Section(BaseModel):
         # pydantic reads `true` as 1.
         types = _types_of(cls.model_fields[str(info.field_name)].annotation)
         if isinstance(value, bool) and bool not in types and not {int, float}.isdisjoint(types):
-            raise ValueError(f"is {str(value).lower()}, which is no value for it; leave the key out for its default.")
+            raise UserError(value=value, rule="must be a number", remedy="leave the key out for its default")
         if isinstance(value, str):
             check_unicode(value)  # it goes into files and to MLflow
         return value
@@ -78,7 +79,8 @@ class Split(Section):
     def _sums_to_one(self) -> Self:
         total = self.train + self.val + self.test
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"train + val + test ({total:g}) must be 1; for example 0.7, 0.2 and 0.1.")
+            rule = "train + val + test ({total:g}) must be 1"
+            raise UserError(rule=rule, remedy="for example 0.7, 0.2 and 0.1", total=total)
         return self
 
 
@@ -128,9 +130,12 @@ class Model(Section):
         else:
             fixed = sorted(self.overrides.keys() - {"drop_rate"})
             if fixed:
-                raise ValueError(
-                    f"{', '.join(fixed)} cannot be changed when model.init is {self.init!r}: "
-                    "those weights bring their own sizes; set them to null."
+                raise UserError(
+                    key=fixed[0],
+                    value=self.overrides[fixed[0]],
+                    rule="cannot be changed when {init} is {weights}: those weights bring their own sizes",
+                    remedy=f"set {', '.join(f'{{{key}}}' for key in fixed)} to null",
+                    weights=repr(self.init),
                 )
         return self
 
@@ -139,7 +144,8 @@ class Stop(Section, StopSettings):
     @model_validator(mode="after")
     def _ends(self) -> Self:
         if self.max_steps is None and self.max_epochs is None:
-            raise ValueError("max_steps and max_epochs are both null: the schedule needs an end; set one of them.")
+            rule = "{max_steps} and {max_epochs} are both null: the schedule needs an end"
+            raise UserError(rule=rule, remedy="set one of them")
         return self
 
 
@@ -179,21 +185,22 @@ class Train(Section, TrainSettings, by_recipe=CHOSEN):
     @classmethod
     def _interval_is_positive(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
-            raise ValueError("must be at least 1, or 'epoch'")
+            raise UserError(value=value, rule="must be at least 1, or 'epoch'")
         return value
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
         if self.min_learning_rate > self.learning_rate:
-            raise ValueError(
-                f"min_learning_rate ({self.min_learning_rate:g}) must not exceed "
-                f"learning_rate ({self.learning_rate:g})."
-            )
+            rule = "must not exceed {learning_rate} ({peak:g})"
+            raise UserError(key="min_learning_rate", value=self.min_learning_rate, rule=rule, peak=self.learning_rate)
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             fitting = max(1, self.batch_size // self.micro_batch_size) * self.micro_batch_size
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size}); "
-                f"try {fitting}."
+            raise UserError(
+                key="batch_size",
+                value=self.batch_size,
+                rule="must be a multiple of {micro_batch_size} ({micro})",
+                remedy=f"try {fitting}",
+                micro=self.micro_batch_size,
             )
         return self
 
@@ -218,11 +225,12 @@ class SampleSetting(DecodingSetting):
 
 
 def _default_settings() -> list[SampleSetting]:
-    return [
-        SampleSetting(name="greedy", decoding="greedy"),
-        SampleSetting(name="nucleus", decoding="sample", temperature=0.8, top_k=50, top_p=0.95, num_sequences=2),
-        SampleSetting(name="beam", decoding="beam", num_beams=4, no_repeat_ngram_size=3),
+    values: list[dict[str, Any]] = [
+        {"name": "greedy", "decoding": "greedy"},
+        {"name": "nucleus", "decoding": "sample", **SAMPLING_VALUES, "num_sequences": 2},
+        {"name": "beam", "decoding": "beam", "num_beams": 4, "no_repeat_ngram_size": 3},
     ]
+    return [SampleSetting.model_validate(setting) for setting in values]
 
 
 class Sample(Section):
@@ -244,28 +252,17 @@ class Sample(Section):
             try:
                 check_unicode(prompt)
             except UserError as error:
-                raise ValueError(f"prompt {number + 1}: {error}") from None
+                raise UserError(rule=": prompt {number}: {reason}", number=number + 1, reason=str(error)) from None
         return prompts
-
-    @model_validator(mode="after")
-    def _settings_make_sense(self) -> Self:
-        # The check imports PyTorch, which no stage should wait for where the settings are those that the tests know.
-        for number, setting in enumerate(self.settings if self.settings != _default_settings() else []):
-            try:
-                setting.check()
-            except UserError as error:
-                raise ValueError(f"settings[{number}].{error}") from None
-        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
         seen: dict[str, int] = {}
         for number, setting in enumerate(self.settings):
             if setting.name in seen:
-                raise ValueError(
-                    f"settings[{number}].name ({setting.name!r}) is that of settings[{seen[setting.name]}] already; "
-                    "give it another."
-                )
+                rule = f"is that of {{settings[{seen[setting.name]}]}} already"
+                key, remedy = f"settings[{number}].name", "give it another"
+                raise UserError(key=key, value=setting.name, rule=rule, remedy=remedy)
             seen[setting.name] = number
         return self
 
@@ -289,7 +286,8 @@ class Register(Section):
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         if self.name == self.text_name:
-            raise ValueError(f"name and text_name are both {self.name!r}; give them different names.")
+            rule = "{name} and {text_name} are both {same}"
+            raise UserError(rule=rule, remedy="give them different names", same=repr(self.name))
         return self
 
 
@@ -321,16 +319,18 @@ class Params(Section):
             check_sequence_length(self.train.sequence_length, block_size)
         share = self.train.batch_size % self.run.nproc_per_node
         if share:
-            raise ValueError(
-                f"train.batch_size ({self.train.batch_size}) must be a multiple of run.nproc_per_node "
-                f"({self.run.nproc_per_node}); try {self.train.batch_size - share or self.run.nproc_per_node}."
+            raise UserError(
+                key="train.batch_size",
+                value=self.train.batch_size,
+                rule="must be a multiple of {run.nproc_per_node} ({processes})",
+                remedy=f"try {self.train.batch_size - share or self.run.nproc_per_node}",
+                processes=self.run.nproc_per_node,
             )
         per_device = self.train.batch_size // self.run.nproc_per_node
         micro = self.train.micro_batch_size
         if micro is not None and per_device % micro:
-            raise ValueError(
-                f"train.micro_batch_size ({micro}) must divide the sequences a device and step ({per_device})."
-            )
+            rule = f"must divide the sequences a device and step ({per_device})"
+            raise UserError(key="train.micro_batch_size", value=micro, rule=rule)
         return self
 
 
@@ -338,8 +338,10 @@ def check_sequence_length(sequence_length: int, block_size: int) -> None:
     """Raises UserError where a training sequence does not fit the model's positions."""
     if sequence_length > block_size:
         raise UserError(
-            f"train.sequence_length ({sequence_length}) must not exceed the model's block_size ({block_size}); "
-            f"set it to {block_size} or less."
+            key="train.sequence_length",
+            value=sequence_length,
+            rule=f"must not exceed the model's block_size ({block_size})",
+            remedy=f"set it to {block_size} or less",
         )
 
 
@@ -389,9 +391,4 @@ def parse_params(values: Any, source: str = "params") -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise UserError(*(f"{source}: {line}" for line in describe_problems(error))) from None
-
-
-def describe_problems(error: ValidationError) -> list[str]:
-    """A line for each problem: key, value, rule, and for an unknown key the nearest known one."""
-    return lines_of(error, Params)
+        raise user_error(error, Params).spelled(source=source) from None

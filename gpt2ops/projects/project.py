@@ -44,11 +44,11 @@ def published(name: Path) -> Traversable:
     raise UserError(f"{name} of the package {PACKAGE} is missing: install the package again.")
 
 
-def params_text(overrides: Mapping[str, Any], base: str | None = None) -> str:
-    """params.yaml with its comments and with `overrides`. Raises UserError for invalid values."""
+def params_text(overrides: Mapping[str, Any], base: str | None = None, source: str = str(paths.PARAMS)) -> str:
+    """params.yaml with its comments and with `overrides`. Raises UserError, naming `source`, for invalid values."""
     text = published(paths.PARAMS).read_text(encoding="utf-8") if base is None else base
     written = with_values(text, overrides)
-    parse_params(yaml.safe_load(written), source=str(paths.PARAMS))
+    parse_params(yaml.safe_load(written), source=source)
     return written
 
 

@@ -81,7 +81,7 @@ def find_run(word: str) -> Run:
 
 
 def _run_of_model(uri: str) -> Run:
-    name, alias, number = split_model_uri(uri, repr(uri))
+    name, alias, number = split_model_uri(uri)
     for version in registered_versions(name):
         if alias in version.aliases or version.version == number:
             return find_run(version.run_id)

@@ -1,6 +1,6 @@
 """The registered model `gpt2-text`: prompts in, texts out. MLflow keeps this file and `gpt2core` with the weights.
 
-It is run by MLflow in processes where the project is not installed: nothing of `tasks` may be imported here.
+It is run by MLflow in processes where the project is not installed: only `gpt2core` may be imported here.
 docs/serving.md is written for its users.
 """
 
@@ -20,50 +20,33 @@ from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, INTERNAL_ERROR, INVA
 from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
+from gpt2core.decoding.options import CONTRASTIVE_VALUES, OPTIONS, SAMPLING_VALUES, SEED
+from gpt2core.decoding.rules import SWITCH, IdLists, Ids, Number, OneOf, Rule, Whole
+from gpt2core.errors import UserError, Words
+
 # Names and meanings are those of `transformers`; None or [] is "not given".
-TYPES = {
-    "max_new_tokens": "long",
-    "min_new_tokens": "long",
-    "max_time": "double",
-    "num_return_sequences": "long",
-    "seed": "long",
-    "do_sample": "boolean",
-    "temperature": "double",
-    "top_k": "long",
-    "top_p": "double",
-    "min_p": "double",
-    "typical_p": "double",
-    "epsilon_cutoff": "double",
-    "eta_cutoff": "double",
-    "num_beams": "long",
-    "num_beam_groups": "long",
-    "diversity_penalty": "double",
-    "length_penalty": "double",
-    "early_stopping": "string",  # MLflow has no type for "true, false or a word"
-    "penalty_alpha": "double",
-    "prompt_lookup_num_tokens": "long",
-    "max_matching_ngram_size": "long",
-    "repetition_penalty": "double",
-    "no_repeat_ngram_size": "long",
-    "past_block_size": "string",
+BAD_WORDS = "bad_words"  # given as text, which becomes `bad_words_ids`
+
+
+def _kind(rule: Rule) -> str:
+    """MLflow's type, which is text where a value may be true, false or a word."""
+    if rule == SWITCH:
+        return "boolean"
+    return "long" if isinstance(rule, Whole | Ids) else "double" if isinstance(rule, Number) else "string"
+
+
+_ROWS = {
+    BAD_WORDS if isinstance(row.rule, IdLists) else row.name: row.rule for row in (*OPTIONS.values(), SEED) if row.help
 }
-LISTS = {"bad_words": "string", "suppress_tokens": "long", "stop_strings": "string"}
+TYPES = {name: _kind(rule) for name, rule in _ROWS.items() if isinstance(rule, Whole | Number | OneOf)}
+LISTS = {name: _kind(rule) for name, rule in _ROWS.items() if name not in TYPES}
 NEW_TOKENS = 100  # or fewer, where the model has no more positions
-SAMPLING = {"temperature": 0.8, "top_k": 50, "top_p": 0.95}
 # With one of these, or several beams, the text is searched for, not drawn, unless do_sample is given.
 SEARCHES = ("penalty_alpha", "prompt_lookup_num_tokens")
-CANDIDATES = 4  # top_k of contrastive search
 EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
 SEED_LIMIT = 2**32
 EXAMPLE = '{"prompt": "To be"} or {"inputs": ["To be", "Or not"]}'
-# What the library calls it, and what a request does.
-WORDS = {
-    "bad_words_ids": "bad_words",
-    "do_sample=True": "do_sample to true",
-    "do_sample=False": "do_sample: false",
-    'past_block_size="slide"': "past_block_size: slide",
-    ", or None": "",
-}
+WORDS = Words(true="true", false="false", or_none="", equals=": ", quotes=False)
 # `mlflow models serve` sets it to the seconds after which it gives up on a request.
 TIMEOUT = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"
 
@@ -107,9 +90,11 @@ class TextModel(PythonModel):
 
     def _answer(self, prompts: list[str], options: dict[str, Any]) -> list[str] | list[list[str]]:
         from gpt2core.decoding.batching import MAX_ROWS, Job
-        from gpt2core.decoding.generate import parse_options
+        from gpt2core.decoding.generation import parse_options
 
         seed = options.pop("seed", None)
+        if seed is not None:
+            SEED.rule.refuse("seed", seed)
         words = options.pop("bad_words", None)
         if words:
             spellings = [spelling for word in words for spelling in dict.fromkeys((word, f" {word}"))]
@@ -206,18 +191,18 @@ def options_of(params: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("bad_words has an empty text, which is everywhere; leave it out.")
     searches = options.get("num_beams", 1) > 1 or any(name in options for name in SEARCHES)
     if options.setdefault("do_sample", not searches):
-        return {**SAMPLING, **options}
+        return {**SAMPLING_VALUES, **options}
     if "penalty_alpha" in options:
-        options.setdefault("top_k", CANDIDATES)
+        options.setdefault("top_k", CONTRASTIVE_VALUES["top_k"])
     return options
 
 
 def one_line(error: Exception) -> OneLineError:
     """What the client is told. MLflow itself would send the traceback."""
+    if isinstance(error, UserError):
+        error = error.spelled(lambda name: BAD_WORDS if name == "bad_words_ids" else name, WORDS)
     line = str(error)
-    if isinstance(error, ValueError):  # gpt2core's UserError is one
-        for theirs, ours in WORDS.items():
-            line = line.replace(theirs, ours)
+    if isinstance(error, ValueError):
         return OneLineError(line, INVALID_PARAMETER_VALUE)
     if isinstance(error, ArithmeticError) or "probability tensor" in line:
         return OneLineError("a parameter is too extreme: the model's numbers overflow.", INVALID_PARAMETER_VALUE)

@@ -8,7 +8,6 @@ from gpt2core.evaluation.overlap import distinct_n, longest_overlap
 from gpt2core.model import GPT
 from gpt2core.runtime import pick_device
 from gpt2core.tokenizer import Tokenizer
-from gpt2ops.params.decoding import in_our_words
 from gpt2ops.params.schema import Params, SampleSetting
 from gpt2ops.process.console import say
 from gpt2ops.sampling.texts import Text, passages, write_texts
@@ -29,7 +28,7 @@ def write_samples(params: Params, train: TokenSplit) -> dict[str, Any]:
         try:
             texts = write_setting(params, setting, seed, model, tokenizer)
         except UserError as error:
-            raise UserError(f"sample.settings[{number}] ({setting.name}): {in_our_words(str(error))}") from None
+            raise error.spelled(source=f"sample.settings[{number}] ({setting.name})") from None
         for prompt, written in zip(params.sample.prompts, texts, strict=True):
             for copy, text in enumerate(written):
                 facts = measure(text, train, params.sample.memorised_tokens, tokenizer)

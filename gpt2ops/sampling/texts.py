@@ -14,7 +14,8 @@ from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.runtime import pick_device
 from gpt2core.tokenizer import Tokenizer
-from gpt2ops.params.decoding import DecodingSetting
+from gpt2ops.params.decoding import DecodingSetting, key_of
+from gpt2ops.params.problems import YAML
 
 LONG_BLANK = 8  # blank tokens in a row
 
@@ -50,7 +51,7 @@ def write_texts(
 ) -> list[list[Text]]:
     """The texts of each prompt, given as token ids. Prompt i draws from `seeds[i]`, its text k from `seeds[i] + k`.
 
-    `options` go before those of the setting. Raises UserError as `generate` does.
+    `options` go before those of the setting. Raises UserError as `generate` does, in keys of the setting.
     """
     chosen = {**setting.options(tokenizer), **options}
     copies = chosen.get("num_return_sequences", 1)
@@ -58,15 +59,18 @@ def write_texts(
     if setting.draws:
         # A beam search draws for all texts of a prompt at once.
         drawn = [seed + k for seed in seeds for k in range(1 if chosen.get("num_beams", 1) > 1 else copies)]
-    result = generate(
-        model,
-        [list(prompt) for prompt in prompts],
-        seed=drawn,
-        tokenizer=tokenizer,
-        return_dict_in_generate=True,
-        output_log_probs=True,
-        **chosen,
-    )
+    try:
+        result = generate(
+            model,
+            [list(prompt) for prompt in prompts],
+            seed=drawn,
+            tokenizer=tokenizer,
+            return_dict_in_generate=True,
+            output_log_probs=True,
+            **chosen,
+        )
+    except UserError as error:
+        raise error.spelled(key_of, YAML) from None
     rows = []
     width, counts = result.prompt_length, result.new_tokens.tolist()
     for row, log_probs, count, reason in zip(

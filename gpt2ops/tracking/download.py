@@ -22,12 +22,13 @@ ATTEMPTS, FIRST_PAUSE_SECONDS = 4, 1.0
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w-]{0,255}")  # as MLflow's own check has it
 
 
-def registered_model_directory(uri: str) -> Path:
+def registered_model_directory(uri: str, store: str | None = None) -> Path:
     """The Hugging Face layout of a registered model: the best checkpoint of the run that registered it.
 
-    Raises UserError where the model or the checkpoint is missing.
+    `store` is what an error calls the registry, which is otherwise named by its address. Raises UserError, with the key
+    `uri`, where the model or the checkpoint is missing.
     """
-    name, alias, version = split_model_uri(uri, f"model.init ({uri!r})")
+    name, alias, version = split_model_uri(uri)
     client = connect()
     from mlflow.exceptions import MlflowException
 
@@ -36,30 +37,33 @@ def registered_model_directory(uri: str) -> Path:
             client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, str(version))
         )
     except MlflowException as error:
-        raise UserError(f"model.init ({uri!r}) is not in {redact(tracking_uri())}: {one_line(error)}") from None
-    return checkpoint_directory(client, str(entry.run_id), entry.tags.get("weights_sha256"), f"model.init ({uri!r})")
+        place, rule = store or redact(tracking_uri()), "is not in {place}: {reason}"
+        raise UserError(key="uri", value=uri, rule=rule, place=place, reason=one_line(error)) from None
+    return checkpoint_directory(client, str(entry.run_id), entry.tags.get("weights_sha256"), uri)
 
 
-def split_model_uri(uri: str, where: str) -> tuple[str, str | None, str | None]:
+def split_model_uri(uri: str) -> tuple[str, str | None, str | None]:
     """Name, alias and version of `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
-    Raises UserError that begins with `where` for anything else.
+    Raises UserError, with the key `uri`, for anything else.
     """
     match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if match is None:
-        raise UserError(f"{where} must be models:/NAME@ALIAS or models:/NAME/VERSION.")
+        raise UserError(key="uri", value=uri, rule="must be models:/NAME@ALIAS or models:/NAME/VERSION")
     return match[1], match[2], match[3]
 
 
 def checkpoint_directory(
-    client: "MlflowClient", run_id: str, sha256: str | None, where: str, pause_seconds: float = FIRST_PAUSE_SECONDS
+    client: "MlflowClient", run_id: str, sha256: str | None, uri: str, pause_seconds: float = FIRST_PAUSE_SECONDS
 ) -> Path:
     """The run's best checkpoint, whose weights are of `sha256`; one that was fetched before is not fetched again.
 
-    Raises UserError that begins with `where` for one that is not there or is another.
+    Raises UserError that names `uri`, the model's, for one that is not there or is another.
     """
     if not _RUN_ID.fullmatch(run_id):  # it becomes a folder's name
-        raise UserError(f"{where}: the store names {run_id!r} as its run, which is no id.")
+        raise UserError(
+            key="uri", value=uri, rule=": the store names {run} as its run, which is no id", run=repr(run_id)
+        )
     target = None if is_local() else mlruns() / "downloads" / run_id  # a local store gives the place itself
     if target is not None:
         target.mkdir(parents=True, exist_ok=True)
@@ -74,7 +78,7 @@ def checkpoint_directory(
             problem = f"its run {run_id} has no checkpoint: {one_line(error)}"
         else:
             if not (directory / WEIGHTS).exists():
-                raise UserError(f"{where}: its run {run_id} has no {BEST_CHECKPOINT}/{WEIGHTS}.")
+                raise UserError(key="uri", value=uri, rule=f": its run {run_id} has no {BEST_CHECKPOINT}/{WEIGHTS}")
             found = sha256_file(directory / WEIGHTS) if sha256 else None
             if found == sha256:
                 return directory
@@ -83,9 +87,9 @@ def checkpoint_directory(
                 (directory / WEIGHTS).unlink()  # anew, for a part of it may be of an earlier try
         if attempt + 1 < attempts:
             pause = pause_seconds * 2**attempt
-            say(f"{where}: {problem}; trying again in {pause:g} s")
+            say(f"{uri}: {problem}; trying again in {pause:g} s")
             time.sleep(pause)
-    raise UserError(f"{where}: {problem}")
+    raise UserError(key="uri", value=uri, rule=": {problem}", problem=problem)
 
 
 def _fetch(client: "MlflowClient", run_id: str, target: Path | None) -> Path:

@@ -28,16 +28,17 @@ def load_model(name: str, key: str) -> GPT:
     try:
         directory = resolve_model(name)
         if directory not in RELEASED and not Path(directory).is_dir():
-            raise UserError(
-                f"{key} ({name!r}): no such folder, nor one of {', '.join(RELEASED)} or models:/NAME@ALIAS."
-            )
+            rule = f": no such folder, nor one of {', '.join(RELEASED)} or models:/NAME@ALIAS"
+            raise UserError(key=key, value=name, rule=rule)
         model = GPT.from_pretrained(directory)
-    except UserError as error:  # what fetches a model knows only of params.yaml
-        raise UserError(str(error).replace("model.init", key)) from None
+    except UserError as error:
+        raise error.spelled(lambda argument: key if argument in ("uri", "name_or_directory") else argument) from None
     if model.config.vocab_size != GPT2_VOCAB_SIZE:
         raise UserError(
-            f"{key} ({name!r}): vocab_size is {model.config.vocab_size}, but GPT-2's tokenizer has {GPT2_VOCAB_SIZE} "
-            "tokens; choose a model that was made with that tokenizer."
+            key=key,
+            value=name,
+            rule=f": vocab_size is {model.config.vocab_size}, but GPT-2's tokenizer has {GPT2_VOCAB_SIZE} tokens",
+            remedy="choose a model that was made with that tokenizer",
         )
     return model
 

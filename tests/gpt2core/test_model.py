@@ -207,7 +207,7 @@ def test_other_architectures_are_refused_by_name(tmp_path) -> None:
 
 
 def test_a_feed_forward_layer_of_no_width_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^model.n_inner \(-3\) must be at least 1"):
+    with pytest.raises(UserError, match=r"^n_inner \(-3\) must be at least 1"):
         GPTConfig(97, 24, n_layer=1, n_head=2, n_embd=16, n_inner=-3)
 
 
@@ -215,7 +215,7 @@ def test_a_feed_forward_layer_of_no_width_is_refused() -> None:
     ("file", "content", "message"),
     [
         ("config.json", '"n_embd": "wide"', "config.json: a size is no number"),
-        ("config.json", '"n_embd": 0', "config.json: model.n_embd .0. must be at least 1"),
+        ("config.json", '"n_embd": 0', "config.json: n_embd .0. must be at least 1"),
         ("model.safetensors.index.json", '{"weight_map": 3}', "index.json is damaged"),
         ("model.safetensors.index.json", "{", "index.json is damaged"),
     ],
@@ -242,7 +242,7 @@ def test_released_weights_load_from_the_hub_cache_and_offline_error_says_how(tmp
 
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="hf download openai-community/gpt2 .* set model.init to its path"):
+    with pytest.raises(UserError, match="hf download openai-community/gpt2 .* set name_or_directory to its path"):
         GPT.from_pretrained("gpt2")
     repository = tmp_path / "models--openai-community--gpt2"
     snapshot = repository / "snapshots" / ("0" * 40)

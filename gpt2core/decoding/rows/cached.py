@@ -11,9 +11,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from gpt2core.decoding.kv_cache import KVCache
 from gpt2core.decoding.packed.model import PackedGPT
 from gpt2core.decoding.packed.policy import fastest
+from gpt2core.decoding.rows.kv_cache import KVCache
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 
@@ -139,8 +139,10 @@ class CachedRows:
         """Drop the older tokens and the cache; returns the tokens to read again (B, T)."""
         if self.past_block_size == "refuse":
             raise UserError(
-                f"{self.length} tokens do not fit into the model's block_size ({self.block_size}); generate fewer, or "
-                'slide the window (past_block_size="slide").'
+                rule="{length} tokens do not fit into the model's block_size ({size})",
+                remedy="generate fewer, or let the window slide ({past_block_size:slide})",
+                length=self.length,
+                size=self.block_size,
             )
         assert self._ids is not None
         # A long prompt keeps all that fits. Later the window shrinks to a half, so that it slides rarely.

@@ -59,8 +59,9 @@ def check_choice(scores: Tensor, unfinished: Tensor) -> None:
     """Raises UserError where a row's scores (B, V) leave no token to choose."""
     if bool((scores.amax(-1).isneginf() & unfinished).any()):
         raise UserError(
-            "every token is forbidden: bad_words_ids, suppress_tokens, sequence_bias, no_repeat_ngram_size or a "
-            "logits_processor leaves none to choose."
+            rule="every token is forbidden",
+            remedy="relax {bad_words_ids}, {suppress_tokens}, {no_repeat_ngram_size}, sequence_bias or a "
+            "logits_processor",
         )
 
 
@@ -69,8 +70,8 @@ def probabilities_of(scores: Tensor) -> Tensor:
     probabilities = scores.softmax(-1)
     if not bool(probabilities.sum().isfinite()):
         raise UserError(
-            "the scores of the tokens are not finite, so that none can be drawn: look at sequence_bias, "
-            "repetition_penalty, your logits_processor, or the model's weights."
+            rule="the scores of the tokens are not finite, so none can be drawn",
+            remedy="check {repetition_penalty}, sequence_bias, your logits_processor, and the model's weights",
         )
     return probabilities
 

@@ -3,18 +3,20 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from gpt2core.errors import UserError
-from gpt2ops.params.decoding import DRAWS, EVERYWHERE, STRATEGIES, Decoding, DecodingSetting, flag_of
-from gpt2ops.params.problems import lines_of
+from gpt2core.decoding.rules import Ids, OneOf, Whole
+from gpt2core.errors import UserError, Words
+from gpt2ops.params.decoding import DRAWS, EVERYWHERE, KEYS, STRATEGIES, Decoding, DecodingSetting, type_of
+from gpt2ops.params.problems import user_error
 
 DEFAULT_NEW_TOKENS = 100  # as `gpt2 generate`
 Kind = Literal["whole", "number", "choice", "lines", "ids"]
 # What these keys mean is said better here than by their names.
 LABELS = {"max_new_tokens": "Maximum length (tokens)", "num_sequences": "Number of outputs"}
+PAGE_WORDS = Words(true="true", false="false", or_none=", or empty", equals=": ", quotes=False)
 _CHOICES: dict[str, Any] = {"true": True, "false": False}
 # A page should not refuse a long text; `generate` does unless it is told so, and the command that is shown tells it.
 _PAGE_DEFAULTS: dict[str, Any] = {"max_new_tokens": DEFAULT_NEW_TOKENS, "past_block_size": "slide"}
@@ -38,7 +40,7 @@ class FieldSpec:
 
 def field_specs() -> dict[str, FieldSpec]:
     """Every key but the strategy itself, in the order of the schema."""
-    return {key: _spec(key) for key in DecodingSetting.model_fields if key != "decoding"}
+    return {key: _spec(key) for key in KEYS}
 
 
 def label_of(key: str) -> str:
@@ -66,10 +68,10 @@ def as_typed(value: Any) -> str:
 def read_setting(decoding: str, typed: Mapping[str, Any]) -> DecodingSetting:
     """The setting that the fields hold; fields of other strategies are passed over.
 
-    Raises UserError, with the names that the page shows, for what is out of range or does not belong together.
+    Raises UserError for what is out of range or does not belong together.
     """
     if decoding not in STRATEGIES:
-        raise UserError(f"Strategy ({decoding}) must be one of {', '.join(STRATEGIES)}.")
+        raise UserError(key="decoding", value=decoding, rule="must be one of {choices}", choices=tuple(STRATEGIES))
     specs = field_specs()
     chosen: Decoding = decoding
     values: dict[str, Any] = {"decoding": chosen}
@@ -80,43 +82,31 @@ def read_setting(decoding: str, typed: Mapping[str, Any]) -> DecodingSetting:
         can_be_off = key in DRAWS[1:] and STRATEGIES[chosen].keys.get(key) is not None and chosen != "contrastive"
         if value is not None or can_be_off:
             values[key] = value
-    try:
-        return checked_setting(values)
-    except UserError as error:
-        raise UserError(in_labels(str(error))) from None
+    return checked_setting(values)
 
 
 def checked_setting(values: Mapping[str, Any]) -> DecodingSetting:
     """A setting of these keys, 100 tokens long unless they say otherwise. Raises UserError in words of the schema."""
     try:
-        setting = DecodingSetting.model_validate({"max_new_tokens": DEFAULT_NEW_TOKENS, **values})
+        return DecodingSetting.model_validate({"max_new_tokens": DEFAULT_NEW_TOKENS, **values})
     except ValidationError as error:
-        raise UserError(" ".join(lines_of(error, DecodingSetting))) from None
-    setting.check()
-    return setting
+        raise user_error(error, DecodingSetting) from None
 
 
-def in_labels(message: str) -> str:
-    """The line with `Top p (1.5)` for `top_p (1.5)`; a name that is also a word only before its value."""
-    for key in sorted(DecodingSetting.model_fields, key=len, reverse=True):
-        for spelled in (flag_of(key), key) if "_" in key else (f"{key} (",):
-            label = label_of(key) if "_" in key else f"{label_of(key)} ("
-            message = message.replace(spelled, label)
-    return message.replace(", or null", ", or empty")
+def in_labels(error: UserError) -> UserError:
+    """The error with the page's labels for keys."""
+    return error.spelled(lambda key: label_of(key) if key in DecodingSetting.model_fields else key, PAGE_WORDS)
 
 
 def _spec(key: str) -> FieldSpec:
-    field = DecodingSetting.model_fields[key]
-    kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
-    info = str(field.description).rstrip(".").replace("null", "empty")
-    choices = tuple(str(choice).lower() for kind in kinds for choice in get_args(kind))
-    if kinds[0] == list[str]:
+    rule, info = KEYS[key].rule, KEYS[key].help.rstrip(".")
+    if type_of(KEYS[key]) == list[str]:
         return FieldSpec(key, label_of(key), f"{info}. One a line", "lines")
-    if kinds[0] == list[int]:
+    if isinstance(rule, Ids):
         return FieldSpec(key, label_of(key), f"{info}. With commas between", "ids")
-    if choices:
-        return FieldSpec(key, label_of(key), info, "choice", choices)
-    return FieldSpec(key, label_of(key), info, "whole" if kinds[0] is int else "number")
+    if isinstance(rule, OneOf):
+        return FieldSpec(key, label_of(key), info, "choice", tuple(map(PAGE_WORDS.show, rule.values)))
+    return FieldSpec(key, label_of(key), info, "whole" if isinstance(rule, Whole) else "number")
 
 
 def _read(spec: FieldSpec, raw: Any) -> Any:
@@ -138,9 +128,9 @@ def _number(spec: FieldSpec, raw: Any, *, whole: bool) -> int | float:
         if whole:
             return int(raw) if isinstance(raw, str) else _exact(number)
     except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{spec.label} ({raw}) must be a {'whole ' if whole else ''}number.") from None
+        raise UserError(key=spec.key, value=raw, rule=f"must be a {'whole ' if whole else ''}number") from None
     if not math.isfinite(number):
-        raise UserError(f"{spec.label} ({raw}) must be a finite number.")
+        raise UserError(key=spec.key, value=raw, rule="must be a finite number")
     return number
 
 

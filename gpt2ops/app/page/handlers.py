@@ -52,7 +52,7 @@ class Handlers:
             history = history_html(kept, self._with_commands)
             yield ["", "", keep, command_html(new), *idle, kept, history]
         except UserError as error:
-            yield [alert_html(in_labels(str(error))), "", keep, keep, *idle, keep, keep]
+            yield [alert_html(str(in_labels(error))), "", keep, keep, *idle, keep, keep]
         finally:
             stop.set()
             stops.discard(stop)

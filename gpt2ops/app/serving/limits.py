@@ -34,7 +34,7 @@ class Limits:
         for key, limit in most.items():
             value = getattr(setting, key)
             if value is not None and value > limit:
-                raise UserError(f"{key} ({value}) must be at most {limit} on this page.")
+                raise UserError(key=key, value=value, rule=f"must be at most {limit} on this page")
         for key in ("bad_words", "suppress_tokens", "stop"):
-            if len(getattr(setting, key) or ()) > 100:
-                raise UserError(f"{key} has {len(getattr(setting, key))} entries; at most 100 on this page.")
+            if (entries := len(getattr(setting, key) or ())) > 100:
+                raise UserError(key=key, rule=f"has {entries} entries", remedy="at most 100 on this page")

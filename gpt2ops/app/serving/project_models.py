@@ -10,7 +10,7 @@ from gpt2core.errors import UserError
 from gpt2core.storage.hf import RELEASED, find_weights
 from gpt2ops import paths
 from gpt2ops.registry.models import NO_MODELS, ModelVersion, registered_versions, store_exists
-from gpt2ops.tracking.store import project_root, redact, tracking_uri
+from gpt2ops.tracking.store import project_root
 
 REGISTERED = "models:/"
 VERSIONS_SHOWN = 20
@@ -37,7 +37,12 @@ class ProjectModels:
         if name.startswith(REGISTERED):
             return self._registered(name)
         if name in self._given and name in RELEASED and not Path(name).is_dir():
-            return find_weights(name)
+            try:
+                return find_weights(name)
+            except UserError as error:
+                raise error.spelled(
+                    lambda argument: "--model" if argument == "name_or_directory" else argument
+                ) from None
         place = Path(name) if name in self._given else (self._root / name).resolve()
         if name not in self._given and not place.is_relative_to(self._root):
             raise UserError(f"The model {name!r} lies outside this project; its owner can add it with --model.")
@@ -69,10 +74,10 @@ class ProjectModels:
         from gpt2ops.tracking.download import registered_model_directory
 
         try:
-            return registered_model_directory(name)
+            return registered_model_directory(name, store="the registry")
         except UserError as error:
-            line = str(error).replace("model.init", "The model").replace(redact(tracking_uri()), "the registry")
-            raise UserError(line.replace(f"{self._root}/", "")) from None
+            line = str(error.spelled(lambda argument: "The model" if argument == "uri" else argument))
+            raise UserError(line.replace(f"{self._root}/", "")) from None  # paths of the project, not of the machine
 
 
 def _registered_choices(versions: Sequence[ModelVersion]) -> list[tuple[str, str]]:

@@ -13,9 +13,8 @@ from gpt2core.decoding.streaming import TextStream
 from gpt2core.errors import UserError
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.app.page.alternatives import Choice, token_choices
-from gpt2ops.app.page.fields import in_labels
 from gpt2ops.app.serving.models import LoadedModel
-from gpt2ops.params.decoding import STRATEGIES, DecodingSetting, in_our_words
+from gpt2ops.params.decoding import STRATEGIES, DecodingSetting
 from gpt2ops.sampling.texts import Text, write_texts
 
 
@@ -73,11 +72,14 @@ class Writing:
         wanted = self._setting.max_new_tokens or 0
         if self._setting.past_block_size != "slide" and wanted > room:
             raise UserError(
-                in_labels(
-                    f"The prompt has {len(self._prompt_ids):,} tokens and max_new_tokens is {wanted}, but "
-                    f"{self._loaded.name} reads {self._loaded.block_size} at once: lower max_new_tokens to {room} or "
-                    "less, shorten the prompt, or set past_block_size to slide."
-                )
+                rule="The prompt has {prompt:,} tokens and {max_new_tokens} is {wanted}, but {model} reads {size} at "
+                "once",
+                remedy="lower {max_new_tokens} to {room} or less, shorten the prompt, or set {past_block_size:slide}",
+                prompt=len(self._prompt_ids),
+                wanted=wanted,
+                model=self._loaded.name,
+                size=self._loaded.block_size,
+                room=room,
             )
 
     @property
@@ -86,7 +88,7 @@ class Writing:
         return [row.text for row in self._rows]
 
     def run(self) -> list[tuple[Text, list[Choice]]]:
-        """Write the texts. Raises UserError, in the page's words, for what this model or prompt does not allow."""
+        """Write the texts. Raises UserError for what this model or prompt does not allow."""
         started = time.monotonic()
         self._deadline = started + self._seconds
         watched: dict[str, Any] = {"logits_processor": [self._look]} if self._searches else {"streamer": self}
@@ -96,8 +98,6 @@ class Writing:
             )
         except _CutError as cut:
             texts = [] if self._searches else [self._cut(row, str(cut)) for row in self._rows]
-        except UserError as error:
-            raise UserError(in_labels(in_our_words(str(error)))) from None
         self.seconds = time.monotonic() - started
         return [(text, self._choices(text)) for text in texts]
 

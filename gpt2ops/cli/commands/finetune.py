@@ -13,7 +13,8 @@ from gpt2core.config import PRESETS
 from gpt2core.errors import UserError
 from gpt2core.storage.files import atomic_path, read_json, with_home
 from gpt2ops import paths
-from gpt2ops.cli.flags.finetune import FLAGS, in_flags
+from gpt2ops.cli.flags.decoding import FLAG_WORDS
+from gpt2ops.cli.flags.finetune import FLAGS
 from gpt2ops.cli.output import put, put_json
 from gpt2ops.params.editing import parse_assignments
 from gpt2ops.params.recipes import DEFAULT, RECIPES
@@ -97,10 +98,10 @@ def checked_params(arguments: argparse.Namespace, output: Path) -> str:
     if arguments.gradient_accumulation_steps is not None:
         given["train.micro_batch_size"] = "--batch-size"
     try:
-        return params_text(overrides(arguments, output))
+        return params_text(overrides(arguments, output), source="")
     except UserError as error:
-        lines = [in_flags(line.removeprefix(f"{paths.PARAMS}: "), given) for line in str(error).splitlines()]
-        raise UserError(" ".join(lines)) from None
+        problems = error.spelled(lambda key: given.get(key, key), FLAG_WORDS).problems
+        raise UserError(" ".join(map(str, problems))) from None
 
 
 def overrides(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:

@@ -1,55 +1,42 @@
 """The flags of `gpt2 generate` that say how to decode: one for each key of `DecodingSetting`, and back."""
 
 import argparse
-import re
 from collections.abc import Callable, Collection
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from gpt2core.errors import UserError
-from gpt2ops.params.decoding import DRAWS, ONE_EACH, STRATEGIES, DecodingSetting, flag_of
-from gpt2ops.params.problems import lines_of
+from gpt2core.decoding.options import Group
+from gpt2core.decoding.rules import OneOf
+from gpt2core.errors import UserError, Words
+from gpt2ops.params.decoding import DRAWS, KEYS, ONE_EACH, STRATEGIES, Decoding, DecodingSetting, flag_of, type_of
+from gpt2ops.params.problems import user_error
 
 DEFAULT_NEW_TOKENS = 100
-_GROUPS = {
-    "length and end": ("max_new_tokens", "min_new_tokens", "max_time", "stop", "past_block_size"),
-    "drawing at random (--decoding sample, beam-sample)": ("seed", *DRAWS),
-    "beams (--decoding beam, beam-sample, group-beam)": (
-        "num_beams",
-        "length_penalty",
-        "early_stopping",
-        "num_beam_groups",
-        "diversity_penalty",
-    ),
-    "contrastive search (and --top-k) and looking up the prompt": (
-        "penalty_alpha",
-        "prompt_lookup_num_tokens",
-        "max_matching_ngram_size",
-    ),
-    "penalties": ("repetition_penalty", "no_repeat_ngram_size", "bad_words", "suppress_tokens"),
+FLAG_WORDS = Words(true="true", false="false", or_none="", equals=" ", quotes=False)
+_TITLES: dict[Group, str] = {
+    "length": "length and end",
+    "sampling": "drawing at random (--decoding sample, beam-sample)",
+    "beams": "beams (--decoding beam, beam-sample, group-beam)",
+    "contrastive and lookup": "contrastive search (and --top-k) and looking up the prompt",
+    "penalties": "penalties",
 }
-_VALUES = {"early_stopping": {"true": True, "false": False, "never": "never"}}
 
 
 def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
-    fields = DecodingSetting.model_fields
     parser.add_argument(
         "--decoding",
-        choices=get_args(fields["decoding"].annotation),
+        choices=get_args(Decoding),
         default=argparse.SUPPRESS,
         help="how to write (default: sample)",
     )
     parser.add_argument(
         "--num-sequences", type=int, default=argparse.SUPPRESS, metavar="N", help="texts a prompt (default: 1)"
     )
-    for title, keys in _GROUPS.items():
+    for name, title in _TITLES.items():
         group = parser.add_argument_group(title)
-        for key in keys:
-            description = _as_help(key, str(fields[key].description))
-            group.add_argument(
-                flag_of(key), dest=key, default=argparse.SUPPRESS, help=description, **_reading(key, fields[key])
-            )
+        for key in [key for key, row in KEYS.items() if row.group == name]:
+            group.add_argument(flag_of(key), dest=key, default=argparse.SUPPRESS, help=_as_help(key), **_reading(key))
 
 
 def decoding_setting(arguments: argparse.Namespace) -> DecodingSetting:
@@ -68,35 +55,32 @@ def parse_setting(values: dict[str, Any], keys: Collection[str] = ()) -> Decodin
     Raises UserError in words of flags, but for `keys`, which a file has given.
     """
     try:
-        setting = DecodingSetting.model_validate({"max_new_tokens": DEFAULT_NEW_TOKENS, **values})
-        setting.check()
+        return DecodingSetting.model_validate({"max_new_tokens": DEFAULT_NEW_TOKENS, **values})
     except ValidationError as error:
-        raise UserError(in_flags(" ".join(lines_of(error, DecodingSetting)), keys)) from None
-    except UserError as error:
-        raise UserError(in_flags(str(error), keys)) from None
-    return setting
+        problems = in_flags(user_error(error, DecodingSetting), keys).problems
+        raise UserError(" ".join(map(str, problems))) from None
 
 
-def in_flags(message: str, keys: Collection[str] = ()) -> str:
-    """The line with `--top-p (1.5)` for `top_p (1.5)`, but for `keys`; a name that is a word only before its value."""
-    for key in DecodingSetting.model_fields.keys() - set(keys):
-        after = "" if "_" in key else r"(?= \()"
-        message = re.sub(rf"(?<![\w.-])(?<!mean ){key}\b{after}", flag_of(key), message)
-    return message.replace(", or null", "")
+def in_flags(error: UserError, keys: Collection[str] = ()) -> UserError:
+    """The error with flags for keys, but for `keys` and what lies in them."""
+    return error.spelled(
+        lambda key: flag_of(key) if key in DecodingSetting.model_fields and key not in keys else key, FLAG_WORDS
+    )
 
 
-def _reading(key: str, field: Any) -> dict[str, Any]:
+def _reading(key: str) -> dict[str, Any]:
     """How argparse reads the flag of a key."""
-    if key in _VALUES:
-        return {"type": _one_of(_VALUES[key]), "metavar": "|".join(_VALUES[key])}
-    kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
-    choices = get_args(kinds[0])
+    row = KEYS[key]
+    kind = type_of(row)
     if key in ONE_EACH:
-        return {"type": choices[0], "action": "append", "metavar": "ID" if choices[0] is int else "TEXT"}
-    if choices:
-        return {"choices": choices}
-    number = "N" if kinds[0] is int else "X"
-    return {"type": _number_or_off(kinds[0]) if key in DRAWS[1:] else kinds[0], "metavar": number}
+        (kind,) = get_args(kind)
+        return {"type": kind, "action": "append", "metavar": "ID" if kind is int else "TEXT"}
+    if isinstance(row.rule, OneOf):
+        if all(isinstance(value, str) for value in row.rule.values):
+            return {"choices": row.rule.values}
+        words = {FLAG_WORDS.show(value): value for value in row.rule.values}
+        return {"type": _one_of(words), "metavar": "|".join(words)}
+    return {"type": _number_or_off(kind) if key in DRAWS[1:] else kind, "metavar": "N" if kind is int else "X"}
 
 
 def _number_or_off(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -116,9 +100,9 @@ def _one_of(values: dict[str, Any]) -> Callable[[str], Any]:
     return read
 
 
-def _as_help(key: str, description: str) -> str:
-    """The key's description as argparse's help, with the default of each strategy; YAML's null is called off."""
-    text = re.sub(r"\bnull\b", "off", description).rstrip(".").replace("%", "%%")
+def _as_help(key: str) -> str:
+    """The key's help as argparse takes it, with the default of each strategy."""
+    text = KEYS[key].help.rstrip(".").replace("%", "%%")
     text = text[0].lower() + text[1:]
     strategies: dict[Any, list[str]] = {}
     for name, strategy in STRATEGIES.items():

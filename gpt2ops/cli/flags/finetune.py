@@ -1,7 +1,6 @@
-"""The flags of `gpt2 finetune`, each with the key of params.yaml that it sets, and messages in words of flags."""
+"""The flags of `gpt2 finetune`, each with the key of params.yaml that it sets."""
 
 import argparse
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -199,11 +198,3 @@ def _add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:
     group.add_argument(flag.name, help=flag.help, **options)
     for name in flag.also:
         group.add_argument(name, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **options)
-
-
-def in_flags(message: str, given: dict[str, str]) -> str:
-    """`message` with the flags that were typed, instead of their keys; `given` is key to flag."""
-    for key, flag in sorted(given.items(), key=lambda item: -len(item[0])):
-        message = re.sub(rf"(?<![\w.-]){re.escape(key)}\b", flag, message)
-        message = re.sub(rf"(?<![\w.-]){key.rpartition('.')[2]}\b(?= \()", flag, message)
-    return message

@@ -14,7 +14,7 @@ from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.cli.flags.decoding import in_flags
-from gpt2ops.params.decoding import DecodingSetting, in_our_words
+from gpt2ops.params.decoding import DecodingSetting
 from gpt2ops.sampling.texts import Text, with_weights, write_texts
 from gpt2ops.training.initial_model import load_model
 
@@ -35,7 +35,7 @@ class Writer:
         try:
             return write_texts(self.model, prompts, setting, seeds, self.tokenizer, **options)
         except UserError as error:
-            raise UserError(in_flags(in_our_words(str(error)))) from None
+            raise in_flags(error) from None
 
     def check_fits(self, prompt_length: int, setting: DecodingSetting) -> None:
         """Raises UserError where the text may exceed block_size and the window does not slide."""

@@ -14,6 +14,8 @@ from gpt2ops.pipeline.lockfile import RWLOCK
 from gpt2ops.process.served import left_by_serving
 from gpt2ops.process.signals import is_alive
 
+_MAX_PROCESS_ID = 2**31 - 1  # of C's pid_t
+
 
 def locks(root: Path) -> Iterator[Finding]:
     """The holder of the stage lock, and the processes in DVC's rwlock, live or dead."""
@@ -34,12 +36,13 @@ def _dvc_locks(file: Path) -> Iterator[Finding]:
             for infos in listed.get(kind, {}).values()
             for info in (infos if isinstance(infos, list) else [infos])
         }
-        alive = {pid: is_alive(pid) for pid, _ in holders}
+        if any(not 0 < pid <= _MAX_PROCESS_ID for pid, _ in holders):
+            raise ValueError(holders)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         yield Finding(WRONG, "locks", f"{RWLOCK} is damaged, and DVC refuses to run", "`gpt2 doctor --mend`")
         return
     for pid, command in sorted(holders):
-        if not alive[pid]:
+        if not is_alive(pid):
             yield Finding(OK, "locks", f"{RWLOCK} names process {pid}, which has ended; DVC removes the entry itself")
         elif not _is_dvc(pid):
             # DVC checks only whether the process id is in use.

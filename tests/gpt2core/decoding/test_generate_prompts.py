@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gpt2core.config import GPTConfig
 from gpt2core.decoding import generate
-from gpt2core.decoding.generate import Model
+from gpt2core.decoding.generation import Model
 from gpt2core.decoding.scoring import score_tokens
 from gpt2core.errors import UserError
 from gpt2core.model import GPT

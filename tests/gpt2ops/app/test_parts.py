@@ -20,7 +20,7 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2ops import paths
 from gpt2ops.app.page.alternatives import token_choices
 from gpt2ops.app.page.command_line import command_of
-from gpt2ops.app.page.fields import as_typed, default_of, field_specs, read_setting, uses
+from gpt2ops.app.page.fields import as_typed, default_of, field_specs, in_labels, read_setting, uses
 from gpt2ops.app.page.markup import pieces
 from gpt2ops.app.page.training_text import TrainingText
 from gpt2ops.app.server import check_port, project_examples, read_login
@@ -76,7 +76,7 @@ def test_only_the_fields_of_the_strategy_are_in_use() -> None:
         ("greedy", {"suppress_tokens": "3, x"}, "Suppress tokens (x) must be a whole number."),
         ("greedy", {"suppress_tokens": "99999"}, "99999"),
         ("group-beam", {"num_beams": 5, "num_beam_groups": 2}, "Num beam groups"),
-        ("nonsense", {}, "Strategy (nonsense) must be one of greedy"),
+        ("nonsense", {}, "Decoding (nonsense) must be one of greedy"),
     ],
 )
 def test_a_wrong_number_is_named_as_the_page_names_it(
@@ -84,8 +84,9 @@ def test_a_wrong_number_is_named_as_the_page_names_it(
 ) -> None:
     with pytest.raises(UserError) as caught:
         writing(model, read_setting(decoding, typed)).run()
-    assert message in str(caught.value)
-    assert "_" not in str(caught.value)
+    shown = str(in_labels(caught.value))
+    assert message in shown
+    assert "_" not in shown
 
 
 def test_an_empty_field_turns_a_cut_of_the_distribution_off() -> None:
@@ -190,8 +191,11 @@ def test_a_visitor_may_not_ask_for_too_much(prompt: str, values: dict[str, Any],
 
 def test_a_text_that_does_not_fit_is_refused_with_what_would_fit(model: PackedGPT) -> None:
     setting = DecodingSetting(decoding="greedy", max_new_tokens=40, past_block_size="refuse")
-    with pytest.raises(UserError, match="lower Maximum length .tokens. to 31 or less.* set Past block size to slide"):
+    with pytest.raises(UserError) as caught:
         writing(model, setting).check_fits()
+    line = str(in_labels(caught.value))
+    assert "lower Maximum length (tokens) to 31 or less" in line
+    assert "set Past block size: slide" in line
 
 
 def writing(model: PackedGPT, setting: DecodingSetting) -> Writing:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gpt2core import __version__
 from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json, sha256_file
 from gpt2ops.cli.commands.finetune import checked_params
@@ -103,7 +104,7 @@ def test_the_held_out_share_is_taken_twice(text: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--learning-rate 20", "--learning-rate (20.0): input should be less than or equal to 10."),
+        ("--learning-rate 20", "--learning-rate (20): input should be less than or equal to 10."),
         ("--batch-size 0", "--batch-size (0): input should be greater than or equal to 1."),
         (
             "--from-scratch --block-size 256 --set model.block_size=128",
@@ -295,7 +296,7 @@ class TestOneRun:
         result = run_here(capsys, monkeypatch, "rerun", run, "--dir", "other")
         assert result.code == 1
         assert (
-            "was made by different code (version 0.1.0, commit abababababab, which is in no repository here)"
+            f"was made by different code (version {__version__}, commit abababababab, which is in no repository here)"
             in result.err
         )
         assert not (folder.root / "other").exists()

@@ -109,7 +109,7 @@ SICK: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "dvc.lock in a merge": (lambda root: (root / "dvc.lock").write_text("<<<<<<< HEAD\na: 1\n"), "dvc.lock", "cannot"),
     "no .dvc": (lambda root: shutil.rmtree(root / ".dvc"), "dvc", ".dvc is missing"),
     ".dvc/config of noise": (lambda root: (root / ".dvc/config").write_text("]["), "dvc", "cannot be read"),
-    "a file in the cache's place": (lambda root: (root / ".dvc/cache").write_text(""), "dvc", "cannot be written"),
+    "a file in the cache's place": (lambda root: (root / ".dvc/cache").write_text(""), "dvc", "is not writable"),
     "DVC's lock file of noise": (
         lambda root: ((root / ".dvc/tmp").mkdir(), (root / ".dvc/tmp/rwlock").write_text("{")), "locks", "damaged",
     ),

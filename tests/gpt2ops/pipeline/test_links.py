@@ -208,7 +208,7 @@ def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(tmp_path: Path) -> None:
         verify_path(tmp_path, tmp_path)
     output = {"path": "manifest.json", "md5": "0" * 32}
     assert verify_output(tmp_path, output).damage == (
-        f"{tmp_path / 'manifest.json'} is no file, but a pipe or a device",
+        f"{tmp_path / 'manifest.json'} is a pipe or a device, not a file",
     )
 
 

@@ -211,7 +211,7 @@ def test_without_a_number_of_tokens_a_text_fills_the_room_that_its_prompt_leaves
         ({"dataframe_records": [{"prompt": "a", "seed": 1}]}, "seed beside the prompt; put it into params"),
         ({"prompt": "\ud800"}, "prompt 1: .*lone surrogate"),
         ({"prompt": "a", "temperature": -1}, "temperature .* must be a number of at least 0"),
-        ({"prompt": "a", "temperature": 0.5, "do_sample": False}, "only when sampling; set do_sample to true"),
+        ({"prompt": "a", "temperature": 0.5, "do_sample": False}, "only when sampling; set do_sample: true"),
         ({"prompt": "a", "max_new_tokens": 25}, "at most 24 new tokens fit"),
         ({"prompt": "a", "num_beams": 1_000}, "num_beams .* at most 32"),
         ({"prompt": "a", "num_return_sequences": 40}, "num_return_sequences .* at most 32"),

@@ -53,13 +53,16 @@ def with_settings(*settings: dict[str, Any], **sample: Any) -> dict[str, Any]:
         ({"decoding": "sample", "top_p": 1.5}, "sample.settings[1].top_p (1.5) must be a number above 0 and at most 1"),
         ({"decoding": "beam", "num_beams": 0}, "sample.settings[1].num_beams (0) must be"),
         ({"decoding": "sample", "temperature": 0}, "sample.settings[1].temperature (0) must be at least"),
-        ({"decoding": "sample", "temperature": True}, "sample.settings[1].temperature (True): input should be"),
-        ({"decoding": "beam", "num_beams": 2, "num_sequences": 3}, "settings[1].num_sequences (3) is above num_beams"),
-        ({"decoding": "greedy", "seed": -1}, "sample.settings[1].seed (-1) must be at least 0"),
+        ({"decoding": "sample", "temperature": True}, "sample.settings[1].temperature (true): input should be"),
+        (
+            {"decoding": "beam", "num_beams": 2, "num_sequences": 3},
+            "sample.settings[1].num_sequences (3) is above sample.settings[1].num_beams (2)",
+        ),
+        ({"decoding": "greedy", "seed": -1}, "sample.settings[1].seed (-1) must be a whole number of at least 0"),
         ({"decoding": "greedy", "top_p": 0.5}, "settings[1].top_p (0.5) does not belong to greedy decoding"),
         ({"decoding": "greedy", "topp": 0.5}, "unknown key sample.settings[1].topp; did you mean top_p?"),
         ({"decoding": "gredy"}, "sample.settings[1].decoding ('gredy'): input should be 'greedy'"),
-        ({"name": "s0"}, "sample.settings[1].name ('s0') is that of settings[0] already"),
+        ({"name": "s0"}, "sample.settings[1].name ('s0') is that of sample.settings[0] already"),
         ({"name": "two words"}, "sample.settings[1].name ('two words')"),
         ({"stop": [""]}, "sample.settings[1].stop (['']) has an empty text"),
     ],
@@ -79,9 +82,7 @@ def test_a_name_is_needed_and_a_prompt_is_unicode() -> None:
         parse_params({"sample": {"prompts": ["a", "b\ud800"]}})
 
 
-def test_the_shipped_settings_pass_the_check_that_loading_leaves_out_for_them() -> None:
-    for setting in Params().sample.settings:
-        setting.check()
+def test_settings_are_checked_without_torch() -> None:
     code = "import sys, gpt2ops.params.schema; gpt2ops.params.schema.load_params(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"  # a second and a half that the other stages need not wait
@@ -92,8 +93,8 @@ def in_range(key: str, value: float) -> bool:
     decoding = next((name for name, strategy in STRATEGIES.items() if key in strategy.keys), "sample")
     enough = {"num_beams": 8, "num_beam_groups": 8} if key == "num_beam_groups" else {}
     try:
-        DecodingSetting.model_validate({"decoding": decoding, "max_new_tokens": 10, **enough, key: value}).check()
-    except (UserError, ValidationError):
+        DecodingSetting.model_validate({"decoding": decoding, "max_new_tokens": 10, **enough, key: value})
+    except ValidationError:
         return False
     return True
 

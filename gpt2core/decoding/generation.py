@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpt2core.decoding.checks import check_options, check_token_ids
 from gpt2core.decoding.logits.processors import build_processors
-from gpt2core.decoding.options import GenerationOptions
+from gpt2core.decoding.options import OPTIONS, SEED, GenerationOptions
 from gpt2core.decoding.output import Decoded, GenerateOutput
 from gpt2core.decoding.prompts import merge_outputs, pad_prompts, strip_common_padding
 from gpt2core.decoding.request import DecodingRequest, Generators, Streamer
@@ -110,11 +110,11 @@ def generate(
 
 def parse_options(options: dict[str, Any]) -> GenerationOptions:
     """Options by name, checked. Raises UserError naming the option, and for an unknown one the nearest known."""
-    known = [field.name for field in fields(GenerationOptions)]
     for name in options:
-        if name not in known:
-            nearest = get_close_matches(name, known, n=1)
-            raise UserError(f"unknown option {name}" + (f"; did you mean {nearest[0]}?" if nearest else "."))
+        if name not in OPTIONS:
+            nearest = get_close_matches(name, OPTIONS, n=1)
+            remedy = "did you mean {" + nearest[0] + "}?" if nearest else ""
+            raise UserError(rule="unknown option {unknown}", remedy=remedy, unknown=name)
     settings = GenerationOptions(**options)
     check_options(settings)
     return settings
@@ -229,8 +229,11 @@ class _Call:
     def _check_fits(self, prompt_length: int, max_length: int) -> None:
         if max_length <= prompt_length:
             raise UserError(
-                f"max_length ({max_length}) leaves no room after a prompt of {prompt_length} tokens; raise it, or give "
-                "max_new_tokens."
+                key="max_length",
+                value=max_length,
+                rule="leaves no room after a prompt of {prompt} tokens",
+                remedy="raise it, or give {max_new_tokens}",
+                prompt=prompt_length,
             )
         block_size = block_size_of(self.model)
         if block_size is None or self.options.past_block_size == "slide":
@@ -239,9 +242,12 @@ class _Call:
         longest = block_size if self.options.mode == "contrastive" else block_size + 1
         if max_length > longest:
             raise UserError(
-                f"a prompt of {prompt_length} tokens and {max_length - prompt_length} new ones do not fit into the "
-                f"model's block_size ({block_size}); at most {max(0, longest - prompt_length)} new tokens fit, "
-                'or let the window slide (past_block_size="slide").'
+                rule="a prompt of {prompt} tokens and {new} new ones do not fit into the model's block_size ({size})",
+                remedy="at most {room} new tokens fit, or let the window slide ({past_block_size:slide})",
+                prompt=prompt_length,
+                new=max_length - prompt_length,
+                size=block_size,
+                room=max(0, longest - prompt_length),
             )
 
 
@@ -292,14 +298,15 @@ def _generators(seed: Seed, options: GenerationOptions, batch_size: int, device:
         return None
     seeds = [seed] if isinstance(seed, int) else list(seed)
     for one in seeds:
-        if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < 2**63:
-            raise UserError(f"seed ({one}) must be a whole number, at least 0 and below 2**63.")
+        SEED.rule.refuse("seed", one)
     if isinstance(seed, int):
         return torch.Generator(device).manual_seed(seed)
     # A search draws for all beams of a prompt at once.
     expected = batch_size * (1 if options.num_beams > 1 else options.num_return_sequences)
     if len(seeds) != expected:
-        raise UserError(f"seed has {len(seeds)} values for {expected} sequences; give one for each, or one for all.")
+        rule = "has {given} values for {expected} sequences"
+        remedy = "give one for each, or one for all"
+        raise UserError(key="seed", rule=rule, remedy=remedy, given=len(seeds), expected=expected)
     return [torch.Generator(device).manual_seed(one) for one in seeds]
 
 
