@@ -102,8 +102,12 @@ def _choose(everything: list[ModelVersion], name: str, version: str) -> ModelVer
         return named[version]
     if named:
         raise UserError(f"{name} has no version {version}; it has {', '.join(named)}.")
+    raise no_such_model(name, everything)
+
+
+def no_such_model(name: str, everything: list[ModelVersion]) -> UserError:
     names = ", ".join(sorted({entry.name for entry in everything}))
-    raise UserError(f"no registered model {name!r}; the registered models are {names}." if names else NO_MODELS)
+    return UserError(f"no registered model {name!r}; the registered models are {names}." if names else NO_MODELS)
 
 
 def _set_champion(chosen: ModelVersion, everything: list[ModelVersion], *, rolled_back: bool) -> list[ModelVersion]:

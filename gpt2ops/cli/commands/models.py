@@ -3,7 +3,6 @@
 import argparse
 from typing import Any
 
-from gpt2core.errors import UserError
 from gpt2ops.cli.output import number, put, put_json, put_table
 
 DESCRIPTION = """\
@@ -65,13 +64,12 @@ def _action(actions: Any, name: str, summary: str, texts: tuple[str, str]) -> ar
 
 def run(arguments: argparse.Namespace) -> None:
     """Raises UserError for a model or version that is not there, one that the gate refused, and no earlier champion."""
-    from gpt2ops.registry.models import NO_MODELS, promote, registered_versions, rollback
+    from gpt2ops.registry.models import no_such_model, promote, registered_versions, rollback
 
     if arguments.action == "list":
         versions = registered_versions(arguments.name)
         if not versions and not arguments.json:
-            there = ", ".join(sorted({version.name for version in registered_versions()}))
-            raise UserError(f"no registered model {arguments.name!r}; there is {there}." if there else NO_MODELS)
+            raise no_such_model(arguments.name, registered_versions())
         show(versions, as_json=arguments.json)
         return
     if arguments.action == "promote":
