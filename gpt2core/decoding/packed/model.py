@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2core.decoding.kv_cache import KVCache
 from gpt2core.decoding.packed.embedding import CentredEmbedding, DraftEmbedding, Embedding, FP32Embedding
 from gpt2core.decoding.packed.int4 import Int4Linear, has_int4
 from gpt2core.decoding.packed.linear import (
@@ -23,6 +22,7 @@ from gpt2core.decoding.packed.linear import (
     unpacked_weight,
 )
 from gpt2core.decoding.packed.normed import LinearAfterNorm, Norm, NormedLinear, after_norm
+from gpt2core.decoding.rows.kv_cache import KVCache
 from gpt2core.errors import UserError
 from gpt2core.model import GPT, Block
 

@@ -9,9 +9,9 @@ Shapes: B prompts, N rows of each, S tokens stored of a prompt, T tokens of the 
 import torch
 from torch import Tensor
 
-from gpt2core.decoding.kv_cache import KVCache
 from gpt2core.decoding.packed.model import PackedGPT
 from gpt2core.decoding.rows.cached import check_finite
+from gpt2core.decoding.rows.kv_cache import KVCache
 
 SPARE = 16  # cached tokens that no row attends to, beyond which the cache is compacted
 

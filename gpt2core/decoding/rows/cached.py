@@ -11,9 +11,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from gpt2core.decoding.kv_cache import KVCache
 from gpt2core.decoding.packed.model import PackedGPT
 from gpt2core.decoding.packed.policy import fastest
+from gpt2core.decoding.rows.kv_cache import KVCache
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 

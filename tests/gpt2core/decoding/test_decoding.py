@@ -182,7 +182,7 @@ def test_generation_may_fill_the_whole_block(pair) -> None:
 
 
 def test_cached_logits_equal_a_full_pass() -> None:
-    from gpt2core.decoding.kv_cache import KVCache
+    from gpt2core.decoding.rows.kv_cache import KVCache
 
     torch.manual_seed(0)
     model = GPT(GPTConfig(61, 32, n_layer=2, n_head=2, n_embd=16)).eval()

@@ -8,12 +8,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2core.config import GPTConfig
 from gpt2core.decoding import generate
-from gpt2core.decoding.kv_cache import KVCache
 from gpt2core.decoding.packed import linear as packed_linear
 from gpt2core.decoding.packed import policy as packing
 from gpt2core.decoding.packed.linear import Int8Linear, IntegerLinear, has_integer_products, quantise_rows
 from gpt2core.decoding.packed.model import PackedGPT
 from gpt2core.decoding.packed.normed import IntegerAfterNorm, Norm, after_norm
+from gpt2core.decoding.rows.kv_cache import KVCache
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 

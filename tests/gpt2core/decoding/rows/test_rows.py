@@ -10,7 +10,6 @@ import torch
 
 from gpt2core.config import GPTConfig
 from gpt2core.decoding import generate, kv_cache
-from gpt2core.decoding.kv_cache import KVCache
 from gpt2core.decoding.packed.model import PackedGPT
 from gpt2core.decoding.rows import branching as branching_rows
 from gpt2core.decoding.rows import cached as rows_module
@@ -19,6 +18,7 @@ from gpt2core.decoding.rows import opening
 from gpt2core.decoding.rows.branching import BranchingRows
 from gpt2core.decoding.rows.cached import CachedRows
 from gpt2core.decoding.rows.graphed import GraphedRows
+from gpt2core.decoding.rows.kv_cache import KVCache
 from gpt2core.model import GPT
 
 
