@@ -1,1 +1,1 @@
-"""The pipeline's stages, and what they share."""
+"""The stages of the pipeline, one file each, in the order of dvc.yaml."""

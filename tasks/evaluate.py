@@ -38,22 +38,22 @@ def main() -> None:
     held_out = result["held_out"]
     if held_out:
         after, before = result[held_out]["perplexity"], result["before"][held_out]["perplexity"]
-        say(f"perplexity on {held_out}: {after:.1f}, before training {before:.1f}")
+        say(f"perplexity on {held_out}: {after:.1f} (before training: {before:.1f})")
     say(f"verdict: {result['verdict']}")
 
 
 def evaluate_model(params: Params, tokens: TokenSet, run: Runtime) -> dict[str, Any]:
-    """Scores of each split, of the held-out one before training as well, recall and what they mean together."""
+    """Scores of each split, of the held-out one also before training, verbatim recall, and the verdict."""
     model = best_model().to(run.device)
     say(f"scoring train, val and test with sliding windows on {run.device}, {run.precision} ...")
     scores = {name: score(model, tokens.split(name), params, run) for name in SPLITS}
     held_out = next((name for name in ("test", "val") if scores[name] is not None), None)
     before = {}
     if held_out is not None:
-        say("scoring the model as it was before training ...")
+        say("scoring the model before training ...")
         start = initial_model(params).eval().to(run.device)
         before[held_out] = score(start, tokens.split(held_out), params, run)
-    say("trying passages of the training text for verbatim recall ...")
+    say("measuring verbatim recall of the training text ...")
     recall = verbatim_recall(
         model,
         tokens.split("train"),
@@ -64,7 +64,7 @@ def evaluate_model(params: Params, tokens: TokenSet, run: Runtime) -> dict[str, 
     )
     unigram = unigram_loss(tokens.split("train"))
     train = scores["train"]
-    assert train is not None, "finetune has trained on it"
+    assert train is not None, "finetune needs training tokens"
     held_out_score = scores[held_out] if held_out else None
     held_out_loss = held_out_score.loss if held_out_score else None
     return {

@@ -34,22 +34,22 @@ def main() -> None:
         )
     say(summary(manifest))
     if not manifest["splits"]["val"]["tokens"]:
-        say("no val split (data.split.val is 0): nothing held out will be measured while training.")
+        say("no val split (data.split.val is 0): there will be no validation loss during training.")
 
 
 def read_provenance() -> dict[str, Any]:
-    """What the download stage wrote. Raises UserError where it has not run."""
+    """Raises UserError if the stage download has not run, or its file is damaged."""
     provenance = read_report(paths.PROVENANCE, "download", ("source", "size_bytes", "files"))
     files = provenance["files"]
     if not isinstance(files, list) or not all(
-        isinstance(entry, dict) and _is_name(entry.get("file")) for entry in files
+        isinstance(entry, dict) and _is_relative_name(entry.get("file")) for entry in files
     ):
         raise UserError(f"{paths.PROVENANCE} is damaged (files): run `dvc repro --force download`.")
     return provenance
 
 
-def _is_name(name: Any) -> bool:
-    """Whether it names a file in data/raw: nothing leads out of there."""
+def _is_relative_name(name: Any) -> bool:
+    """Whether `name` is a file below data/raw."""
     return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 

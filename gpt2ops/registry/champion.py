@@ -1,4 +1,4 @@
-"""Who is champion of a registered model, and who was before: an alias, and its history in a tag of the model."""
+"""The champion of a registered model: an alias, with its history in a tag of the model."""
 
 import json
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 ALIAS = "champion"
 HISTORY_TAG = "champion_history"  # JSON: a list of {version, at, change}, oldest first
-_KEPT = 100  # changes that the history remembers
+_MAX_CHANGES = 100  # in the history
 
 
 @contextmanager
 def registry_lock() -> Iterator[None]:
-    """Two runs that end together must not both take the place of the same champion, wherever their projects are.
+    """Makes the comparison with the champion and its replacement one step for all runs that use the same store.
 
-    Of a server's store it keeps the runs of one machine and one user apart.
+    On a tracking server it excludes only the runs of the same user on the same machine.
     """
     from filelock import FileLock, Timeout
 
@@ -31,7 +31,7 @@ def registry_lock() -> Iterator[None]:
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        say("waiting for another run that is being held against the champion ...")
+        say("waiting for another run, which is being compared with the champion ...")
         lock.acquire()
     try:
         yield
@@ -40,30 +40,30 @@ def registry_lock() -> Iterator[None]:
 
 
 def make_champion(client: "MlflowClient", name: str, version: str, *, rolled_back: bool = False) -> None:
-    """Give `version` the alias, and write it into the model's history; nothing happens where it is champion already."""
+    """Set the alias and extend the history; does nothing if `version` is the champion already."""
     model = client.get_registered_model(name)
     current = str(model.aliases.get(ALIAS, ""))
     if current == version:
         return
     history = read_history(model.tags)
-    if current and champions(history)[-1:] != [current]:  # of a time, or a tool, that kept no history
+    if current and champions(history)[-1:] != [current]:  # set by another tool, or before there was a history
         history.append({"version": current, "at": None, "change": "promoted"})
     change = "rolled back" if rolled_back else "promoted"
     history.append({"version": version, "at": datetime.now(UTC).isoformat(timespec="seconds"), "change": change})
     client.set_registered_model_alias(name, ALIAS, version)
-    client.set_registered_model_tag(name, HISTORY_TAG, json.dumps(history[-_KEPT:]))
+    client.set_registered_model_tag(name, HISTORY_TAG, json.dumps(history[-_MAX_CHANGES:]))
 
 
 def read_history(tags: dict[str, str]) -> list[dict[str, Any]]:
-    """The changes that a registered model's tags tell, oldest first."""
+    """The changes in a registered model's tags, oldest first; empty if the tag is damaged."""
     try:
         return [dict(change) for change in json.loads(tags.get(HISTORY_TAG, "[]"))]
-    except (ValueError, TypeError):  # somebody wrote into it by hand
+    except (ValueError, TypeError):  # edited by hand
         return []
 
 
 def champions(history: list[dict[str, Any]]) -> list[str]:
-    """Versions in the order in which they became champion, without what was rolled back; the last one is champion."""
+    """Versions in the order in which they became champion, without those rolled back; the last is the champion."""
     versions: list[str] = []
     for change in history:
         version = str(change.get("version"))

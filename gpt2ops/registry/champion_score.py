@@ -1,4 +1,4 @@
-"""The champion's perplexity on the candidate's held-out text, measured again where its own score is not comparable."""
+"""The champion's perplexity on the candidate's held-out text, measured again if its own score is not comparable."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def find_champion(
     client: "MlflowClient", name: str, candidate: Versions, evaluation: Mapping[str, Any]
 ) -> Champion | None:
-    """The champion with its perplexity on the candidate's held-out data, measured again where it has none."""
+    """None if no version is champion. Raises UserError if the registry cannot be read."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -33,20 +33,22 @@ def find_champion(
     held_out = held_out_of(evaluation)
     if held_out is None:
         return Champion(version, None)
-    known = known_score(entry)
-    if known is not None and known.comparable_to(held_out):
-        return Champion(version, known.perplexity)
-    say(f"the champion (version {version}) was measured on other data or in another way; measuring it on this data")
+    recorded = recorded_score(entry)
+    if recorded is not None and recorded.comparable_to(held_out):
+        return Champion(version, recorded.perplexity)
+    say(f"the champion (version {version}) was measured on other data or by another protocol; measuring it again")
     try:
         return Champion(version, measure(entry, held_out, evaluation), measured_again=True)
-    except Exception as error:  # whatever keeps it from loading or running is the reason
+    except Exception as error:  # whatever prevents loading or running it is the reason
         return Champion(
-            version, None, f"it was measured on other data or in another way, and now it fails ({one_line(error)})"
+            version,
+            None,
+            f"it was measured on other data or by another protocol, and measuring it again failed ({one_line(error)})",
         )
 
 
-def known_score(entry: "ModelVersion") -> HeldOut | None:
-    """What a version's tags say of its held-out score."""
+def recorded_score(entry: "ModelVersion") -> HeldOut | None:
+    """The held-out score in a version's tags, None if it is missing or damaged."""
     try:
         return HeldOut(
             entry.tags["held_out_split"],
@@ -59,7 +61,7 @@ def known_score(entry: "ModelVersion") -> HeldOut | None:
 
 
 def measure(entry: "ModelVersion", held_out: HeldOut, evaluation: Mapping[str, Any]) -> float:
-    """Perplexity of a registered version on this held-out split; its own block_size where that is smaller."""
+    """Perplexity of a registered version on the held-out split, with its own block_size if that is smaller."""
     import mlflow.pytorch
 
     from gpt2core.data.tokens import open_split

@@ -1,7 +1,7 @@
-"""Loads the logged models in a fresh process, as a stranger would: without the project, without pickle.
+"""Checks the logged models in a new process, as another user would load them: without the project, without pickle.
 
-Run as a file by `python -I`, so nothing of the project may be imported here. It reads one line of JSON from its
-standard input (`model_uri`, `text_uri`, `expected`: an .npz of pairs ids_N, logits_N) and writes one to its output.
+Run as a file by `python -I`, so it must not import the project. It reads one line of JSON from standard input
+(`model_uri`, `text_uri`, `expected`: an .npz of pairs ids_N, logits_N) and writes one line to standard output.
 """
 
 import gc
@@ -14,51 +14,53 @@ from types import ModuleType
 from typing import Any
 
 PROJECT = ("gpt2core", "gpt2ops", "tasks", "flows")
-# Kernels may add in another order in another process; a wrong weight is off by far more.
+# Kernels may sum in another order in another process; a wrong weight gives a far larger difference.
 TOLERANCE = 1e-4
 
 
-class OnlyFromTheModel:
-    """Finds the project's packages only where a model brought them itself, even if the project is installed."""
+class ProjectFinder:
+    """Finds the project's packages only in the code paths of a model, even if the project is installed."""
 
     def __init__(self) -> None:
-        self.before = set(sys.path)
+        self.initial_path = set(sys.path)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if name not in PROJECT:
             return None
-        brought = [entry for entry in sys.path if entry not in self.before]
-        spec = importlib.machinery.PathFinder.find_spec(name, brought)
+        code_paths = [entry for entry in sys.path if entry not in self.initial_path]
+        spec = importlib.machinery.PathFinder.find_spec(name, code_paths)
         if spec is None:
-            raise ModuleNotFoundError(f"the model needs {name!r} of the project, which it does not bring", name=name)
+            raise ModuleNotFoundError(
+                f"the model needs {name!r} of the project, which is not in its code paths", name=name
+            )
         return spec
 
 
 def main() -> None:
-    sys.meta_path.insert(0, OnlyFromTheModel())
-    # Standard output carries the answer alone.
+    sys.meta_path.insert(0, ProjectFinder())
+    # Only the answer goes to standard output.
     answer_to, sys.stdout = sys.stdout, sys.stderr
-    gc.disable()  # imports leave no garbage, and take a quarter longer where it is searched for
+    gc.disable()  # imports take a quarter longer with the collector on
     warm_up()
     gc.enable()
     line = sys.stdin.readline()
     if not line:
-        return  # the stage ended before it had something to check
+        return  # the stage ended without a request
     request = json.loads(line)
     try:
         answer = {"ok": True, **check_logits(request), **check_text(request)}
-    except Exception as error:  # whatever keeps the model from loading is the answer
+    except Exception as error:  # whatever prevents loading is the answer
         lines = str(error).strip().splitlines() or [""]
         answer = {"ok": False, "problem": f"{type(error).__name__}: {lines[0][:300]}"}
     print(json.dumps(answer), file=answer_to, flush=True)
-    # torch and mlflow take a second to say goodbye.
+    # A normal exit of torch and mlflow takes a second.
     os._exit(0)
 
 
 def warm_up() -> None:
-    """Do what takes seconds whatever the model is, while the stage still exports it."""
+    """Import the libraries, which takes seconds, while the stage still exports the model."""
     import mlflow.pyfunc
     import mlflow.pytorch
     import tiktoken  # noqa: F401
@@ -69,7 +71,7 @@ def warm_up() -> None:
 
 
 def check_logits(request: dict[str, Any]) -> dict[str, Any]:
-    """Largest difference of logits over all shapes. Raises ValueError where it is no rounding."""
+    """Largest difference of logits over all shapes. Raises ValueError if it is above TOLERANCE."""
     import mlflow.pytorch
     import numpy as np
     import torch
@@ -93,7 +95,7 @@ def check_logits(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_text(request: dict[str, Any]) -> dict[str, Any]:
-    """A short greedy text. Raises where the text model does not load or answers something else."""
+    """One greedy token from the text model. Raises if it does not load or its answer lacks the prompt."""
     import mlflow.pyfunc
 
     model = mlflow.pyfunc.load_model(request["text_uri"])

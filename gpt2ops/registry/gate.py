@@ -1,4 +1,4 @@
-"""The gate: whether a trained model may become champion, and why, in plain sentences. Pure: numbers in, verdict out."""
+"""The registry gate decides from metrics alone whether a model may become champion, and gives the reasons."""
 
 import math
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from gpt2ops.params.schema import Gate
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a model scored on text it did not train on."""
+    """A model's score on held-out text."""
 
-    split: str  # test where it has tokens, else val
+    split: str  # test if it has tokens, else val
     perplexity: float
     data_sha256: str
-    protocol: str  # how it was measured; compared for equality
+    protocol: str  # window, stride and token limit as text
 
     def comparable_to(self, other: "HeldOut") -> bool:
         return (self.split, self.data_sha256, self.protocol) == (other.split, other.data_sha256, other.protocol)
@@ -23,7 +23,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Champion:
-    """The model to beat; `perplexity` on the candidate's held-out data, None where `problem` says why."""
+    """`perplexity` is that on the candidate's held-out data, None if not measured; `problem` then says why."""
 
     version: str
     perplexity: float | None
@@ -33,7 +33,7 @@ class Champion:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateDecision:
     passed: bool
     memorising: bool
     reasons: list[str]
@@ -43,7 +43,7 @@ class Verdict:
 
 
 def held_out_of(evaluation: Mapping[str, Any]) -> HeldOut | None:
-    """The held-out score in evaluate.json: of the test split where it was scored, else val, else None."""
+    """The held-out score in evaluate.json: that of the test split, else that of val, else None."""
     for split in ("test", "val"):
         score = evaluation.get(split) or {}
         value = score.get("perplexity")
@@ -56,21 +56,21 @@ def held_out_of(evaluation: Mapping[str, Any]) -> HeldOut | None:
 
 def judge(
     evaluation: Mapping[str, Any], train: Mapping[str, Any], champion: Champion | None, thresholds: Gate
-) -> Verdict:
-    """Hold evaluate.json and train.json against the thresholds and the champion."""
+) -> GateDecision:
+    """Compare evaluate.json and train.json with the thresholds and the champion."""
     held_out = held_out_of(evaluation)
     refusals: list[str] = []
     remarks: list[str] = []
     memorising = evaluation.get("verdict") == "memorising"
     if memorising:
         remarks.append(_memorising(evaluation))
-    refusals += _broken_thresholds(evaluation, train, held_out, thresholds)
-    against, better = _against_champion(held_out, champion, thresholds)
-    (remarks if better else refusals).append(against)
-    return Verdict(passed=not refusals, memorising=memorising, reasons=refusals + remarks)
+    refusals += _failed_thresholds(evaluation, train, held_out, thresholds)
+    comparison, is_better = _compare_with_champion(held_out, champion, thresholds)
+    (remarks if is_better else refusals).append(comparison)
+    return GateDecision(passed=not refusals, memorising=memorising, reasons=refusals + remarks)
 
 
-def _broken_thresholds(
+def _failed_thresholds(
     evaluation: Mapping[str, Any], train: Mapping[str, Any], held_out: HeldOut | None, thresholds: Gate
 ) -> list[str]:
     refusals = []
@@ -96,8 +96,8 @@ def _broken_thresholds(
     return refusals
 
 
-def _against_champion(held_out: HeldOut | None, champion: Champion | None, thresholds: Gate) -> tuple[str, bool]:
-    """A sentence, and whether the candidate may take the place."""
+def _compare_with_champion(held_out: HeldOut | None, champion: Champion | None, thresholds: Gate) -> tuple[str, bool]:
+    """The reason as a sentence, and whether the candidate may replace the champion."""
     if champion is None:
         measured = f" Its held-out perplexity is {held_out.perplexity:.2f}." if held_out else ""
         return f"There was no champion yet.{measured}", True
@@ -117,10 +117,10 @@ def _against_champion(held_out: HeldOut | None, champion: Champion | None, thres
     if held_out.perplexity < champion.perplexity:
         share = 1 - held_out.perplexity / champion.perplexity
         return (
-            f"Held-out perplexity is better by {share:.1%} only, register.gate.min_improvement asks for "
+            f"Held-out perplexity is better by {share:.1%} only, but register.gate.min_improvement is "
             f"{thresholds.min_improvement:.1%}: {numbers}."
         ), False
-    relation = "the same" if held_out.perplexity == champion.perplexity else "worse"
+    relation = "equal" if held_out.perplexity == champion.perplexity else "worse"
     return f"Held-out perplexity is {relation}: {numbers}.", False
 
 
@@ -128,10 +128,10 @@ def _memorising(evaluation: Mapping[str, Any]) -> str:
     facts = []
     recall, gap = evaluation.get("verbatim_recall"), evaluation.get("generalisation_gap")
     if _is_number(recall):
-        facts.append(f"it continues {recall:.0%} of the training passages word for word")
+        facts.append(f"it repeats {recall:.0%} of the training passages word for word")
     if _is_number(gap):
         facts.append(f"its held-out loss is {gap:.2f} above its training loss")
-    return f"This is a memorising run{': ' if facts else ''}{' and '.join(facts)}."
+    return f"The model memorises its training text{': ' if facts else ''}{' and '.join(facts)}."
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -1,4 +1,4 @@
-"""The registered models as a person sees them: their versions with what was measured, and who is champion."""
+"""Registered models for `gpt2 models`: versions with their metrics, promotion and rollback of the champion."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,11 +20,11 @@ NO_MODELS = "no model was registered here yet; train one first (`gpt2 finetune`,
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A version of a registered model, with what its run measured."""
+    """A version of a registered model, with the metrics of its run."""
 
     name: str
     version: str
-    aliases: tuple[str, ...]  # champion, challenger, and others that were given
+    aliases: tuple[str, ...]  # champion, challenger, and any others
     run_id: str
     run_name: str
     created: datetime  # in UTC
@@ -40,14 +40,14 @@ class ModelVersion:
 
 
 def store_exists() -> bool:
-    """Whether there is a store; looking at one that is not there would create it."""
+    """Whether there is a store. Connecting to a missing local store would create it."""
     return not is_local() or (mlruns() / "mlflow.db").is_file()
 
 
 def registered_versions(name: str | None = None) -> list[ModelVersion]:
-    """All versions, or those of the model `name`, newest first; none where nothing was registered.
+    """All versions, or those of the model `name`, newest first.
 
-    Raises UserError where the store cannot be used.
+    Raises UserError if the store cannot be used.
     """
     if not store_exists():
         return []
@@ -61,65 +61,65 @@ def registered_versions(name: str | None = None) -> list[ModelVersion]:
 
 
 def promote(name: str, version: str, force: bool = False) -> list[ModelVersion]:
-    """Make a version champion, together with its siblings: what the same run registered of the same weights.
+    """Make a version champion, and its siblings: the same run's versions of other models with the same weights.
 
-    Returns them as they are then. Raises UserError where there is no such version, or the gate refused it and `force`
-    is not set.
+    Returns them with their new aliases. Raises UserError if there is no such version, or the gate refused it and
+    `force` is not set.
     """
     everything = registered_versions()
     chosen = _choose(everything, name, version)
     if chosen.gate == "refused" and not force:
         raise UserError(f"the gate refused {name} version {version}: {chosen.gate_reasons} --force promotes it anyway.")
-    return _crown(chosen, everything, rolled_back=False)
+    return _set_champion(chosen, everything, rolled_back=False)
 
 
 def rollback(name: str) -> list[ModelVersion]:
-    """Make the champion before the present one champion again, together with its siblings.
+    """Make the previous champion champion again, and its siblings.
 
-    Returns them as they are then. Raises UserError where there was none before.
+    Returns them with their new aliases. Raises UserError if there was no previous champion.
     """
     everything = registered_versions()
-    there = [entry.version for entry in everything if entry.name == name]
-    if not there:
+    existing = [entry.version for entry in everything if entry.name == name]
+    if not existing:
         _choose(everything, name, "")
     with _readable_errors():
         model = connect().get_registered_model(name)
     current = str(model.aliases.get(ALIAS, ""))
-    before = [version for version in champions(read_history(model.tags)) if version in there and version != current]
-    if not before:
+    earlier = [v for v in champions(read_history(model.tags)) if v in existing and v != current]
+    if not earlier:
         raise UserError(
-            f"{name} has had no champion before version {current}; `gpt2 models promote` chooses one."
+            f"{name} had no champion before version {current}; choose one with `gpt2 models promote`."
             if current
-            else f"{name} has no champion; `gpt2 models promote` chooses one."
+            else f"{name} has no champion; choose one with `gpt2 models promote`."
         )
-    return _crown(_choose(everything, name, before[-1]), everything, rolled_back=True)
+    return _set_champion(_choose(everything, name, earlier[-1]), everything, rolled_back=True)
 
 
 def _choose(everything: list[ModelVersion], name: str, version: str) -> ModelVersion:
-    """The version. Raises UserError that says what there is instead."""
+    """Raises UserError, with the versions or models that exist, if there is no such version."""
     named = {entry.version: entry for entry in everything if entry.name == name}
     if version in named:
         return named[version]
     if named:
         raise UserError(f"{name} has no version {version}; it has {', '.join(named)}.")
     names = ", ".join(sorted({entry.name for entry in everything}))
-    raise UserError(f"no registered model {name!r}; there is {names}." if names else NO_MODELS)
+    raise UserError(f"no registered model {name!r}; the registered models are {names}." if names else NO_MODELS)
 
 
-def _crown(chosen: ModelVersion, everything: list[ModelVersion], *, rolled_back: bool) -> list[ModelVersion]:
+def _set_champion(chosen: ModelVersion, everything: list[ModelVersion], *, rolled_back: bool) -> list[ModelVersion]:
     siblings = [
         entry
         for entry in everything
         if entry.name != chosen.name and (entry.run_id, entry.weights_sha256) == (chosen.run_id, chosen.weights_sha256)
     ]
-    # Of several with the same weights the newest, which stands first.
-    together = [chosen, *{entry.name: entry for entry in reversed(siblings)}.values()]
+    # Of several siblings in one model the newest, which is the first in `everything`.
+    group = [chosen, *{entry.name: entry for entry in reversed(siblings)}.values()]
     client = connect()
     with registry_lock(), _readable_errors():
-        for entry in together:
+        for entry in group:
             make_champion(client, entry.name, entry.version, rolled_back=rolled_back)
     now = registered_versions()
-    return [_choose(now, entry.name, entry.version) for entry in together]
+    return [_choose(now, entry.name, entry.version) for entry in group]
 
 
 def _as_version(entry: "Entry", aliases: dict[str, str], run: "Run | None") -> ModelVersion:
@@ -144,12 +144,12 @@ def _find_run(client: "MlflowClient", run_id: str) -> "Run | None":
 
     try:
         return client.get_run(run_id)
-    except MlflowException:  # deleted for good, or a version that no run made
+    except MlflowException:  # permanently deleted, or a version without a run
         return None
 
 
 def _pages(search: Callable[..., Any]) -> Iterator[Any]:
-    """Everything that a search of MLflow finds, which it gives out in pages."""
+    """All results of a paginated MLflow search."""
     token = None
     while True:
         page = search(page_token=token)
@@ -166,4 +166,4 @@ def _readable_errors() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own
-        raise UserError(f"the model registry does not answer: {one_line(error)}") from error
+        raise UserError(f"the model registry cannot be used: {one_line(error)}") from error

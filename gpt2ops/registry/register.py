@@ -1,4 +1,4 @@
-"""A run's model into the registry: versions of it, the gate's verdict, aliases."""
+"""Registers a run's model: model versions, the decision of the gate, aliases."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from gpt2ops.params.schema import Params
 from gpt2ops.process.console import say
 from gpt2ops.registry.champion import make_champion, registry_lock
 from gpt2ops.registry.champion_score import find_champion
-from gpt2ops.registry.gate import HeldOut, Verdict, held_out_of, judge
+from gpt2ops.registry.gate import GateDecision, HeldOut, held_out_of, judge
 from gpt2ops.registry.versions import FreshProcess, Versions, create_version, find_version, log_models, write_expected
 from gpt2ops.sampling.page import log_samples
 from gpt2ops.tracking.api import BEST_CHECKPOINT, TrackedRun
@@ -21,7 +21,7 @@ from gpt2ops.tracking.store import one_line
 def register(
     params: Params, run: TrackedRun, evaluation: Mapping[str, Any], train: Mapping[str, Any], weights_sha256: str
 ) -> dict[str, Any]:
-    """Versions of models/best in the registry, with the gate's verdict; what registered.json says."""
+    """Register models/best and apply the gate; returns the content of registered.json."""
     name, text_name = params.register_.name, params.register_.text_name
     held_out = held_out_of(evaluation)
     tags = version_tags(evaluation, held_out, weights_sha256)
@@ -29,13 +29,13 @@ def register(
     if versions is None:
         versions = make_versions(run, params, tags)
     else:
-        say(f"{name} version {versions.version} has these weights already; holding it against the gate again")
+        say(f"{name} version {versions.version} has these weights already; applying the gate again")
         log_run_artifacts(run)
     with registry_lock():
         champion = find_champion(run.client, name, versions, evaluation)
-        verdict = judge(evaluation, train, champion, params.register_.gate)
-        is_champion = verdict.passed or (champion is not None and champion.same_version)
-        announce(run, params, versions, verdict, is_champion)
+        decision = judge(evaluation, train, champion, params.register_.gate)
+        is_champion = decision.passed or (champion is not None and champion.same_version)
+        record_decision(run, params, versions, decision, is_champion)
     return {
         "name": name,
         "version": versions.version,
@@ -43,7 +43,7 @@ def register(
         "text_version": versions.text_version,
         "alias": "champion" if is_champion else "challenger",
         "champion": is_champion,
-        "gate": verdict.as_dict(),
+        "gate": decision.as_dict(),
         "verdict": evaluation.get("verdict", "unknown"),
         "held_out": {"split": held_out.split, "perplexity": held_out.perplexity} if held_out else None,
         "run_id": run.run_id,
@@ -55,7 +55,7 @@ def register(
 
 
 def make_versions(run: TrackedRun, params: Params, tags: dict[str, str]) -> Versions:
-    """Log both models, check them in a fresh process, and only then make them versions."""
+    """Log both models, check them in a new process, and then create their versions."""
     from gpt2core.model import GPT
 
     with FreshProcess() as fresh:
@@ -64,11 +64,11 @@ def make_versions(run: TrackedRun, params: Params, tags: dict[str, str]) -> Vers
         logged = log_models(model, run.run_id)
         expected = fresh.folder / "expected.npz"
         write_expected(model, expected)
-        say("loading it in a fresh process, without this project and without pickle")
+        say("checking it in a new process, without this project and without pickle")
         fresh.ask(logged, expected)
         log_run_artifacts(run)
         found = fresh.answer()
-    say(f"it loads, and its logits differ from the trained model's by {found['largest_difference']:.2g} at most")
+    say(f"it loads, and its logits differ from the trained model's by at most {found['largest_difference']:.2g}")
     tags = {**tags, "block_size": str(model.config.block_size)}
     try:
         return Versions(
@@ -94,7 +94,7 @@ def find_versions(run: TrackedRun, params: Params, weights_sha256: str) -> Versi
 
 
 def version_tags(evaluation: Mapping[str, Any], held_out: HeldOut | None, weights_sha256: str) -> dict[str, str]:
-    """What a later gate needs to compare with this version, and a reader to judge it."""
+    """The version's score, for later comparisons with it, and the verdict of the evaluation."""
     tags = {"weights_sha256": weights_sha256, "verdict": str(evaluation.get("verdict", "unknown"))}
     if held_out is not None:
         tags |= {
@@ -106,12 +106,14 @@ def version_tags(evaluation: Mapping[str, Any], held_out: HeldOut | None, weight
     return tags
 
 
-def announce(run: TrackedRun, params: Params, versions: Versions, verdict: Verdict, is_champion: bool) -> None:
-    """Verdict and aliases onto both versions. Raises UserError where the registry fails."""
+def record_decision(
+    run: TrackedRun, params: Params, versions: Versions, decision: GateDecision, is_champion: bool
+) -> None:
+    """Write the decision and the aliases to both versions. Raises UserError if the registry fails."""
     tags = {
-        "gate": "passed" if verdict.passed else "refused",
-        "gate_reasons": " ".join(verdict.reasons),
-        "memorising": str(verdict.memorising).lower(),
+        "gate": "passed" if decision.passed else "refused",
+        "gate_reasons": " ".join(decision.reasons),
+        "memorising": str(decision.memorising).lower(),
     }
     description = f"Gate {tags['gate']}. {tags['gate_reasons']}\n\nRun: {run.run_name} ({run.run_id})."
     pairs = (
@@ -128,24 +130,24 @@ def announce(run: TrackedRun, params: Params, versions: Versions, verdict: Verdi
             for name, version in pairs:
                 make_champion(run.client, name, version)
     except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own
-        raise UserError(f"MLflow did not take the verdict: {one_line(error)}") from error
+        raise UserError(f"MLflow did not store the gate's decision: {one_line(error)}") from error
     run.set_tags(tags)
 
 
 def log_run_artifacts(run: TrackedRun) -> None:
-    """What the run's page should hold beside the models, where the stages before have not put it there already."""
+    """Log what the earlier stages have not logged, such as plots and samples, and the best checkpoint."""
     run.log_settings()
     if paths.DVC_LOCK.exists():
         run.set_tags({"dvc_lock_sha256": sha256_file(paths.DVC_LOCK)})
-    there = run.artifacts()
+    logged = run.artifacts()
     if paths.HISTORY.exists():
         run.log_artifact(paths.HISTORY, "reports")
     run.log_artifacts(paths.TRAIN_METRICS.parent, "reports/metrics")
-    if paths.PLOTS.exists() and "plots" not in there:
+    if paths.PLOTS.exists() and "plots" not in logged:
         run.log_artifacts(paths.PLOTS, "plots")
-    if "samples" not in there:
+    if "samples" not in logged:
         log_samples(run)
-    if "logs" not in there and (log := newest_log(paths.LOGS)):
+    if "logs" not in logged and (log := newest_log(paths.LOGS)):
         run.log_artifact(log, "logs")
     run.log_artifacts(paths.BEST_MODEL, BEST_CHECKPOINT)
 

@@ -1,4 +1,4 @@
-"""The runs of the MLflow store as a person asks for them: listed, found by a word, held side by side."""
+"""The runs of the MLflow store for `gpt2 runs` and `gpt2 compare`: listed, found by id or name, compared."""
 
 import json
 import re
@@ -30,21 +30,21 @@ class Run:
     started: datetime  # in UTC
     seconds: float | None
     params: dict[str, str]
-    metrics: dict[str, float]  # last values, the machine's load left out
+    metrics: dict[str, float]  # last values, without system metrics
     tags: dict[str, str]
 
 
 def list_runs(*, experiment: str | None = None, limit: int | None = None, sort: str = "started") -> list[Run]:
-    """Runs, newest first, or best first by the metric `sort`; those without it come last.
+    """Runs, newest first, or best first by the metric `sort`, those without it last.
 
-    Raises UserError where there is no store or no such experiment.
+    Raises UserError if there is no store or no such experiment.
     """
     client = _client()
     experiments = {str(found.experiment_id): str(found.name) for found in client.search_experiments()}
     chosen = [number for number, name in experiments.items() if experiment in (None, name)]
     if experiment is not None and not chosen:
         names = ", ".join(sorted(experiments.values()))
-        raise UserError(f"--experiment ({experiment!r}) is unknown; there is {names}.")
+        raise UserError(f"--experiment ({experiment!r}) is unknown; the experiments are {names}.")
     order = ["attributes.start_time DESC"]
     if sort != "started":
         metric = metric_name(sort)
@@ -63,7 +63,7 @@ def metric_name(word: str) -> str:
 
 
 def find_run(word: str) -> Run:
-    """The run of an id or its start, a name, or a registered model. Raises UserError where it is none, or several."""
+    """Find a run by id, start of the id, name, or registered model. Raises UserError if there is none, or several."""
     if word.startswith("models:/"):
         return _run_of_model(word)
     runs = list_runs()
@@ -75,8 +75,8 @@ def find_run(word: str) -> Run:
         if len(matching) == 1:
             return matching[0]
         if matching:
-            which = ", ".join(f"{run.run_id[:8]} ({run.name}, {run.started:%d %b %H:%M})" for run in matching[:5])
-            raise UserError(f"{word!r} is {len(matching)} runs: {which}; give more of the id.")
+            matches = ", ".join(f"{run.run_id[:8]} ({run.name}, {run.started:%d %b %H:%M})" for run in matching[:5])
+            raise UserError(f"{word!r} matches {len(matching)} runs: {matches}; give more of the id.")
     raise UserError(f"no run {word!r} in {redact(tracking_uri())}; `gpt2 runs` lists them.")
 
 
@@ -127,20 +127,20 @@ def _as_run(entry: "Entry", experiments: dict[str, str]) -> Run:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What two runs have not in common; each value a pair (first, second), None where a run has it not."""
+class RunComparison:
+    """Values of two runs as pairs (first, second), None if a run lacks the value."""
 
-    params: dict[str, tuple[str | None, str | None]]
-    metrics: dict[str, tuple[float | None, float | None]]  # all, also where they are equal
-    origin: dict[str, tuple[str | None, str | None]]  # data and code, also where they are equal
+    params: dict[str, tuple[str | None, str | None]]  # those that differ
+    metrics: dict[str, tuple[float | None, float | None]]  # all
+    origin: dict[str, tuple[str | None, str | None]]  # data and code, all
 
 
-# Tags that say what a run was made of.
+# Tags on data and code.
 ORIGIN = ("data_sha256", "code_version", "code_sha256", "git_commit", "git_dirty", "rerun_of")
 
 
-def compare_runs(first: Run, second: Run) -> Comparison:
-    return Comparison(
+def compare_runs(first: Run, second: Run) -> RunComparison:
+    return RunComparison(
         params={key: pair for key, pair in _pairs(first.params, second.params).items() if pair[0] != pair[1]},
         metrics=_pairs(first.metrics, second.metrics),
         origin={key: (first.tags.get(key), second.tags.get(key)) for key in ORIGIN},

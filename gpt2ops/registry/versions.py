@@ -1,4 +1,4 @@
-"""Logs the two models to a run, has a fresh process check them, and makes versions of what passed."""
+"""Logs the two models to a run, checks them in a new process, and creates model versions."""
 
 import importlib.metadata
 import json
@@ -29,8 +29,8 @@ TEXT_REQUIREMENTS = (*MODEL_REQUIREMENTS, "safetensors", "tiktoken", "psutil")
 
 
 @dataclass(frozen=True)
-class Logged:
-    """Two models in a run, not yet versions."""
+class LoggedModels:
+    """The two models of a run, before they are registered."""
 
     model_id: str
     text_id: str
@@ -51,7 +51,7 @@ class Versions:
 
 
 class FreshProcess:
-    """A process outside the project that loads the models. It starts at once, and imports while the stage exports."""
+    """A process without the project that loads the models. It imports its libraries while the stage exports."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="gpt2-verify-")
@@ -74,27 +74,27 @@ class FreshProcess:
             text=True,
         )
 
-    def ask(self, logged: Logged, expected: Path) -> None:
-        """Have it check the models against the file of token ids and logits; `answer` waits for the result."""
+    def ask(self, logged: LoggedModels, expected: Path) -> None:
+        """Start the check against the .npz of token ids and logits; `answer` waits for its result."""
         request = {"model_uri": logged.model_uri, "text_uri": logged.text_uri, "expected": str(expected)}
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            return  # `answer` says why it ended
+            return  # `answer` reports why it ended
 
     def answer(self) -> dict[str, Any]:
-        """What it found. Raises UserError where a model does not load, or gives other logits."""
+        """Raises UserError if a model does not load or its logits differ."""
         output, errors = self._process.communicate()
         try:
             answer = dict(json.loads(output))
         except ValueError:
-            lines = errors.strip().splitlines() or [f"it ended with code {self._process.returncode}"]
+            lines = errors.strip().splitlines() or [f"exit code {self._process.returncode}"]
             answer = {"ok": False, "problem": lines[-1][:300]}
         if not answer["ok"]:
             raise UserError(
-                f"no version was registered: in a fresh process the logged model fails the check ({answer['problem']})."
+                f"no version was registered: the logged model failed its check in a new process ({answer['problem']})."
             )
         return answer
 
@@ -110,16 +110,16 @@ class FreshProcess:
         self._folder.cleanup()
 
 
-def log_models(model: "GPT", run_id: str) -> Logged:
+def log_models(model: "GPT", run_id: str) -> LoggedModels:
     """Log `gpt2` (exported graph, no code, no pickle) and `gpt2-text` (this project's library with the weights).
 
-    Needs `fluent_mlflow`. Raises UserError where the model cannot be exported or the store does not take it.
+    Needs `fluent_mlflow`. Raises UserError if the model cannot be exported or stored.
     """
     import mlflow
 
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
         try:
-            return Logged(_log_graph(model), _log_text_model())
+            return LoggedModels(_log_graph(model), _log_text_model())
         except Exception as error:
             if isinstance(error, OSError):
                 raise
@@ -168,7 +168,7 @@ def _log_text_model() -> str:
 
 
 def requirements(packages: tuple[str, ...]) -> list[str]:
-    """Pins of what is installed, without the local part (`+cpu`) that a registry does not have."""
+    """Pins of the installed versions, without a local part such as `+cpu`, which package indexes do not have."""
     return [f"{package}=={importlib.metadata.version(package).partition('+')[0]}" for package in packages]
 
 
@@ -191,7 +191,7 @@ def write_expected(model: "GPT", file: Path) -> None:
 def create_version(
     client: "MlflowClient", name: str, model_id: str, run_id: str, tags: dict[str, str], description: str
 ) -> str:
-    """Make the logged model a version of the registered model `name`; returns its number. Needs `fluent_mlflow`."""
+    """Create a version of the registered model `name`; returns its number. Needs `fluent_mlflow`."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -202,7 +202,7 @@ def create_version(
     version = client.create_model_version(
         name, f"models:/{model_id}", run_id=run_id, tags=tags, description=description, model_id=model_id
     )
-    # The run's page finds the version by this tag.
+    # MLflow's run page finds the version by this tag.
     client.set_logged_model_tags(
         model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version.version}])}
     )
@@ -210,7 +210,7 @@ def create_version(
 
 
 def find_version(client: "MlflowClient", name: str, run_id: str, weights_sha256: str) -> str | None:
-    """The newest version of `name` that this run registered with these weights."""
+    """The newest version of `name` that the run registered with these weights."""
     found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     numbers = [int(entry.version) for entry in found if entry.tags.get("weights_sha256") == weights_sha256]
     return str(max(numbers)) if numbers else None

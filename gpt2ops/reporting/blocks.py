@@ -1,7 +1,4 @@
-"""What a report is made of: sections of a few kinds of blocks, which the page and the PDF both show.
-
-Each renderer reads `kind`, so what a section says is written once.
-"""
+"""The data model of a report: sections made of typed blocks. Both renderers, HTML and PDF, dispatch on `kind`."""
 
 import re
 import unicodedata
@@ -22,7 +19,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and their values."""
+    """A list of (name, value)."""
 
     rows: Sequence[tuple[str, str]]
     kind: str = field(default="facts", init=False)
@@ -73,7 +70,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Sample:
-    """A text after its prompt."""
+    """A generated text with its prompt."""
 
     label: str
     prompt: str
@@ -99,13 +96,13 @@ class Code:
 
 @dataclass(frozen=True)
 class Points:
-    """A list of sentences."""
+    """A bullet list."""
 
     items: Sequence[str]
     kind: str = field(default="points", init=False)
 
 
-_DRAWINGS = {"wide", "narrow"}  # made here, not by a user
+_DRAWINGS = {"wide", "narrow"}  # SVG of our own, not user text
 
 Block = Paragraph | Facts | Table | Figures | Samples | Code | Points
 
@@ -119,25 +116,25 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """The whole; `tone` is one of generalising, memorising, underfitting, unknown, and gives the verdict its colour."""
+    """`tone` gives the verdict its colour: generalising, memorising, underfitting or unknown."""
 
     title: str
     subtitle: str
     tone: str
     verdict: str  # one word
-    sentence: str  # what it rests on
+    sentence: str  # the evidence for the verdict
     advice: str
-    tiles: Sequence[tuple[str, str, str]]  # label, number, remark
+    tiles: Sequence[tuple[str, str, str]]  # label, value, remark
     sections: Sequence[Section]
 
     def as_dict(self) -> dict[str, Any]:
-        """For a template: no password of an address, and no control character that a page or a PDF would trip over."""
+        """For a template, without passwords in URLs and without control characters, which HTML and PDF do not allow."""
         values: dict[str, Any] = _each_text(asdict(self), visible)
         return values
 
 
 def visible(text: str) -> str:
-    """`text` with control characters shown as their symbols (U+2400 on), and without passwords in addresses."""
+    """`text` with control characters replaced by their symbols (U+2400 on), and without passwords in URLs."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]", _symbol, redact(text).replace("\r\n", "\n"))
 
 
@@ -160,7 +157,6 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-# Numbers, as a reader takes them in.
 NONE = "-"
 
 
@@ -177,7 +173,7 @@ def perplexity_text(value: float | None) -> str:
 
 
 def share_text(value: float | None, digits: int = 0) -> str:
-    return NONE if value is None else f"{100 * value:.{digits}f} %"
+    return NONE if value is None else f"{100 * value:.{digits}f}%"
 
 
 def count_text(value: int | None) -> str:
@@ -185,7 +181,7 @@ def count_text(value: int | None) -> str:
 
 
 def size_text(size_bytes: float) -> str:
-    """Bytes in the unit that a person would choose."""
+    """For example 1.0 MB."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size_bytes < 1000 or unit == "GB":
             break
@@ -204,10 +200,10 @@ def duration_text(seconds: float | None) -> str:
 
 
 def without_gaps(text: str) -> str:
-    """`text` with more than three empty lines in a row as a count of them: a weak model writes hundreds."""
+    """Replaces more than three consecutive empty lines by their count: a weak model writes hundreds."""
     return GAP.sub(lambda gap: f"\n[{gap[0].count(chr(10)) - 1} empty lines]\n", text)
 
 
 def shortened(text: str, limit: int) -> str:
-    """At most `limit` characters, and how many are left out."""
+    """At most `limit` characters, and the number of those omitted."""
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit:,} more characters)"

@@ -1,4 +1,4 @@
-"""The charts of the report: SVG drawn by matplotlib, its colours made CSS variables so that they follow dark mode."""
+"""The charts of the report: SVG by matplotlib, with CSS variables as colours, so that they follow dark mode."""
 
 import io
 import math
@@ -27,13 +27,13 @@ VARIABLES = {
     BLUE: "var(--blue)", ORANGE: "var(--orange)", GREEN: "var(--green)", GREY: "var(--muted)",
     INK: "var(--ink)", GRID: "var(--grid)",
 }  # fmt: skip
-WIDE, NARROW, SMALL = (8.0, 3.3), (4.4, 3.3), (4.0, 2.4)  # inches; a page shows one at about 100 pixels an inch
+WIDE, NARROW, SMALL = (8.0, 3.3), (4.4, 3.3), (4.0, 2.4)  # inches; a page shows about 100 pixels per inch
 FONT_SIZE = 8.5  # points
 LINE_OF_TEXT = 11.0
 LABEL_ROOM = 1.2  # inches
 STOPS = {
     "target_loss": "the target loss was reached",
-    "patience": "no new best came for as long as train.stop.patience allows",
+    "patience": "there was no new best for train.stop.patience evaluations",
     "max_steps": "train.stop.max_steps was reached",
     "max_epochs": "train.stop.max_epochs was reached",
 }
@@ -46,16 +46,16 @@ UNITS: dict[str, tuple[str, Callable[[float], str]]] = {
     "val_token_accuracy": ("Token accuracy, validation", lambda value: share_text(value, 1)),
     "learning_rate": ("Learning rate", lambda value: f"{value:.2g}"),
     "grad_norm": ("Gradient norm, before clipping", lambda value: f"{value:.2f}"),
-    "tokens_per_second": ("Tokens a second", lambda value: f"{value:,.0f}"),
+    "tokens_per_second": ("Tokens per second", lambda value: f"{value:,.0f}"),
 }
 
 
 def loss_figure(
     history: History, train: Mapping[str, Any], references: Sequence[tuple[str, float]], metric: str
 ) -> Figure | None:
-    """The losses with target, references and best step; None where no loss was ever finite.
+    """The losses with target, references and best step; None if no loss was finite.
 
-    `references` are names and levels, drawn where they are near the curves. `metric` is what the target is one of.
+    `references` are (name, loss), drawn if they are near the curves. `metric` is the one that the target is for.
     """
     if not any(curve(history, line.key)[0] for line in LOSSES):
         return None
@@ -64,16 +64,16 @@ def loss_figure(
     for name, size in (("wide", WIDE), ("narrow", NARROW)):
         figure, axes = _new_axes(size, right=1 - LABEL_ROOM / size[0])
         labels = [(f"{line.short} {loss_text(last)}", last, line.color) for line, last in draw_loss(axes, history)]
-        _from_the_start(axes, history)
+        _set_step_axis(axes, history)
         labels += _levels(axes, train.get("target_loss"), references)
         _mark_best(axes, history, train)
-        _label_at_the_right(axes, labels, size)
+        _label_lines(axes, labels, size)
         drawings.append(_svg(figure, f"loss-{name}", words))
-    return Figure("Loss, nats a token", words, words, *drawings)
+    return Figure("Loss, nats per token", words, words, *drawings)
 
 
 def small_figures(history: History, train: Mapping[str, Any]) -> list[Figure]:
-    """A small chart of each further quantity that the run has."""
+    """A small chart of each other quantity in the history."""
     figures = []
     for key in CURVES:
         title, written = UNITS[key]
@@ -82,8 +82,8 @@ def small_figures(history: History, train: Mapping[str, Any]) -> list[Figure]:
             continue
         steps, values = curve(history, key)
         known = [value for value in values if not math.isnan(value)]
-        _write_ticks(axes, key, known)
-        _from_the_start(axes, history)
+        _format_y_axis(axes, key, known)
+        _set_step_axis(axes, history)
         if len(known) == 1:
             words = f"{written(known[0])} at step {steps[-1]:,}."
         else:
@@ -97,7 +97,7 @@ def small_figures(history: History, train: Mapping[str, Any]) -> list[Figure]:
 
 
 def _loss_words(history: History, train: Mapping[str, Any], metric: str) -> str:
-    """What the chart of losses shows, for a reader who does not see it as well."""
+    """The caption, also the text alternative for screen readers."""
     steps, values = curve(history, "train_loss")
     known = [(step, value) for step, value in zip(steps, values, strict=True) if not math.isnan(value)]
     parts = []
@@ -113,7 +113,7 @@ def _loss_words(history: History, train: Mapping[str, Any], metric: str) -> str:
         at = f" at step {train['best_step']:,}" if train.get("best_by") == "val_loss" and train.get("best_step") else ""
         parts.append(f"The lowest validation loss is {train['best_val_loss']:.2f}{at}.")
     if train.get("best_step") is not None:
-        parts.append(f"The model that was kept is that of step {train['best_step']:,} (ring).")
+        parts.append(f"The saved model is that of step {train['best_step']:,} (ring).")
     target = train.get("target_loss")
     against = f" (target {target:g} on {metric})" if target is not None else ""
     parts.append(f"Training stopped because {STOPS.get(train['stop_reason'], train['stop_reason'])}{against}")
@@ -121,7 +121,7 @@ def _loss_words(history: History, train: Mapping[str, Any], metric: str) -> str:
 
 
 def _levels(axes: Any, target: float | None, references: Sequence[tuple[str, float]]) -> list[tuple[str, float, str]]:
-    """Lines across, each with its label. A reference far from the curves would squeeze them: it is left to the text."""
+    """Horizontal lines; returns their labels. A reference far from the curves is not drawn: it would squeeze them."""
     low, high = axes.get_ylim()
     labels = []
     if target is not None:
@@ -135,15 +135,15 @@ def _levels(axes: Any, target: float | None, references: Sequence[tuple[str, flo
 
 
 def _mark_best(axes: Any, history: History, train: Mapping[str, Any]) -> None:
-    """A ring around what the model was kept for."""
+    """A ring around the loss of the saved model."""
     row = next((row for row in history if row["step"] == train.get("best_step")), {})
     value = row.get("train_eval_loss" if train.get("best_by") == "train_loss" else "val_loss")
     if value is not None:
         axes.plot([row["step"]], [value], marker="o", markersize=9, fillstyle="none", color=INK, markeredgewidth=1.1)
 
 
-def _label_at_the_right(axes: Any, labels: Sequence[tuple[str, float, str]], size: tuple[float, float]) -> None:
-    """Name each line where it ends, one above the other where they are close."""
+def _label_lines(axes: Any, labels: Sequence[tuple[str, float, str]], size: tuple[float, float]) -> None:
+    """Label each line at its end, without overlaps."""
     low, high = axes.get_ylim()
     height = axes.get_position().height * size[1] * 72  # points
     places: list[float] = []
@@ -151,7 +151,7 @@ def _label_at_the_right(axes: Any, labels: Sequence[tuple[str, float, str]], siz
         place = (level - low) / (high - low) * height
         places.append(max(place, places[-1] + LINE_OF_TEXT) if places else place)
     over = max(0.0, places[-1] - height) if places else 0.0
-    for number, place in reversed(list(enumerate(places))):  # what was pushed out at the top goes down again
+    for number, place in reversed(list(enumerate(places))):  # labels above the chart move down again
         ceiling = places[number + 1] - LINE_OF_TEXT if number + 1 < len(places) else place - over
         places[number] = min(place, ceiling)
     for (text, _, color), place in zip(sorted(labels, key=lambda label: label[1]), places, strict=True):
@@ -173,41 +173,41 @@ def _new_axes(size: tuple[float, float], right: float) -> tuple[Any, Any]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
-    axes.xaxis.set_major_locator(_whole_steps())
+    axes.xaxis.set_major_locator(_integer_locator())
     return figure, axes
 
 
-def _from_the_start(axes: Any, history: History) -> None:
-    """The same steps across in every chart of the run."""
+def _set_step_axis(axes: Any, history: History) -> None:
+    """The same x axis in every chart of the run."""
     last = max(row["step"] for row in history)
     axes.set_xlim(0, last * 1.01 + 0.01)
 
 
-def _write_ticks(axes: Any, key: str, known: Sequence[float]) -> None:
+def _format_y_axis(axes: Any, key: str, known: Sequence[float]) -> None:
     from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
     if key in ("tokens_per_second", "grad_norm") and axes.get_yscale() == "linear":
-        axes.set_ylim(bottom=0)  # a dip looks as deep as it was
+        axes.set_ylim(bottom=0)  # from zero, so that a dip is not exaggerated
     if key == "val_token_accuracy":
         axes.yaxis.set_major_formatter(
-            PercentFormatter(1.0, decimals=0 if max(known) - min(known) > 0.1 else 1, symbol=" %")
+            PercentFormatter(1.0, decimals=0 if max(known) - min(known) > 0.1 else 1, symbol="%")
         )
         axes.locator_params(axis="y", nbins=5)
     elif max(known) >= 1000 and axes.get_yscale() == "linear":
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
-def _whole_steps() -> Any:
+def _integer_locator() -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10])
 
 
 def _svg(figure: Any, name: str, words: str) -> str:
-    """The figure as an element for a page. Equal curves give equal text; `name` keeps ids apart on one page."""
+    """The figure as an HTML element. Equal curves give equal text; `name` makes the ids unique in the page."""
     import matplotlib
 
-    # The text stays text, to be read aloud, copied and set in the font of the page.
+    # Text, not outlines: for screen readers, copying, and the font of the page.
     settings: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": FONT_SIZE}
     with matplotlib.rc_context(settings):
         text = io.StringIO()
@@ -227,7 +227,7 @@ def _svg(figure: Any, name: str, words: str) -> str:
 
 
 def printable(svg: str, font: str) -> str:
-    """The drawing for a PDF: colours in place of CSS variables, and a font that is there."""
+    """The SVG for a PDF: colours in place of CSS variables, and the font `font`."""
     for color, variable in VARIABLES.items():
         svg = svg.replace(variable, color)
     return svg.replace("var(--font)", f"'{font}'")

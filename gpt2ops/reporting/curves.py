@@ -1,20 +1,20 @@
-"""The curves of a training, drawn on matplotlib's axes; the stage `plot` makes pictures of them, `report` vectors."""
+"""Training curves on matplotlib axes, for the PNG files of the stage `plot` and the SVG charts of `report`."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Okabe and Ito's colours, told apart by colour-blind readers as well.
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 CURVES = {
     "val_perplexity": "perplexity, validation",
     "val_token_accuracy": "token accuracy, validation",
     "learning_rate": "learning rate",
     "grad_norm": "gradient norm",
-    "tokens_per_second": "tokens a second",
+    "tokens_per_second": "tokens per second",
 }
-# More points than a chart is wide are not seen.
+# More points than pixels are not visible.
 MAX_POINTS = 600
 
 History = Sequence[Mapping[str, Any]]
@@ -22,7 +22,7 @@ History = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class LossLine:
-    """A curve of the chart of losses; told from the others by its dashes and marker as well."""
+    """A curve of the loss chart, distinct also without colour."""
 
     key: str
     label: str
@@ -40,7 +40,7 @@ LOSSES = (
 
 
 def curve(history: History, key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of the rows that have one; a logged row without is NaN, a gap in the line."""
+    """Steps and values of the rows with a value; NaN, a gap in the line, for a logged row without one."""
     logged = {"train_loss", "grad_norm"}  # None in such a row: not finite
     points = [
         (row["step"], math.nan if row.get(key) is None else row[key])
@@ -53,7 +53,7 @@ def curve(history: History, key: str) -> tuple[list[int], list[float]]:
 
 
 def thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:
-    """At most about MAX_POINTS points: of each stretch the lowest and the highest, so that no spike is lost."""
+    """At most about MAX_POINTS points: minimum and maximum of each interval, so that every spike stays."""
     size = math.ceil(2 * len(steps) / MAX_POINTS)
     if size <= 2:
         return list(steps), list(values)
@@ -68,7 +68,7 @@ def thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], l
 
 
 def draw_loss(axes: Any, history: History) -> list[tuple[LossLine, float]]:
-    """The losses over the steps; returns the lines that there are, each with its last value."""
+    """Returns the drawn lines with their last values."""
     drawn = []
     for line in LOSSES:
         steps, values = thinned(*curve(history, line.key))
@@ -84,7 +84,7 @@ def draw_loss(axes: Any, history: History) -> list[tuple[LossLine, float]]:
 
 
 def draw_curve(axes: Any, history: History, key: str) -> bool:
-    """One quantity over the steps; returns whether the run has it."""
+    """Returns False, with nothing drawn, if the run has no value of `key`."""
     steps, values = thinned(*curve(history, key))
     if not steps:
         return False
@@ -96,9 +96,5 @@ def draw_curve(axes: Any, history: History, key: str) -> bool:
 
 
 def draw_level(axes: Any, level: float, dashes: Any = "--") -> None:
-    """A line across, for a target or a reference."""
+    """A horizontal line, for a target or a reference."""
     axes.axhline(level, color=GREY, linestyle=dashes, linewidth=1)
-
-
-def stop_text(metrics: Mapping[str, Any]) -> str:
-    return "target reached" if metrics["target_reached"] else f"stopped by {metrics['stop_reason']}"

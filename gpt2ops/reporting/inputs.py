@@ -1,4 +1,4 @@
-"""What the stages before have left, read once for the report."""
+"""The results of the other stages, as the report reads them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from gpt2ops.pipeline.results import read_report, read_rows
 
 @dataclass(frozen=True)
 class Inputs:
-    """The files of a finished run, parsed; each is as its stage writes it."""
+    """The parsed result files of a finished run."""
 
     params: Params
     provenance: dict[str, Any]
@@ -25,12 +25,12 @@ class Inputs:
 
     @property
     def held_out(self) -> str | None:
-        """The split that the verdict rests on: test where it has tokens, else val, else None."""
+        """The split that the verdict uses: test if it has tokens, else val, else None."""
         name = self.evaluation["held_out"]
         return str(name) if name else None
 
     def score(self, split: str | None, before: bool = False) -> dict[str, Any]:
-        """Scores of a split; empty where there are none."""
+        """Scores of a split; empty if it was not scored."""
         scores = self.evaluation.get("before") or {} if before else self.evaluation
         return dict(scores.get(split) or {}) if split else {}
 

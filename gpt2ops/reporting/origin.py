@@ -1,4 +1,4 @@
-"""The sections of the report that say where a model came from and how to use it: data, settings, use, environment."""
+"""The report's sections on data, settings, use of the model, and provenance."""
 
 import json
 import shlex
@@ -31,7 +31,6 @@ SHORT_PROMPT = 60
 
 
 def data(inputs: Inputs) -> Section:
-    """The data sheet."""
     provenance, manifest = inputs.provenance, inputs.manifest
     files, splits = provenance["files"], manifest["splits"]
     tokens = sum(split["tokens"] for split in splits.values())
@@ -40,21 +39,21 @@ def data(inputs: Inputs) -> Section:
         ("Source", str(provenance["source"])),
         ("Licence", provenance.get("licence") or "unknown: set data.licence in params.yaml"),
         ("Size", f"{provenance['size_bytes']:,} bytes ({size_text(provenance['size_bytes'])})"),
-        ("Tokens", f"{tokens:,}, by the tokenizer {manifest['tokenizer']} ({manifest['vocab_size']:,} tokens)"),
+        ("Tokens", f"{tokens:,}, tokenizer {manifest['tokenizer']} (vocabulary of {manifest['vocab_size']:,})"),
         ("Documents", count_text(documents)),
         (
             "Split by",
             f"{manifest.get('split_by', 'unknown')}: {manifest.get('split_reason') or 'as data.split_by says'}",
         ),
     ]
-    rows[1:1] = [("Address", url) for url in provenance.get("urls", [])]
+    rows[1:1] = [("URL", url) for url in provenance.get("urls", [])]
     if manifest.get("max_tokens"):
-        rows.append(("Cut to", f"the first {manifest['max_tokens']:,} tokens (data.max_tokens)"))
+        rows.append(("Truncated to", f"the first {manifest['max_tokens']:,} tokens (data.max_tokens)"))
     shown = [
         Row([Cell(entry["file"]), Cell(f"{entry['size_bytes']:,}"), Cell(entry["sha256"])])
         for entry in files[:MAX_FILES]
     ]
-    left = f"{len(files) - MAX_FILES:,} more files are in data/raw/provenance.json." if len(files) > MAX_FILES else ""
+    more = f"{len(files) - MAX_FILES:,} more files are in data/raw/provenance.json." if len(files) > MAX_FILES else ""
     parts = [
         Row(
             [
@@ -73,13 +72,13 @@ def data(inputs: Inputs) -> Section:
         [
             Facts(rows),
             Table("Splits", ["Split", "Tokens", "Share", "Documents", "sha256 of the tokens"], parts, (1, 2, 3)),
-            Table("Files", ["File", "Bytes", "sha256"], shown, (1,), left),
+            Table("Files", ["File", "Bytes", "sha256"], shown, (1,), more),
         ],
     )
 
 
 def settings(inputs: Inputs) -> Section:
-    """The main settings in words, and a table of those that are not the schema's defaults."""
+    """The main settings, and a table of those that differ from the schema's defaults."""
     changed = changed_settings(inputs.params)
     blocks: list[Block] = [Facts(main_settings(inputs))]
     if changed:
@@ -115,12 +114,12 @@ def main_settings(inputs: Inputs) -> list[tuple[str, str]]:
         (
             "Model",
             f"{inputs.train['n_params']:,} parameters: {config['n_layer']} layers, {config['n_head']} heads, "
-            f"{config['n_embd']:,} wide, {config['n_positions']:,} tokens of context",
+            f"width {config['n_embd']:,}, context of {config['n_positions']:,} tokens",
         ),
         ("Optimizer", f"{rate}, schedule {train.schedule}{warmup}, weight decay {train.weight_decay:g}"),
         (
             "Batch",
-            f"{train.batch_size:,} sequences of {train.sequence_length:,} tokens ({tokens:,} tokens a step), "
+            f"{train.batch_size:,} sequences of {train.sequence_length:,} tokens ({tokens:,} tokens per step), "
             f"{train.sampler}",
         ),
         ("Stops at", ", or ".join(end for end in ends if end)),
@@ -129,7 +128,7 @@ def main_settings(inputs: Inputs) -> list[tuple[str, str]]:
 
 
 def changed_settings(params: Params) -> list[tuple[str, str, str, str]]:
-    """Key, value here, default and meaning of each setting that is not the schema's default."""
+    """Key, value, default and description of each setting that differs from the schema's default."""
     here, defaults = (flatten(each.model_dump(mode="json", by_alias=True)) for each in (params, Params()))
     meanings = _meanings(Params)
     return [
@@ -151,21 +150,21 @@ def _meanings(section: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _written(value: Any) -> str:
-    """As params.yaml has it."""
+    """The value as in params.yaml."""
     text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
     return shortened(text, MAX_VALUE)
 
 
 def use(inputs: Inputs) -> Section:
-    """Commands, each exact for this model, to be typed in the project's folder."""
+    """Commands for this model, to be run in the project's folder."""
     registered = inputs.registered
     uri, text_uri = registered["model_uri"], registered.get("text_model_uri")
     store = "sqlite:///mlruns/mlflow.db" if is_local() else redact(tracking_uri())
     prompt = next((one for one in inputs.params.sample.prompts if _is_short(one)), "Once upon a time")
     blocks: list[Block] = [
-        Paragraph("In the project's folder, with its environment activated (source .venv/bin/activate):"),
-        Code("Write text", f"gpt2 generate --model {uri} --prompt {shlex.quote(prompt)}"),
-        Code("Write text in a web page", f"gpt2 app --model {uri}"),
+        Paragraph("Run these in the project's folder, with its environment activated (source .venv/bin/activate)."),
+        Code("Generate text", f"gpt2 generate --model {uri} --prompt {shlex.quote(prompt)}"),
+        Code("Generate text on a web page", f"gpt2 app --model {uri}"),
         Code(
             "In Python, without this project's code",
             "import mlflow, torch\n\n"
@@ -185,9 +184,11 @@ def use(inputs: Inputs) -> Section:
                 f"{shlex.quote(body)}   # from another shell",
             )
         )
-    blocks.append(Code("Train on from it, in params.yaml", f"model:\n  init: {uri}"))
+    blocks.append(Code("Continue training from this model (params.yaml)", f"model:\n  init: {uri}"))
     folder = f"export/{registered['name']}-{registered['version']}"
-    blocks.append(Code("For transformers and other programs", f"gpt2 export --model {uri} --output-dir {folder}"))
+    blocks.append(
+        Code("Export for transformers and other programs", f"gpt2 export --model {uri} --output-dir {folder}")
+    )
     return Section("use", "Use this model", blocks)
 
 
@@ -196,9 +197,9 @@ def _is_short(prompt: str) -> bool:
 
 
 def origin(inputs: Inputs, comparison: Comparison) -> Section:
-    """Machine, software, code, and what to name when somebody asks for this run."""
+    """Machine, software, code, and the ids and hashes of the run."""
     facts, tags, registered = inputs.record.get("environment", {}), comparison.tags, inputs.registered
-    dirty = {"true": ", with changes that were not committed", "false": ", nothing changed since"}
+    dirty = {"true": ", with uncommitted changes", "false": ", no uncommitted changes"}
     commit = tags.get("git_commit", "unknown")
     started = comparison.this.started_at if comparison.this else None
     run_id = comparison.this.run_id if comparison.this else inputs.record["run_id"]
@@ -206,9 +207,9 @@ def origin(inputs: Inputs, comparison: Comparison) -> Section:
         ("MLflow run", f"{inputs.record.get('run_name', '')} ({run_id})"),
         ("Experiment", f"{inputs.record.get('experiment', inputs.params.run.experiment)}, in {_store(inputs)}"),
         ("Started", f"{started:%Y-%m-%d %H:%M} UTC" if started else "unknown"),
-        ("Training took", duration_text(inputs.train.get("wall_seconds"))),
+        ("Training time", duration_text(inputs.train.get("wall_seconds"))),
         ("Device", _device(inputs)),
-        ("Processor", f"{facts['cpu']}, {facts['cpus']} CPUs, threads used: {facts['threads']}" if facts else ""),
+        ("Processor", f"{facts['cpu']}, {facts['cpus']} CPUs, {facts['threads']} threads used" if facts else ""),
         ("Software", f"Python {facts['python']}, PyTorch {facts['torch']}, {facts['system']}" if facts else ""),
         ("Git commit", commit + (dirty.get(tags.get("git_dirty", ""), "") if commit != "unknown" else "")),
         ("sha256 of dvc.lock", tags.get("dvc_lock_sha256", "unknown")),
@@ -217,8 +218,8 @@ def origin(inputs: Inputs, comparison: Comparison) -> Section:
         ("Prefect flow run", tags.get("prefect_flow_run_id", "")),
         ("Restored from run", tags.get("cached_from", "")),
     ]
-    again = Code("Make this run again, and compare", f"gpt2 rerun {run_id}")
-    return Section("origin", "Where it came from", [Facts([(name, value) for name, value in rows if value]), again])
+    again = Code("Reproduce this run and compare", f"gpt2 rerun {run_id}")
+    return Section("origin", "Provenance", [Facts([(name, value) for name, value in rows if value]), again])
 
 
 def _store(inputs: Inputs) -> str:
@@ -228,5 +229,5 @@ def _store(inputs: Inputs) -> str:
 def _device(inputs: Inputs) -> str:
     facts, train = inputs.record.get("environment", {}), inputs.train
     speed = train.get("tokens_per_second")
-    said = f"{facts.get('device', train.get('device', 'unknown'))}, {train.get('precision', 'unknown precision')}"
-    return said + (f", {speed:,.0f} tokens a second" if speed else "")
+    text = f"{facts.get('device', train.get('device', 'unknown'))}, {train.get('precision', 'unknown precision')}"
+    return text + (f", {speed:,.0f} tokens per second" if speed else "")

@@ -1,4 +1,4 @@
-"""The sections of the report that say what came of the training: verdict, scores, curves, samples, other runs."""
+"""The report's sections on results: verdict, scores, curves, samples, other runs."""
 
 import math
 from typing import Any
@@ -34,33 +34,33 @@ MAX_DIFFERING = 6
 
 
 def verdict_sentence(inputs: Inputs) -> str:
-    """What the verdict rests on: "train 0.10, held-out 6.20; 83 % of training passages come back word for word"."""
+    """The evidence for the verdict."""
     train, held_out = inputs.score("train"), inputs.score(inputs.held_out)
-    losses = f"train {loss_text(train.get('loss'))}, "
-    losses += f"held-out {loss_text(held_out['loss'])}" if held_out else "nothing was held out"
+    losses = f"training loss {loss_text(train.get('loss'))}, "
+    losses += f"held-out loss {loss_text(held_out['loss'])}" if held_out else "no text was held out"
     recall = inputs.evaluation.get("verbatim_recall")
     if recall is None:
-        return f"{losses}; whether training passages come back word for word was not tried"
-    return f"{losses}; {share_text(recall)} of training passages come back word for word"
+        return f"{losses}; verbatim recall of training passages was not measured"
+    return f"{losses}; {share_text(recall)} of training passages are repeated word for word"
 
 
 def tiles(inputs: Inputs) -> list[tuple[str, str, str]]:
-    """The numbers at the top: label, number, remark."""
+    """The figures at the top: label, value, remark."""
     held_out, before = inputs.score(inputs.held_out), inputs.score(inputs.held_out, before=True)
     train, registered = inputs.train, inputs.registered
     found = []
     if held_out:
-        was = f"{perplexity_text(before['perplexity'])} before training" if before else "of text it has not seen"
+        was = f"{perplexity_text(before['perplexity'])} before training" if before else "on text not trained on"
         found.append(("Held-out perplexity", perplexity_text(held_out["perplexity"]), was))
         gap = inputs.evaluation.get("generalisation_gap")
-        found.append(("Gap", loss_text(gap), "held-out loss above training loss, nats a token"))
+        found.append(("Generalisation gap", loss_text(gap), "held-out minus training loss, nats per token"))
     else:
         found.append(
-            ("Training perplexity", perplexity_text(inputs.score("train").get("perplexity")), "nothing held out")
+            ("Training perplexity", perplexity_text(inputs.score("train").get("perplexity")), "no text held out")
         )
     recall = inputs.evaluation.get("verbatim_recall")
     if recall is not None:
-        found.append(("Word for word", share_text(recall), "of training passages continued exactly"))
+        found.append(("Verbatim recall", share_text(recall), "of training passages repeated word for word"))
     speed = f"steps in {duration_text(train.get('wall_seconds'))}"
     found.append(("Training", count_text(train["steps"]), speed))
     found.append(
@@ -74,17 +74,18 @@ def tiles(inputs: Inputs) -> list[tuple[str, str, str]]:
 
 
 def scores(inputs: Inputs) -> Section:
-    """Before and after training, and the other splits."""
     held_out = inputs.held_out
     columns: list[tuple[str, dict[str, Any]]] = []
     if held_out:
-        columns.append((f"Before training, {SPLIT_NAMES[held_out]}", inputs.score(held_out, before=True)))
-        columns.append((f"After training, {SPLIT_NAMES[held_out]}", inputs.score(held_out)))
+        columns.append(
+            (f"{SPLIT_NAMES[held_out]} split, before training".capitalize(), inputs.score(held_out, before=True))
+        )
+        columns.append((f"{SPLIT_NAMES[held_out]} split".capitalize(), inputs.score(held_out)))
     for split in ("val", "train"):
         if split != held_out and (score := inputs.score(split)):
-            columns.append((f"After, {SPLIT_NAMES[split]}", score))
+            columns.append((f"{SPLIT_NAMES[split]} split".capitalize(), score))
     measures = (
-        ("Loss", "nats a token", "loss", loss_text),
+        ("Loss", "nats per token", "loss", loss_text),
         ("Perplexity", "", "perplexity", perplexity_text),
         ("Bits per byte", "", "bits_per_byte", loss_text),
         ("Token accuracy", "", "token_accuracy", lambda value: share_text(value, 1)),
@@ -96,8 +97,8 @@ def scores(inputs: Inputs) -> Section:
     ]
     protocol = inputs.evaluation["protocol"]
     limit = protocol.get("max_tokens")
-    note = f"Sliding windows of {protocol['block_size']:,} tokens, {protocol['stride']:,} new ones each" + (
-        f", over at most the first {limit:,} tokens of a split." if limit else ", over whole splits."
+    note = f"Sliding windows of {protocol['block_size']:,} tokens, stride {protocol['stride']:,}, " + (
+        f"over at most the first {limit:,} tokens of a split." if limit else "over whole splits."
     )
     caption = "Scores before and after training" if held_out else "Scores after training"
     blocks: list[Block] = [
@@ -105,38 +106,37 @@ def scores(inputs: Inputs) -> Section:
     ]
     blocks.append(Paragraph(reference_sentence(inputs)))
     gate = inputs.registered["gate"]
-    passed = "passed" if gate.get("passed") else "was refused by"
-    blocks.append(Paragraph(f"The model {passed} the gate of the registry. {' '.join(gate.get('reasons', []))}"))
+    decision = "The model passed the registry gate." if gate.get("passed") else "The registry gate refused the model."
+    blocks.append(Paragraph(" ".join([decision, *gate.get("reasons", [])])))
     return Section("scores", "Scores", blocks)
 
 
 def reference_sentence(inputs: Inputs) -> str:
-    """What the loss can be held against."""
+    """Losses to compare with."""
     vocab_size, unigram = inputs.config["vocab_size"], inputs.evaluation.get("unigram_loss")
     uniform = loss_text(math.log(vocab_size))
-    said = f"Is that normal? Guessing among all {vocab_size:,} tokens alike has a loss of {uniform}"
+    said = f"For comparison: a uniform guess over {vocab_size:,} tokens has a loss of {uniform}"
     if unigram is not None:
-        said += f", guessing each by how often it occurs in the training text (unigram) {loss_text(unigram)}"
+        said += f", the token frequencies of the training text alone (unigram) {loss_text(unigram)}"
     known = published_for(inputs.train["n_params"], inputs.params.data.source)
     published = "; ".join(f"{entry.model} {entry.loss:.2f} on {entry.text}" for entry in known)
-    return f"{said}. Published losses of held-out text: {published}."
+    return f"{said}. Published losses on held-out text: {published}."
 
 
 def training(inputs: Inputs) -> Section:
-    """The curves."""
     references = [("uniform", math.log(inputs.config["vocab_size"]))]
     if unigram := inputs.evaluation.get("unigram_loss"):
         references.append(("unigram", unigram))
     metric = inputs.params.train.stop.metric
     loss = loss_figure(inputs.history, inputs.train, references, metric)
-    blocks: list[Block] = [Figures([loss])] if loss else [Paragraph("No loss of this run was ever a finite number.")]
+    blocks: list[Block] = [Figures([loss])] if loss else [Paragraph("No loss of this run was finite.")]
     if small := small_figures(inputs.history, inputs.train):
         blocks.append(Figures(small, columns=2))
     return Section("training", "Training", blocks)
 
 
 def samples(inputs: Inputs) -> Section:
-    """What it wrote before training and what it writes now, to the first prompts; a text of each setting."""
+    """For each of the first prompts: the text before training, and one text of each setting after it."""
     everything = inputs.samples["samples"]
     prompts = list(dict.fromkeys(entry["prompt"] for entry in everything))
     blocks: list[Block] = []
@@ -145,7 +145,7 @@ def samples(inputs: Inputs) -> Section:
         cards = [_before(entry) for entry in inputs.samples.get("before", []) if entry["prompt"] == prompt]
         of_prompt = [entry for entry in everything if entry["prompt"] == prompt]
         firsts = {entry["setting"]: entry for entry in reversed(of_prompt)}
-        # Beside the text of before stands the one that was written in the same way.
+        # The setting of the text before training comes first, so that the two stand side by side.
         same = next((entry["setting"] for entry in inputs.samples.get("before", [])), None)
         order = sorted(dict.fromkeys(entry["setting"] for entry in of_prompt), key=lambda name: name != same)
         cards += [_after(firsts[name]) for name in order]
@@ -155,10 +155,10 @@ def samples(inputs: Inputs) -> Section:
     memorised = sum(bool(entry.get("memorised")) for entry in everything)
     left = f" {len(everything) - shown} more are in reports/samples.md." if len(everything) > shown else ""
     said = (
-        f"{memorised} of {len(everything)} texts share {inputs.samples.get('memorised_tokens')} tokens in a row or "
-        "more with the training text."
+        f"Texts with at least {inputs.samples.get('memorised_tokens')} consecutive tokens of the training text: "
+        f"{memorised} of {len(everything)}."
     )
-    intro = "Each text follows its prompt, which is set apart. " + (said if memorised else "") + left
+    intro = "Prompts are in bold. " + (said if memorised else "") + left
     return Section("samples", "Samples", [Paragraph(intro.strip()), *blocks])
 
 
@@ -167,7 +167,7 @@ def _before(entry: dict[str, Any]) -> Sample:
         label=f"Before training, {_setting(entry)}",
         prompt=entry["prompt"],
         text=shortened(without_gaps(entry["text"]), MAX_CHARACTERS),
-        note="The same prompt, way of decoding and seed as after training.",
+        note="Same prompt, decoding settings and seed as after training.",
         before=True,
     )
 
@@ -175,15 +175,13 @@ def _before(entry: dict[str, Any]) -> Sample:
 def _after(entry: dict[str, Any]) -> Sample:
     overlap = entry.get("overlap_tokens")
     warning = (
-        f"Memorised: {overlap} tokens in a row stand word for word in the training text."
-        if entry.get("memorised")
-        else ""
+        f"Memorised: {overlap} consecutive tokens are also in the training text." if entry.get("memorised") else ""
     )
     return Sample(
         label=f"After training, {_setting(entry)}",
         prompt=entry["prompt"],
         text=shortened(without_gaps(entry["text"]), MAX_CHARACTERS),
-        note=f"{entry['tokens']} tokens; longest run shared with the training text: {overlap}.",
+        note=f"{entry['tokens']} tokens; longest overlap with the training text: {overlap} tokens.",
         warning=warning,
     )
 
@@ -193,27 +191,29 @@ def _setting(entry: dict[str, Any]) -> str:
 
 
 def other_runs(inputs: Inputs, comparison: Comparison) -> Section:
-    """This run, the last ones of the experiment, and the champion."""
+    """This run, the latest ones of the experiment, and the champion."""
     name = inputs.registered["name"]
     if comparison.this is None:
-        return Section("runs", "Other runs", [Paragraph(f"MLflow could not be asked: {comparison.problem}.")])
+        return Section("runs", "Other runs", [Paragraph(f"MLflow could not be read: {comparison.problem}.")])
     split = inputs.held_out or "train"
     kind = "Held-out" if inputs.held_out else "Training"
     rows = [_run_row(comparison.this, name, "This run")]
     rows += [_run_row(run, name, _differences(run)) for run in comparison.others]
-    note = f"Scores of the {SPLIT_NAMES[split]} split as each run measured them; newest first, as of this report."
+    note = (
+        f"Scores on the {SPLIT_NAMES[split]} split, as each run measured them, newest first, when this report was made."
+    )
     if any(not run.same_data for run in comparison.others):
-        note += " Runs on other data cannot be compared by these numbers."
+        note += " The scores of runs on other data are not comparable."
     table = Table(
-        f"This run and the last of the experiment {inputs.params.run.experiment}",
+        f"This run and the latest of experiment {inputs.params.run.experiment}",
         [
             "Run",
             f"{kind} perplexity",
             f"{kind} loss",
             "Training loss",
-            "Word for word",
+            "Verbatim recall",
             "Steps",
-            "What differs",
+            "Different settings",
         ],
         rows,
         (1, 2, 3, 4, 5),
@@ -233,11 +233,11 @@ def other_runs(inputs: Inputs, comparison: Comparison) -> Section:
 
 def _run_row(run: OtherRun, model_name: str, remark: str) -> Row:
     date = f"{run.started_at:%Y-%m-%d %H:%M} UTC, " if run.started_at else ""
-    crown = f" (champion, version {run.champion})" if run.champion else ""
+    champion_note = f" (champion, version {run.champion})" if run.champion else ""
     other_data = "" if run.same_data else "other data"
     return Row(
         [
-            Cell(run.name + crown, f"{date}{run.run_id}", run.link),
+            Cell(run.name + champion_note, f"{date}{run.run_id}", run.link),
             Cell(perplexity_text(run.perplexity), other_data),
             Cell(loss_text(run.loss)),
             Cell(loss_text(run.train_loss)),
@@ -251,7 +251,7 @@ def _run_row(run: OtherRun, model_name: str, remark: str) -> Row:
 
 def _differences(run: OtherRun) -> str:
     if not run.differing:
-        return "no setting"
+        return "none"
     parts = [
         f"{key} {shortened(theirs, 60)} (here {shortened(ours, 60)})"
         for key, theirs, ours in run.differing[:MAX_DIFFERING]

@@ -1,4 +1,4 @@
-"""The champion and the last runs of the experiment, as MLflow has them, beside the run that is reported."""
+"""The reported run, the latest runs of its experiment and the champion, as MLflow has them."""
 
 import json
 import math
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 LAST_RUNS = 5
-_LOOKED_THROUGH = 40  # runs, for copies are left out
-# What changes neither a model nor how it is measured.
-_BESIDE_THE_POINT = ("run.name", "run.experiment", "sample.", "register.")
+_MAX_SEARCHED = 40  # runs searched, because copies are skipped
+# Settings that change neither a model nor its scores.
+_IRRELEVANT = ("run.name", "run.experiment", "sample.", "register.")
 
 
 @dataclass(frozen=True)
 class OtherRun:
-    """A run in one line of the comparison. Losses in nats a token, None where it has none."""
+    """A row of the comparison. Losses in nats per token."""
 
     run_id: str
     name: str
@@ -34,13 +34,13 @@ class OtherRun:
     recall: float | None
     steps: int | None
     same_data: bool
-    differing: list[tuple[str, str, str]]  # key, its value there, and in the reported run
+    differing: list[tuple[str, str, str]]  # key, value in this run, value in the reported run
     champion: str | None = None  # the version that is champion
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`this` is the reported run; `others` the last runs, newest first, and the champion where it is older."""
+    """`this` is the reported run; `others` are the latest runs, newest first, then the champion if it is older."""
 
     this: OtherRun | None = None
     others: list[OtherRun] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Comparison:
 
 
 def compare(tracked: TrackedRun, model_name: str, held_out: str | None) -> Comparison:
-    """Read from the store; where it fails, a comparison that says so."""
+    """Reads the MLflow store; if that fails, the result has only `problem`."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -59,7 +59,7 @@ def compare(tracked: TrackedRun, model_name: str, held_out: str | None) -> Compa
         found = client.search_runs(
             [tracked.experiment_id],
             "attributes.status = 'FINISHED'",
-            max_results=_LOOKED_THROUGH,
+            max_results=_MAX_SEARCHED,
             order_by=["attributes.start_time DESC"],
         )
         champion = None
@@ -83,7 +83,7 @@ def compare(tracked: TrackedRun, model_name: str, held_out: str | None) -> Compa
 
 
 def originals(runs: Iterable["Run"], this: "Run") -> list["Run"]:
-    """`runs` without `this` and without copies that a flow made of a run that is among them."""
+    """`runs` without `this`, and without cached copies of runs in the list."""
     runs = list(runs)
     known = {run.info.run_id for run in (*runs, this)}
     return [
@@ -112,24 +112,24 @@ def describe(run: "Run", this: "Run", held_out: str | None, champion: "ModelVers
 
 
 def final_params(run: "Run") -> dict[str, str]:
-    """Its parameters as they were at its end; MLflow itself keeps the first value, of a run that was gone on with."""
+    """The parameters at the end of the run. MLflow keeps the first values of a resumed run."""
     try:
         return {**run.data.params, **json.loads(run.data.tags.get("params_changed_later", "{}"))}
-    except ValueError:  # a tag is cut off where it is too long
+    except ValueError:  # MLflow truncates long tags
         return dict(run.data.params)
 
 
 def differing(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Parameters that are not the same in both runs: key, value there, value here."""
+    """Parameters with different values: key, value in the other run, value in this run."""
     return [
         (key, theirs.get(key, "-"), ours.get(key, "-"))
         for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key) and not key.startswith(_BESIDE_THE_POINT)
+        if theirs.get(key) != ours.get(key) and not key.startswith(_IRRELEVANT)
     ]
 
 
 def run_link(experiment_id: str, run_id: str) -> str:
-    """The run's page where the store is a server; a local store has no page until somebody starts one."""
+    """The run's page on a tracking server; empty for a local store, which has no address."""
     uri = redact(tracking_uri())
     return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}" if uri.startswith("http") else ""
 
@@ -139,7 +139,7 @@ def _run_of(tracked: TrackedRun, champion: "ModelVersion") -> "Run | None":
 
     try:
         return tracked.client.get_run(str(champion.run_id))
-    except MlflowException:  # somebody deleted it for good
+    except MlflowException:  # permanently deleted
         return None
 
 

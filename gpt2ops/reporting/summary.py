@@ -1,4 +1,4 @@
-"""`python -m gpt2ops.reporting.summary`: where the results of a finished pipeline are and what to do with them."""
+"""`python -m gpt2ops.reporting.summary`: the results of a finished pipeline, their files and the next commands."""
 
 if __name__ == "__main__":
     from gpt2ops.process.startup import start_process
@@ -21,16 +21,16 @@ from gpt2ops.process.stage import run_stage
 from gpt2ops.tracking.store import is_local, mlruns, redact, tracking_uri
 
 VERDICTS = {
-    "generalising": "it has not learned its text by heart",
-    "memorising": "it has memorised its training text; use more text, or stop earlier",
-    "underfitting": "it has hardly learned yet; train longer, or with a higher learning rate",
-    "unknown": "no text was held out, so how it does on new text cannot be said",
+    "generalising": "the model has learned from its training text and rarely repeats it word for word",
+    "memorising": "the model has memorised its training text; use more text, or stop earlier",
+    "underfitting": "the model is no better than token frequencies; train longer, or with a higher learning rate",
+    "unknown": "no text was held out, so the loss on new text is not known",
 }
 STOPS = {True: "reached", False: "missed"}
 
 
 def print_summary() -> None:
-    """Print the summary of the reports in the working directory. Raises UserError where there is none."""
+    """Raises UserError if the working directory has no reports, or damaged ones."""
     say("\n".join(summary_lines()))
 
 
@@ -60,12 +60,12 @@ def _rows(
     if registered:
         rows.append(("model", _model(registered)))
         rows.append(("gate", " ".join(registered["gate"]["reasons"])))
-    if os.environ.get("GPT2_FLOW_RUN_ID"):  # this folder goes when the flow run ends
+    if os.environ.get("GPT2_FLOW_RUN_ID"):  # the flow run's folder is removed at its end
         model = f"models:/{registered['name']}/{registered['version']}" if registered else str(paths.BEST_MODEL)
         rows.append(("report", f"{paths.REPORT_PAGE.name} and {paths.REPORT_PDF.name}, artifacts of its MLflow run"))
         rows.append(("generate", generate_command(model)))
         return rows
-    # `gpt2 finetune` puts the model and the reports where it was asked to.
+    # `gpt2 finetune` copies the model and the reports to its --output-dir.
     output = os.environ.get("GPT2_OUTPUT_DIR")
     report, project = (output, f"{output}/project/") if output else (paths.REPORT_PAGE.parent.as_posix(), "")
     if paths.REPORT_PAGE.exists():
@@ -92,7 +92,7 @@ def _boxed(rows: list[tuple[str, str]]) -> list[str]:
 
 
 def ui_command() -> str:
-    """The line that opens this project's MLflow store."""
+    """The line that opens the project's MLflow store."""
     uri = tracking_uri()
     if uri.startswith("http"):
         return f"open {redact(uri)}"
@@ -120,10 +120,10 @@ def _evaluation(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
         if (evaluation.get(split) or {}).get("perplexity") is not None
     ]
     recall = evaluation.get("verbatim_recall")
-    known = f"; {recall:.0%} of training passages recalled word for word" if recall is not None else ""
+    recalled = f"; {recall:.0%} of training passages repeated word for word" if recall is not None else ""
     verdict = str(evaluation.get("verdict", "unknown"))
     return [
-        ("perplexity", ", ".join(scores) + known),
+        ("perplexity", ", ".join(scores) + recalled),
         ("verdict", f"{verdict}: {VERDICTS.get(verdict, VERDICTS['unknown'])}"),
     ]
 

@@ -63,7 +63,7 @@ def test_curves_that_the_disk_does_not_take_leave_the_earlier_ones(
     monkeypatch.setattr(plot, "read_rows", lambda *_: [])
     monkeypatch.setattr(plot, "read_report", lambda *_: {})
     monkeypatch.setattr(plot, "tracked_run", Run)
-    monkeypatch.setattr(plot, "draw_all", draw)
+    monkeypatch.setattr(plot, "save_plots", draw)
     with pytest.raises(OSError, match="No space left"):
         plot.main()
     assert left(full_disk) == {"loss.png": b"earlier"}

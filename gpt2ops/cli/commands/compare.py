@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2ops.cli.output import number, put, put_json, put_table
 
 if TYPE_CHECKING:
-    from gpt2ops.registry.runs import Comparison, Run
+    from gpt2ops.registry.runs import Run, RunComparison
 
 DESCRIPTION = """\
 Compare two runs: the settings that differ, the metrics with their differences,
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         show(first, second, comparison)
 
 
-def show(first: "Run", second: "Run", comparison: "Comparison") -> None:
+def show(first: "Run", second: "Run", comparison: "RunComparison") -> None:
     headers = ["", first.run_id[:8], second.run_id[:8]]
     about = [
         ["name", first.name, second.name],
@@ -97,7 +97,7 @@ def difference(first: float | None, second: float | None) -> str:
     return f"{sign}{number(abs(second - first))}{share}"
 
 
-def as_object(first: "Run", second: "Run", comparison: "Comparison") -> dict[str, Any]:
+def as_object(first: "Run", second: "Run", comparison: "RunComparison") -> dict[str, Any]:
     return {
         "runs": [{"run_id": run.run_id, "name": run.name, "state": run.state} for run in (first, second)],
         "params": comparison.params,

@@ -123,7 +123,7 @@ def test_promotion_and_rollback_keep_the_history_and_take_the_text_model_along(g
     assert "novel version 2 is champion" in gpt2("models", "rollback", "novel").out
     rollback("novel")
     assert current() == {"novel": "1", "novel-text": "1"}
-    assert gpt2("models", "rollback", "novel").is_one_line("novel has had no champion before version 1")
+    assert gpt2("models", "rollback", "novel").is_one_line("novel had no champion before version 1")
     history = read_history(connect().get_registered_model("novel").tags)
     assert [(change["version"], change["change"]) for change in history] == [
         ("1", "promoted"), ("2", "promoted"), ("3", "promoted"), ("2", "rolled back"), ("1", "rolled back"),
@@ -157,7 +157,7 @@ def test_a_champion_of_a_time_without_history_can_be_rolled_back_to(gpt2) -> Non
         (["runs", "--experiment", "novel"], "--experiment ('novel') is unknown; there is Default, novels"),
         (["runs", "--sort", "vall_loss"], "--sort ('vall_loss'): no run has this metric"),
         (["runs", "--limit", "0"], "--limit (0) must be at least 1"),
-        (["models", "list", "nope"], "no registered model 'nope'; there is novel, novel-text"),
+        (["models", "list", "nope"], "no registered model 'nope'; the registered models are novel, novel-text"),
         (["models", "promote", "novel", "9"], "novel has no version 9; it has 3, 2, 1"),
         (["rerun", "nope"], "no run 'nope'"),
     ],
@@ -170,7 +170,7 @@ def test_a_name_that_two_runs_have_is_refused_with_their_ids(gpt2) -> None:
     with start_run(parse_params({}), run_name="twin"), start_run(parse_params({}), run_name="twin"):
         pass
     result = gpt2("compare", "twin", "first")
-    assert result.is_one_line("'twin' is 2 runs: ")
+    assert result.is_one_line("'twin' matches 2 runs: ")
     assert all(run.run_id[:8] in result.err for run in list_runs() if run.name == "twin")
 
 

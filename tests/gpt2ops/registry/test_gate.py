@@ -40,7 +40,7 @@ def test_the_first_model_becomes_champion():
     [
         (20.0, 25.0, 0.0, True, "is better: 20.00 against 25.00"),
         (25.0, 20.0, 0.0, False, "is worse: 25.00 against 20.00"),
-        (20.0, 20.0, 0.0, False, "is the same"),
+        (20.0, 20.0, 0.0, False, "is equal"),
         (19.0, 20.0, 0.1, False, "better by 5.0% only"),
         (18.0, 20.0, 0.1, True, "is better"),
         (15.0, 20.0, 0.1, True, "is better"),
@@ -113,7 +113,7 @@ def test_a_memorising_run_is_named_and_refused_only_where_a_threshold_says_so():
     named = verdict(None, changes=changes)
     assert named.passed
     assert named.memorising
-    assert "memorising run: it continues 90% of the training passages" in " ".join(named.reasons)
+    assert "memorises its training text: it repeats 90% of the training passages" in " ".join(named.reasons)
     assert "5.25 above its training loss" in " ".join(named.reasons)
     assert not verdict(None, changes=changes, max_verbatim_recall=0.5).passed
     assert not verdict(None).memorising

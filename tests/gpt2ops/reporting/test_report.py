@@ -16,11 +16,12 @@ from gpt2ops import paths
 from gpt2ops.params.schema import Params, parse_params
 from gpt2ops.reporting.curves import MAX_POINTS, thinned
 from gpt2ops.reporting.inputs import Inputs
+from gpt2ops.reporting.render import render_html, render_pdf
+from gpt2ops.reporting.report import build_report
 from gpt2ops.reporting.runs import Comparison, OtherRun, compare
 from gpt2ops.tracking.link import RunLink
 from gpt2ops.tracking.run import TrackedRun
 from gpt2ops.tracking.store import connect, experiment_id
-from tasks.report import build, page, pdf
 
 SHA = "0123456789abcdef" * 4
 
@@ -114,7 +115,7 @@ COMPARED = Comparison(
 
 
 def report_of(inputs: Inputs, comparison: Comparison = COMPARED) -> dict[str, Any]:
-    return build(inputs, comparison).as_dict()
+    return build_report(inputs, comparison).as_dict()
 
 
 class Text(HTMLParser):
@@ -177,13 +178,13 @@ def test_a_sample_of_empty_lines_says_how_many_instead_of_filling_screens() -> N
 
 
 def test_a_memorising_run_says_so_first_and_with_the_share() -> None:
-    text = Text(page(report_of(some_inputs()))).text
-    said = "memorising: train 0.10, held-out 6.20; 83 % of training passages come back word for word"
+    text = Text(render_html(report_of(some_inputs()))).text
+    said = "memorising: training loss 0.10, held-out loss 6.20; 83% of training passages are repeated"
     assert said in text
     assert text.index(said) < text.index("Scores")
     assert "use more text, or stop earlier" in text
     generalising = report_of(some_inputs(evaluation={"verdict": "generalising", "verbatim_recall": 0.0}))
-    assert "memorising" not in page(generalising).split("<main>")[0].split("<body")[1]
+    assert "memorising" not in render_html(generalising).split("<main>")[0].split("<body")[1]
 
 
 def test_what_a_model_wrote_is_shown_and_never_run() -> None:
@@ -192,7 +193,7 @@ def test_what_a_model_wrote_is_shown_and_never_run() -> None:
         samples={"samples": [sample(wild, prompt="<b>&amp;"), sample("y" * 10_000, "greedy", "<b>&amp;")], "before": []}
     )
     report = report_of(inputs)
-    source = page(report)
+    source = render_html(report)
     assert "<script" not in source
     assert not re.search(r"<(img|svg onload)", source)
     assert "&lt;b&gt;&amp;amp;" in source
@@ -200,12 +201,14 @@ def test_what_a_model_wrote_is_shown_and_never_run() -> None:
     assert '<script>alert("x")</script></pre><img src=x onerror=1> ␀␛[31m' in text
     assert "<b>&amp;" in text
     assert "… (8,000 more characters)" in text
-    assert '<script>alert("x")</script>' in pdf_text(pdf(report))
+    assert '<script>alert("x")</script>' in pdf_text(render_pdf(report))
 
 
 def test_the_table_of_settings_has_what_differs_from_the_defaults_and_nothing_else() -> None:
     params = parse_params({"train": {"learning_rate": 1e-3, "stop": {"max_steps": 77}}, "register": {"name": "mine"}})
-    (head, *rows) = Text(page(report_of(some_inputs(params=params)))).tables["Settings that differ from the defaults"]
+    (head, *rows) = Text(render_html(report_of(some_inputs(params=params)))).tables[
+        "Settings that differ from the defaults"
+    ]
     assert head == ["Setting", "This run", "Default"]
     shown = {row[0].split()[0]: row[1:] for row in rows}
     assert shown == {
@@ -214,7 +217,7 @@ def test_the_table_of_settings_has_what_differs_from_the_defaults_and_nothing_el
         "train.stop.max_steps": ["77", "1200"],
         "register.name": ["mine", "gpt2"],
     }
-    assert "Every setting has its default value." in page(report_of(some_inputs()))
+    assert "Every setting has its default value." in render_html(report_of(some_inputs()))
 
 
 def test_a_run_with_next_to_nothing_has_a_report_as_well() -> None:
@@ -233,23 +236,23 @@ def test_a_run_with_next_to_nothing_has_a_report_as_well() -> None:
         provenance={"licence": None, "files": []},
     )  # fmt: skip
     report = report_of(inputs, Comparison(problem="no answer"))
-    text = Text(page(report)).text
-    assert "so how it does on new text cannot be said" in text
-    assert "unknown: train 0.10, nothing was held out; whether training passages come back" in text
+    text = Text(render_html(report)).text
+    assert "no text was held out, so the loss on new text is not known" in text
+    assert "unknown: training loss 0.10, no text was held out; verbatim recall" in text
     assert "train.stop.max_steps was reached" in text
-    assert "MLflow could not be asked: no answer." in text
+    assert "MLflow could not be read: no answer." in text
     assert "Licence unknown" in text
     assert "None" not in text
     assert "nan" not in text.lower().split()
-    assert "nothing was held out" in pdf_text(pdf(report))
-    nothing = Text(page(report_of(replace(inputs, history=[bare])))).text
-    assert "No loss of this run was ever a finite number." in nothing
+    assert "no text was held out" in pdf_text(render_pdf(report))
+    nothing = Text(render_html(report_of(replace(inputs, history=[bare])))).text
+    assert "No loss of this run was finite." in nothing
 
 
 def test_the_pdf_has_the_headings_and_numbers_of_the_page() -> None:
     report = report_of(some_inputs())
-    on_page = Text(page(report))
-    in_pdf = pdf_text(pdf(report))
+    on_page = Text(render_html(report))
+    in_pdf = pdf_text(render_pdf(report))
     assert len(on_page.headings) > 10
     for heading in on_page.headings:
         assert heading in in_pdf
@@ -267,12 +270,12 @@ def test_the_pdf_has_the_headings_and_numbers_of_the_page() -> None:
 
 def test_equal_inputs_give_equal_files() -> None:
     first, second = (report_of(some_inputs()) for _ in range(2))
-    assert page(first) == page(second)
-    assert pdf(first) == pdf(second)
+    assert render_html(first) == render_html(second)
+    assert render_pdf(first) == render_pdf(second)
 
 
 def test_the_page_needs_nothing_beside_it() -> None:
-    source = page(report_of(some_inputs()))
+    source = render_html(report_of(some_inputs()))
     assert not re.search(r"<(script|link|img|iframe)|src=|@import|url\((?!#)", source)
     inside = set(re.findall(r' id="([^"]+)"', source))
     # MLflow shows the page in a sandbox, where a link to a place of the page does nothing.
@@ -294,7 +297,7 @@ def test_no_secret_of_an_address_is_in_the_report(monkeypatch: pytest.MonkeyPatc
         samples={"samples": [sample("see https://bob:hunter2@data.example.org")]},
     )
     report = report_of(inputs)
-    for text in (page(report), pdf_text(pdf(report))):
+    for text in (render_html(report), pdf_text(render_pdf(report))):
         assert "data.example.org" in text
         assert "mlflow.example.org" in text
         assert "hunter2" not in text
@@ -332,12 +335,13 @@ def test_the_last_five_runs_are_newest_first_with_the_champion_marked(
     client.set_registered_model_alias("gpt2", "champion", "1")
 
     comparison = compare(TrackedRun(RunLink.to(client, client.get_run(this))), "gpt2", "test")
-    rows = Text(page(report_of(some_inputs(), comparison))).tables["This run and the last of the experiment gpt2"][1:]
+    tables = Text(render_html(report_of(some_inputs(), comparison))).tables
+    rows = tables["This run and the latest of experiment gpt2"][1:]
     assert [row[0].split(" ")[0] for row in rows] == ["this", "elsewhere", "run-7", "run-6", "run-5", "run-4", "run-1"]
     assert "(champion, version 1)" in rows[-1][0]
     assert rows[-1][-1] == "train.learning_rate 0.1 (here 0.003)"
     assert (rows[1][1], rows[2][1]) == ("110.0 other data", "107.0")
-    assert rows[3][-1] == "no setting"
+    assert rows[3][-1] == "none"
     assert rows[4][-1] == "train.stop.max_steps 90 (here -)"  # as it was at that run's end
     assert not [row for row in rows[:-1] if "champion" in row[0]]
 
@@ -398,7 +402,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     inputs = some_inputs(
         params=params, provenance={"source": params.data.source}, samples={"samples": [text], "before": [text]}
     )
-    path.write_text(page(report_of(inputs)), encoding="utf-8")
+    path.write_text(render_html(report_of(inputs)), encoding="utf-8")
     return path
 
 
