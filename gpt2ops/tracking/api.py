@@ -14,7 +14,7 @@ from gpt2core.storage.files import read_json
 from gpt2ops import paths
 from gpt2ops.params.schema import Params, load_params
 from gpt2ops.pipeline.results import read_report
-from gpt2ops.process.stage import say
+from gpt2ops.process.console import say
 from gpt2ops.tracking.download import BEST_CHECKPOINT
 from gpt2ops.tracking.journal import open_journal, run_of, spool, take_journal, waiting_journals
 from gpt2ops.tracking.link import RunLink, known_run, pending_run

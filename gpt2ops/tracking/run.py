@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from gpt2ops import paths
 from gpt2ops.params.schema import Params
-from gpt2ops.process.stage import say
+from gpt2ops.process.console import say
 from gpt2ops.tracking.journal import Journal, open_journal, spool
 from gpt2ops.tracking.link import RunLink
 from gpt2ops.tracking.origin import UNKNOWN
