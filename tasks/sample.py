@@ -5,7 +5,6 @@ if __name__ == "__main__":
 
     start_process()
 
-
 from gpt2core.data.tokens import open_split
 from gpt2core.runtime import set_threads
 from gpt2core.storage.files import json_text, write_together
@@ -23,13 +22,13 @@ def main() -> None:
     set_threads(params.run.threads)
     train = open_split(paths.TOKENS, "train")
     with tracked_run() as tracked:
-        say(f"writing texts to {len(params.sample.prompts)} prompts in {len(params.sample.settings)} ways ...")
+        say(f"generating texts: {len(params.sample.prompts)} prompts, {len(params.sample.settings)} settings ...")
         samples = {**write_samples(params, train), "before": write_before(params)}
         write_together({paths.SAMPLES: json_text(samples), paths.SAMPLES_PAGE: samples_page(samples)})
         log_samples(tracked)
     memorised = sum(entry["memorised"] for entry in samples["samples"])
     if memorised:
-        say(f"{memorised} of {len(samples['samples'])} texts have memorised the training text: {paths.SAMPLES_PAGE}")
+        say(f"memorised texts: {memorised} of {len(samples['samples'])}; see {paths.SAMPLES_PAGE}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files by a pattern, as a shell finds them; unlike Python's own, `**` ends where links lead in a circle."""
+"""Glob patterns as in a shell. Unlike Python's `glob`, `**` does not follow links, so that link cycles end."""
 
 import fnmatch
 import glob
@@ -8,10 +8,7 @@ from pathlib import Path
 
 
 def matching_files(pattern: str) -> list[Path]:
-    """The files that `pattern` names, sorted; `**` is any number of folders, and follows no links to folders.
-
-    Names that begin with a dot are matched only by a pattern that does.
-    """
+    """The matching files, sorted. Names that begin with a dot match only a pattern that begins with one."""
     parts = Path(pattern).parts
     first = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     wanted = [part for place, part in enumerate(parts) if place >= first and (part != "**" or parts[place - 1] != "**")]
@@ -19,7 +16,6 @@ def matching_files(pattern: str) -> list[Path]:
 
 
 def _matching(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
-    """What `parts` of a pattern match below `folder`."""
     if not parts:
         yield folder
         return
@@ -42,7 +38,7 @@ def _matching(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
 
 def _entries(folder: Path, part: str) -> list[Path]:
     try:
-        names = os.listdir(folder)  # noqa: PTH208  # names, to be matched
+        names = os.listdir(folder)  # noqa: PTH208
     except (OSError, ValueError):
         return []
     hidden = part.startswith(".")

@@ -1,4 +1,4 @@
-"""Downloading a file over http(s): streamed to disk, retried, and continued where it broke off."""
+"""Downloads a file over http(s): streamed to disk, with retries, and resumed after an interruption."""
 
 import hashlib
 import time
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     import requests
 
 BLOCK_BYTES = 1 << 16
-TIMEOUT_SECONDS = (10, 60)  # to connect, and between two blocks
-# Failures in a row without a byte of progress.
+TIMEOUT_SECONDS = (10, 60)  # for the connection, and between two blocks
+# Consecutive failures without progress.
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 1.0
 TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class _TransientError(Exception):
-    """Worth another try."""
+    """A failure that a retry may solve."""
 
 
 def download(
@@ -34,19 +34,19 @@ def download(
     shown: str | None = None,
     pause_seconds: float = FIRST_PAUSE_SECONDS,
 ) -> Path:
-    """Fetch `url` to a file in `folder`; returns its path. What broke off stays there for the next call.
+    """Download `url` to a file in `folder`; returns its path. The next call resumes an interrupted download.
 
-    `shown` is what messages call the address, where it holds a secret.
-    Raises UserError where the server cannot be reached or refuses, and for content that is not of `sha256`.
+    `shown` stands for the URL in messages, if the URL has a secret.
+    Raises UserError if the server cannot be reached or refuses, or the content does not have this `sha256`.
     """
     shown = redact(url) if shown is None else shown
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{hashlib.sha256(shown.encode()).hexdigest()[:16]}.partial"
-    continued = target.exists()
+    resumed = target.exists()
     _fetch(url, shown, target, pause_seconds)
     found = sha256_file(target) if sha256 else None
-    if found != sha256 and continued:
-        # The earlier part may be of another version of the file.
+    if found != sha256 and resumed:
+        # The earlier part may belong to another version of the file.
         target.unlink()
         _fetch(url, shown, target, pause_seconds)
         found = sha256_file(target)
@@ -57,7 +57,7 @@ def download(
 
 
 def _fetch(url: str, shown: str, target: Path, pause_seconds: float) -> None:
-    """Complete the file `target` with the content of `url`, which messages call `shown`."""
+    """Complete the file `target` with the content of `url`."""
     failures, etag = 0, None
     while True:
         before = target.stat().st_size if target.exists() else 0
@@ -78,7 +78,7 @@ def _fetch(url: str, shown: str, target: Path, pause_seconds: float) -> None:
 
 
 def _transfer(url: str, shown: str, target: Path, done: int, etag: str | None) -> str | None:
-    """One request for what is missing after `done` bytes; returns the content's tag."""
+    """One request for the content after `done` bytes; returns its ETag."""
     import requests
     import urllib3
 
@@ -92,7 +92,7 @@ def _transfer(url: str, shown: str, target: Path, done: int, etag: str | None) -
             hops = [hop.url for hop in (*response.history, response)]
             if url.startswith("https:") and any(not hop.startswith("https:") for hop in hops):
                 raise UserError(
-                    f"{shown} leads to {_place(hops[-1])}, which is not encrypted; give that address itself."
+                    f"{shown} redirects to {_without_query(hops[-1])}, which is not encrypted; use that URL itself."
                 )
             total = _total_bytes(response.headers.get("Content-Range", ""))
             if response.status_code == 416 and total == done:
@@ -101,7 +101,7 @@ def _transfer(url: str, shown: str, target: Path, done: int, etag: str | None) -
             misplaced = response.status_code == 206 and not served.startswith(f"bytes {done}-")
             if response.status_code == 416 or misplaced:
                 target.unlink()
-                raise _TransientError("the part on disk does not fit the file there")
+                raise _TransientError("the part on disk does not match the file on the server")
             if response.status_code in TRANSIENT_STATUS:
                 raise _TransientError(f"status {response.status_code}")
             if response.status_code not in (200, 206):
@@ -111,16 +111,18 @@ def _transfer(url: str, shown: str, target: Path, done: int, etag: str | None) -
             _save(response, target, done if response.status_code == 206 else 0)
             return response.headers.get("ETag")
     except requests.exceptions.InvalidSchema:
-        raise UserError(f"{shown} leads to an address that is not http or https; give that address itself.") from None
+        raise UserError(
+            f"{shown} redirects to a URL that is not http or https; download the file by other means."
+        ) from None
     except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects, UnicodeError) as error:
-        # What requests says of it has the address in it.
+        # The message of requests contains the URL.
         raise UserError(f"{shown} cannot be followed ({type(error).__name__}); check data.source.") from None
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, ConnectionError) as error:
         raise _TransientError(_reason(error)) from error
 
 
-def _place(url: str) -> str:
-    """An address that a server gave, without what follows its path: a signature, mostly."""
+def _without_query(url: str) -> str:
+    """A URL from a server, without its query, which often is a signature."""
     return redact(urlsplit(url)._replace(query="", fragment="").geturl())
 
 
@@ -134,7 +136,7 @@ def _save(response: "requests.Response", target: Path, done: int) -> None:
             handle.write(block)
             bar.update(len(block))
     if expected is not None and target.stat().st_size != expected:
-        raise _TransientError(f"{target.stat().st_size} of {expected} bytes came")
+        raise _TransientError(f"received {target.stat().st_size} of {expected} bytes")
 
 
 def _total_bytes(content_range: str) -> int | None:
@@ -144,17 +146,17 @@ def _total_bytes(content_range: str) -> int | None:
 
 
 def _reason(error: Exception) -> str:
-    """The innermost cause in a few words: what requests and urllib3 wrap around it says little."""
+    """The innermost cause in a few words, without the wrappers of requests and urllib3."""
     text = str(error)
-    for sign, words in (
-        ("NameResolutionError", "the name cannot be resolved"),
+    for sign, reason in (
+        ("NameResolutionError", "the host name cannot be resolved"),
         ("Connection refused", "connection refused"),
         ("timed out", "timed out"),
         ("CERTIFICATE_VERIFY_FAILED", "its certificate is not trusted"),
-        ("ProxyError", "the proxy refuses"),
-        ("IncompleteRead", "the connection broke off"),
-        ("Connection aborted", "the connection broke off"),
+        ("ProxyError", "the proxy refused the connection"),
+        ("IncompleteRead", "the connection was interrupted"),
+        ("Connection aborted", "the connection was interrupted"),
     ):
         if sign in text:
-            return words
+            return reason
     return type(error).__name__

@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face hub as .jsonl.zst files, one a split."""
+"""Saves a data set of the Hugging Face Hub as .jsonl.zst files, one per split."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from typing import Any
 from gpt2core.errors import UserError
 from gpt2ops.process.console import progress_bar
 
-# The splits most data sets have, in the order in which they are read; any others follow by name.
+# The usual splits in reading order; others follow by name.
 SPLIT_ORDER = ("train", "validation", "test")
 ZSTD_LEVEL = 3
 
@@ -17,8 +17,8 @@ ZSTD_LEVEL = 3
 def save_dataset(name: str, text_field: str, folder: Path) -> tuple[list[str], str | None]:
     """Write each split of the data set `OWNER/NAME[/CONFIG]` (or a local folder of one) into `folder`.
 
-    Returns the files' names in reading order, and the licence where the data set states one. Records are streamed, so
-    memory stays bounded. Raises UserError where it cannot be loaded or has no text in `text_field`.
+    Returns the file names in reading order, and the licence if the data set states one. Records are streamed, so memory
+    stays bounded. Raises UserError if it cannot be loaded or has no text in `text_field`.
     """
     import datasets
 
@@ -26,9 +26,9 @@ def save_dataset(name: str, text_field: str, folder: Path) -> tuple[list[str], s
     datasets.utils.logging.set_verbosity(logging.ERROR)
     try:
         splits = datasets.load_dataset(path, config, streaming=True)
-        odd = [split for split in splits if not re.fullmatch(r"\w[\w.-]*", str(split))]
-        if odd:  # it becomes a file's name
-            raise UserError(f"hf:{name}: a split is called {odd[0]!r}, which is no name.")
+        invalid = [split for split in splits if not re.fullmatch(r"\w[\w.-]*", str(split))]
+        if invalid:  # it becomes a file name
+            raise UserError(f"hf:{name}: the split name {invalid[0]!r} is not a valid file name.")
         order = sorted(
             splits,
             key=lambda split: (
@@ -44,8 +44,8 @@ def save_dataset(name: str, text_field: str, folder: Path) -> tuple[list[str], s
         licence = next((splits[split].info.license for split in order), None)
     except UserError:
         raise
-    except Exception as error:  # the hub's client, its transport and its readers each raise their own kinds
-        if isinstance(error, OSError) and error.errno == 28:  # ENOSPC is the stage's to report
+    except Exception as error:  # the hub's client, its transport and its readers each raise their own types
+        if isinstance(error, OSError) and error.errno == 28:  # ENOSPC: the stage reports it
             raise
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UserError(
@@ -78,7 +78,7 @@ def _save_split(records: Any, where: str, text_field: str, path: Path) -> str:
                 fields = ", ".join(map(repr, record))
                 raise UserError(f"{where}: no field {text_field!r} (it has {fields}); set data.text_field.")
             if not isinstance(record[text_field], str):
-                raise UserError(f"{where}, record {number}: field {text_field!r} is no text; set data.text_field.")
+                raise UserError(f"{where}, record {number}: field {text_field!r} is not text; set data.text_field.")
             packed.write(json.dumps({text_field: record[text_field]}, ensure_ascii=False).encode() + b"\n")
             bar.update()
     return path.name

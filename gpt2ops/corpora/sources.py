@@ -1,9 +1,9 @@
-"""What `data.source` may name, and getting its text files into one folder.
+"""Collects the text files of `data.source` in one folder. It can be:
 
 bundled                      the plays in data/corpus
 tinyshakespeare, tinystories the named sets below
-hf:DATASET[/CONFIG]          a data set of the Hugging Face hub (gpt2ops/corpora/hub.py)
-http://…, https://…          one file, with data.sha256; ${NAME} in it is taken from the environment
+hf:DATASET[/CONFIG]          a data set of the Hugging Face Hub (gpt2ops/corpora/hub.py)
+http://…, https://…          one file, with data.sha256; ${NAME} in the URL stands for an environment variable
 anything else                a file, a folder (recursive) or a glob
 """
 
@@ -43,7 +43,7 @@ class NamedSet:
     licence: str
 
 
-# Both are pinned to a commit, so that the address always gives the same bytes.
+# Both URLs name a commit, so their content cannot change.
 _TINY_SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/d1d7aa34fdb3626174bce1d753e6cc6845ce7087/data/"
 _TINY_STORIES = (
     "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/f54c09fd23315a6f9c86f9dc80f725de7d8f9c64/"
@@ -69,8 +69,8 @@ NAMED_SETS = {
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a source gave: where it came from, and its files as they lie in the folder, in reading order."""
+class CollectedFiles:
+    """The files of a source, as names in the folder, in reading order, and their origin."""
 
     licence: str | None
     urls: tuple[str, ...]
@@ -78,9 +78,9 @@ class Found:
 
 
 def collect(data: Data, folder: Path) -> dict[str, Any]:
-    """Put the files of `data.source` into `folder`, each checked to be readable text; returns the provenance.
+    """Copy the files of `data.source` to `folder` and check that each is readable text; returns the provenance.
 
-    Raises UserError naming what is missing, what is no text and where, or what could not be downloaded.
+    Raises UserError that names the file that is missing, is not text, or could not be downloaded.
     """
     found = _collect(data, folder)
     entries: list[dict[str, Any]] = [
@@ -97,27 +97,29 @@ def collect(data: Data, folder: Path) -> dict[str, Any]:
     }
 
 
-def _collect(data: Data, folder: Path) -> Found:
+def _collect(data: Data, folder: Path) -> CollectedFiles:
     source = data.source
     if source.startswith("hf:"):
         from gpt2ops.corpora.hub import save_dataset
 
-        _refuse_sha256(data, "a data set of the hub")
+        _refuse_sha256(data, "a data set of the Hub")
         names, licence = save_dataset(source.removeprefix("hf:"), data.text_field, folder)
-        return Found(licence, (f"https://huggingface.co/datasets/{source.removeprefix('hf:')}",), tuple(names))
+        return CollectedFiles(licence, (f"https://huggingface.co/datasets/{source.removeprefix('hf:')}",), tuple(names))
     if source in NAMED_SETS:
         return _named_set(data, NAMED_SETS[source], folder)
     if source.startswith(("http://", "https://")):
         return _url(data, folder)
     if "://" in source:
-        raise UserError(f"data.source ({redact(source)!r}): only http and https addresses are downloaded.")
+        raise UserError(f"data.source ({redact(source)!r}): only http and https URLs are supported.")
     if source == "bundled":
-        return Found(BUNDLED_LICENCE, (), _copy({paths.BUNDLED_CORPUS: paths.BUNDLED_CORPUS.name}, data, folder))
-    return Found(None, (), _copy(_local_files(source), data, folder))
+        return CollectedFiles(
+            BUNDLED_LICENCE, (), _copy({paths.BUNDLED_CORPUS: paths.BUNDLED_CORPUS.name}, data, folder)
+        )
+    return CollectedFiles(None, (), _copy(_local_files(source), data, folder))
 
 
 def _copy(files: dict[Path, str], data: Data, folder: Path) -> tuple[str, ...]:
-    """Check and copy `files` (path to name in `folder`)."""
+    """Check and copy `files`, a map of path to name in `folder`."""
     if len(files) > 1:
         _refuse_sha256(data, f"{len(files)} files")
     for path, name in files.items():
@@ -134,14 +136,16 @@ def _copy(files: dict[Path, str], data: Data, folder: Path) -> tuple[str, ...]:
 
 def _refuse_sha256(data: Data, what: str) -> None:
     if data.sha256:
-        raise UserError(f"data.sha256 is for one file, and data.source ({data.source}) names {what}; set it to null.")
+        raise UserError(
+            f"data.sha256 is for one file, but data.source ({data.source}) names {what}; set data.sha256 to null."
+        )
 
 
 # Local files
 
 
 def _local_files(source: str) -> dict[Path, str]:
-    """Path of each file that `source` names, in sorted order, to its name in the folder of raw files."""
+    """The files of `source`, sorted: path to name in the folder of raw files."""
     path = with_home(source)
     if path.is_file():
         file_format(path)
@@ -164,7 +168,7 @@ def _local_files(source: str) -> dict[Path, str]:
 
 
 def _storable_name(file: Path, base: Path) -> str:
-    """Its name below `base`. Raises UserError where it is in another encoding than UTF-8: JSON could not hold it."""
+    """The name relative to `base`. Raises UserError if it is not UTF-8, which JSON needs."""
     name = file.relative_to(base).as_posix()
     try:
         check_unicode(name)
@@ -190,25 +194,25 @@ def _is_readable(path: Path) -> bool:
 # Downloads
 
 
-def _url(data: Data, folder: Path) -> Found:
+def _url(data: Data, folder: Path) -> CollectedFiles:
     check_no_secret(data.source, "data.source")
     name = _file_name(data.source)
     if data.sha256 is None:
-        raise UserError(f"data.sha256 is null: downloading {data.source} needs the hash the file must have.")
+        raise UserError(f"data.sha256 is null: to download {data.source}, set it to the file's hash.")
     _fetch(Download(data.source, data.sha256), data, folder / name)
-    return Found(None, (data.source,), (name,))
+    return CollectedFiles(None, (data.source,), (name,))
 
 
 def _file_name(url: str) -> str:
     try:
         name = Path(unquote(urlsplit(url).path)).name
     except ValueError as error:
-        raise UserError(f"data.source ({url!r}) is not a valid address: {error}.") from None
+        raise UserError(f"data.source ({url!r}) is not a valid URL: {error}.") from None
     file_format(Path(name or url))
     return name
 
 
-def _named_set(data: Data, named: NamedSet, folder: Path) -> Found:
+def _named_set(data: Data, named: NamedSet, folder: Path) -> CollectedFiles:
     _refuse_sha256(data, "a set with its own hash")
     names = []
     for item in named.downloads:
@@ -217,15 +221,15 @@ def _named_set(data: Data, named: NamedSet, folder: Path) -> Found:
         local = paths.BUNDLED_CORPUS.parent / name
         names.append(name)
         if item.sha256 and local.is_file() and sha256_file(local) == item.sha256:
-            say(f"taking {local}")
+            say(f"using {local}")
             shutil.copyfile(local, folder / name)
             continue
         try:
             _fetch(item, data, folder / name)
         except UserError as error:
-            hint = f" Or place the file at {local}." if item.sha256 else ""
+            hint = f" Or save the file as {local}." if item.sha256 else ""
             raise UserError(f"{error}{hint}") from None
-    return Found(named.licence, tuple(item.url for item in named.downloads), tuple(names))
+    return CollectedFiles(named.licence, tuple(item.url for item in named.downloads), tuple(names))
 
 
 def _fetch(item: Download, data: Data, target: Path) -> None:

@@ -1,1 +1,1 @@
-"""Models for others: export, model card, upload."""
+"""Export of a model, its card, and its upload to the Hugging Face Hub."""

@@ -1,4 +1,4 @@
-"""A model as a Hugging Face directory that other programs load: weights, tokenizer, settings, card; checked first."""
+"""Exports a model as a Hugging Face directory (weights, tokenizer, configs, card) and checks it in other runtimes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +40,9 @@ def export_model(
     language: str | None = None,
     repo_id: str | None = None,
 ) -> Export:
-    """Write `model` (a directory, a released size, models:/NAME@ALIAS) to `directory`, which appears when all is well.
+    """Write `model` (a directory, a released size, models:/NAME@ALIAS) to `directory`, after all checks have passed.
 
-    Raises UserError, with nothing written, where there is no such model or another runtime computes something else.
+    Raises UserError, with nothing written, if there is no such model or another runtime gives other results.
     """
     loaded = load_model(model, "--model")
     source = find_weights(resolve_model(model))
@@ -56,17 +56,17 @@ def export_model(
 
 
 def write_files(model: GPT, directory: Path, dtype: torch.dtype) -> None:
-    """Weights, config, generation config and tokenizer. Raises UserError where a weight does not fit into `dtype`."""
+    """Weights, config, generation config and tokenizer. Raises UserError if a weight is out of range for `dtype`."""
     largest = max(float(parameter.detach().abs().max()) for parameter in model.parameters())
     if largest > torch.finfo(dtype).max:
         raise UserError(f"a weight is {largest:.3g}, too large for {dtype}; export as bf16 or fp32.")
     model.save_pretrained(directory, dtype)
-    # safetensors makes a file for its owner only; whoever may read the rest may read this.
+    # safetensors writes mode 0600; give it the mode of the other files.
     (directory / "model.safetensors").chmod((directory / "config.json").stat().st_mode)
     Tokenizer().save(directory)
     tokenizer_config = read_json(directory / "tokenizer_config.json")
     write_json(directory / "tokenizer_config.json", {**tokenizer_config, "model_max_length": model.config.block_size})
     generation = read_json(directory / "generation_config.json")
-    # What `gpt2 generate` does when nothing is asked.
+    # The defaults of `gpt2 generate`.
     sampling = {key: STRATEGIES["sample"].keys[key] for key in ("temperature", "top_k", "top_p")}
     write_json(directory / "generation_config.json", {**generation, "do_sample": True, **sampling})

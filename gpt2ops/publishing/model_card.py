@@ -1,17 +1,18 @@
-"""README.md of an exported model: the hub's front matter, and what a stranger must know before using it."""
+"""README.md of an exported model: metadata for the Hugging Face Hub, use, limits, scores and data."""
 
-from pathlib import Path, PureWindowsPath
+from importlib.resources import files
+from pathlib import PureWindowsPath
 from typing import Any
 
 from gpt2ops.publishing.model_facts import ModelFacts
 from gpt2ops.tracking.store import redact
 
-TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
-# Corpora that are English, with the names the hub has for them.
+TEMPLATE = files("gpt2ops.publishing") / "templates" / "model_card.md"
+# Named corpora in English, and their names on the Hub.
 _ENGLISH = {"bundled", "tinyshakespeare", "tinystories"}
 _DATASETS = {"tinystories": "roneneldan/TinyStories"}
 _SOURCES = {
-    "bundled": "plays by Shakespeare, as they come with the program that trained it",
+    "bundled": "plays by Shakespeare",
     "tinyshakespeare": "Tiny Shakespeare",
     "tinystories": "TinyStories",
 }
@@ -26,17 +27,17 @@ _SHOWN_SETTINGS = (
     "run.seed",
 )
 _VERDICTS = {
-    "memorising": "**It has learned its training text by heart.** What it writes may be that text, word for word.",
-    "generalising": "It does not recite: it was better than chance on text it had not seen.",
-    "underfitting": "It knows hardly more than which words are frequent; it remembers nothing.",
-    "unknown": "Nothing was held out, so how much it only remembers is not known.",
+    "memorising": "**The model has memorised its training text.** Its output may repeat that text word for word.",
+    "generalising": "No sign of memorisation was found.",
+    "underfitting": "The model is no better than token frequencies.",
+    "unknown": "No text was held out, so the loss on new text is not known.",
 }
 
 
 def model_card(
     facts: ModelFacts, *, repo_id: str, licence: str | None, language: str | None, dtype: str = "fp32"
 ) -> str:
-    """The text of the card. `licence` is that of the weights, in the hub's spelling (mit, apache-2.0 ...)."""
+    """The text of the card. `licence` is that of the weights, as an identifier of the Hub (mit, apache-2.0, ...)."""
     from huggingface_hub import ModelCard
 
     source = str(facts.data.get("source") or facts.settings.get("data.source") or "")
@@ -51,7 +52,7 @@ def model_card(
         prompt="ROMEO." if source in ("bundled", "tinyshakespeare") else "Once upon a time",
         new_tokens=min(60, facts.config.block_size // 2),
         scores=_scores(facts),
-        protocol="Perplexity by a sliding window over the first tokens of each split; lower is better."
+        protocol="Measured with a sliding window over the first tokens of each split."
         + (f" Measured before the weights were rounded to {dtype}." if dtype != "fp32" else ""),
         memory=_memory(facts),
         data=_data(facts),
@@ -99,9 +100,9 @@ def _origin(facts: ModelFacts) -> str:
 
 
 def _scores(facts: ModelFacts) -> list[str]:
-    """A row of the table for each split that was measured."""
+    """A table row for each scored split."""
     rows = []
-    names = {"train": "training text", "val": "validation, held out", "test": "test, held out"}
+    names = {"train": "training", "val": "validation (held out)", "test": "test (held out)"}
     for split, title in names.items():
         found = [facts.metrics.get(f"evaluate/{split}_{name}") for name in ("loss", "perplexity", "bits_per_byte")]
         accuracy, tokens = (facts.metrics.get(f"evaluate/{split}_{name}") for name in ("token_accuracy", "tokens"))
@@ -117,18 +118,18 @@ def _memory(facts: ModelFacts) -> str:
     recall = facts.metrics.get("evaluate/verbatim_recall")
     verdict = _VERDICTS.get(facts.verdict or "", "")
     if recall is None:
-        return verdict or "Not measured. A model trained long on little text may recite it."
-    measured = f"Of passages taken from its training text it continued {recall:.0%} word for word by greedy decoding."
+        return verdict or "Not measured. A model that was trained for long on little text may repeat it."
+    measured = f"With greedy decoding it continued {recall:.0%} of the tested training passages word for word."
     return f"{verdict} {measured}".strip()
 
 
 def _data(facts: ModelFacts) -> list[tuple[str, str]]:
-    """The data sheet, as rows."""
+    """Rows of the data sheet."""
     source = facts.data.get("source") or facts.settings.get("data.source")
     if not source:
         return []
     rows = [("Source", _source_name(str(source)))]
-    rows += [("Address", redact(str(url))) for url in facts.data.get("urls", [])]
+    rows += [("URL", redact(str(url))) for url in facts.data.get("urls", [])]
     rows.append(("Licence of the text", str(facts.data.get("licence") or "not stated")))
     if "size_bytes" in facts.data:
         rows.append(("Size", f"{facts.data['size_bytes']:,} bytes"))
@@ -141,7 +142,7 @@ def _data(facts: ModelFacts) -> list[tuple[str, str]]:
 
 
 def without_folders(name: str) -> str:
-    """A path on the machine that trained is nobody's business: its last part."""
+    """The last part of a path, so that the card does not show the folders of the training machine."""
     return PureWindowsPath(name).name if name.startswith(("/", "~", "..")) or name[1:3] == ":\\" else redact(name)
 
 
@@ -151,7 +152,11 @@ def _source_name(source: str) -> str:
 
 def _licence(facts: ModelFacts, licence: str | None) -> str:
     text = facts.data.get("licence")
-    of_text = f" The training text is: {text}." if text else " Mind the licence of the training text."
+    of_text = (
+        f" Licence of the training text: {text}."
+        if text
+        else " The licence of the training text is not stated; check it before use."
+    )
     if licence:
-        return f"The weights: {licence}.{of_text}"
-    return f"None was chosen for the weights yet, so nobody may assume one.{of_text}"
+        return f"Licence of the weights: {licence}.{of_text}"
+    return f"No licence has been chosen for the weights; without one, no use is permitted.{of_text}"

@@ -1,4 +1,4 @@
-"""What is known of a model beside its weights: what it was trained on, how it was measured, where it came from."""
+"""Facts on a model for its card: training data, settings, metrics and origin."""
 
 import filecmp
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from gpt2core.storage.hf import RELEASED
 from gpt2ops import paths
 from gpt2ops.pipeline.results import read_report
 from gpt2ops.tracking.api import report_metrics
+from gpt2ops.tracking.download import split_model_uri
 from gpt2ops.tracking.store import stored_run_id
 
 WEIGHTS = "model.safetensors"
@@ -20,7 +21,7 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Each is empty where it is not known. `metrics` are named as in MLflow: `evaluate/test_perplexity`."""
+    """A field is empty if its value is unknown. `metrics` have MLflow's names, such as `evaluate/test_perplexity`."""
 
     config: GPTConfig
     name: str
@@ -29,29 +30,29 @@ class ModelFacts:
     held_out: str | None = None
     data: dict[str, Any] = field(default_factory=dict)  # data/raw/provenance.json
     tokens: dict[str, int] = field(default_factory=dict)  # of each split
-    settings: dict[str, str] = field(default_factory=dict)  # params of the run, as `train.learning_rate`
+    settings: dict[str, str] = field(default_factory=dict)  # of the run: `train.learning_rate` ...
     run_name: str | None = None
     imported: dict[str, Any] = field(default_factory=dict)  # import.json
 
     @property
     def base_model(self) -> str | None:
-        """The hub's name of the released model it was fine-tuned from."""
+        """The Hub's name of the released model that this one was fine-tuned from."""
         return RELEASED.get(self.settings.get("model.init", "")) or RELEASED.get(str(self.imported.get("source")))
 
 
 def gather_facts(model: str, directory: Path, config: GPTConfig) -> ModelFacts:
     """The facts of the model called `model`, whose weights are in `directory`."""
     if model.startswith("models:/"):
-        return _of_version(model, config)
+        return _facts_of_version(model, config)
     project = _project_of(directory)
     if project is not None:
-        return _of_project(project, config)
+        return _facts_of_project(project, config)
     imported = directory / "import.json"
-    return ModelFacts(config, Path(model).name, imported=_of_import(imported) if imported.is_file() else {})
+    return ModelFacts(config, Path(model).name, imported=_read_import(imported) if imported.is_file() else {})
 
 
 def _project_of(directory: Path) -> Path | None:
-    """The project that made the weights in `directory`, its models/best or what `gpt2 finetune` took from there."""
+    """The project that trained the weights in `directory`: its models/best, or a copy of it by `gpt2 finetune`."""
     if paths.RUN.is_file() and directory.resolve() == paths.BEST_MODEL.resolve():
         return Path()
     project = directory / paths.FINETUNED
@@ -61,8 +62,8 @@ def _project_of(directory: Path) -> Path | None:
     return None
 
 
-def _of_project(project: Path, config: GPTConfig) -> ModelFacts:
-    """Of its models/best, from the reports of the run that made it."""
+def _facts_of_project(project: Path, config: GPTConfig) -> ModelFacts:
+    """Facts on the project's models/best, from the reports of its run."""
     run = read_report(project / paths.RUN, "finetune", ("run_id",))
     scores = project / paths.EVALUATE_METRICS
     evaluation = read_report(scores, "evaluate", ("verdict", "held_out")) if scores.is_file() else {}
@@ -78,11 +79,11 @@ def _of_project(project: Path, config: GPTConfig) -> ModelFacts:
     )
 
 
-def _of_version(uri: str, config: GPTConfig) -> ModelFacts:
-    """Of a registered model, from the run that made it; the data sheet only where that run's data is still here."""
+def _facts_of_version(uri: str, config: GPTConfig) -> ModelFacts:
+    """Facts on a registered model, from its MLflow run; data only if this project still has that run's data."""
     from gpt2ops.registry.models import registered_versions
 
-    name, version, alias = _split_uri(uri)
+    name, alias, version = split_model_uri(uri)
     found = next(entry for entry in registered_versions(name) if version == entry.version or alias in entry.aliases)
     here = paths.RUN.is_file() and stored_run_id(_run_id(paths.RUN)) == found.run_id
     return ModelFacts(
@@ -101,19 +102,12 @@ def _run_id(record: Path) -> str:
     return str(read_report(record, "finetune", ("run_id",))["run_id"])
 
 
-def _of_import(file: Path) -> dict[str, Any]:
-    """What `gpt2 import` has written beside the weights."""
+def _read_import(file: Path) -> dict[str, Any]:
+    """import.json, which `gpt2 import` writes. Raises UserError if it is damaged."""
     try:
         return dict(read_json(file))
     except (ValueError, TypeError):
         raise UserError(f"{file} is damaged: import the weights again, or remove it.") from None
-
-
-def _split_uri(uri: str) -> tuple[str, str | None, str | None]:
-    """Name, version and alias of `models:/NAME/VERSION` or `models:/NAME@ALIAS`."""
-    name, _, alias = uri.removeprefix("models:/").partition("@")
-    name, _, version = name.partition("/")
-    return name, version or None, alias or None
 
 
 def _data_sheet(project: Path = Path()) -> dict[str, Any]:
@@ -128,7 +122,7 @@ def _data_sheet(project: Path = Path()) -> dict[str, Any]:
 
 
 def _settings(run_id: str) -> dict[str, str]:
-    """Parameters of an MLflow run; none where the run or its store is not here."""
+    """Parameters of an MLflow run; empty if the run or its store cannot be read."""
     from gpt2ops.registry.models import store_exists
     from gpt2ops.tracking.store import connect
 
@@ -136,5 +130,5 @@ def _settings(run_id: str) -> dict[str, str]:
         return {}
     try:
         return dict(connect().get_run(run_id).data.params)
-    except Exception:  # a run of another store: the card then says less
+    except Exception:  # for example a run of another store
         return {}

@@ -1,4 +1,4 @@
-"""A directory of a model to a hub: what would go there, and sending it."""
+"""Uploads an exported model to the Hugging Face Hub."""
 
 import os
 import re
@@ -7,18 +7,16 @@ from pathlib import Path
 
 from gpt2core.errors import UserError
 
-# A folder with these in it is no model: a key or a checkpoint's state would become public.
+# Never uploaded: keys, pickles and the training state of a checkpoint.
 _NEVER = re.compile(r"\.env.*|.*\.(?:pem|key|pkl|pickle)|id_(?:rsa|ed25519).*|optimizer\..*|trainer\.json|\.netrc")
 _NEEDED = ("config.json", "README.md")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What goes to the hub."""
-
     directory: Path
     files: list[tuple[str, int]]  # names with sizes in bytes
-    left_out: list[str]
+    skipped: list[str]
 
     @property
     def size_bytes(self) -> int:
@@ -26,7 +24,7 @@ class Upload:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raises UserError unless it is OWNER/NAME as the hub allows it."""
+    """Raises UserError unless it is a valid OWNER/NAME."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -38,29 +36,29 @@ def check_repo_id(repo_id: str) -> None:
         valid = repo_id.count("/") == 1
     if not valid:
         raise UserError(
-            f"{repo_id!r} is no name of a repository; write OWNER/NAME of letters, digits, '-', '_' and '.'."
+            f"{repo_id!r} is not a repository name; write OWNER/NAME with letters, digits, '-', '_' and '.'."
         )
 
 
 def plan_upload(directory: Path) -> Upload:
-    """The files of an exported model. Raises UserError where the directory is none."""
+    """Raises UserError if the directory is not an exported model."""
     missing = [name for name in _NEEDED if not (directory / name).is_file()]
     if missing or not any(directory.glob("*.safetensors")):
         what = ", ".join(missing) or "model.safetensors"
         raise UserError(f"{directory} has no {what}; push a folder that `gpt2 export` wrote.")
-    files, left_out = [], []
+    files, skipped = [], []
     for file in sorted(directory.iterdir()):
         if file.is_symlink() or not file.is_file() or _NEVER.fullmatch(file.name):
-            left_out.append(file.name)
+            skipped.append(file.name)
         else:
             files.append((file.name, file.stat().st_size))
-    return Upload(directory, files, left_out)
+    return Upload(directory, files, skipped)
 
 
 def send(upload: Upload, repo_id: str, *, private: bool, token: str | None) -> str:
-    """Create the repository where it is not, and upload in one commit; returns its address.
+    """Create the repository if it does not exist, and upload in one commit; returns its URL.
 
-    Raises UserError, one line and without the token, where the hub does not take it.
+    Raises UserError, without the token, if the Hub refuses the upload or cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -73,39 +71,39 @@ def send(upload: Upload, repo_id: str, *, private: bool, token: str | None) -> s
             allow_patterns=[name for name, _ in upload.files],
             commit_message="Upload a GPT-2",
         )
-    except Exception as error:  # the client raises many kinds
-        raise UserError(_why(error, repo_id, api.endpoint)) from None
+    except Exception as error:  # the client raises many types
+        raise UserError(_reason(error, repo_id, api.endpoint)) from None
     return f"{api.endpoint}/{repo_id}"
 
 
 def find_token(variable: str | None) -> str | None:
-    """The token in the environment variable; None leaves it to the hub's client.
+    """The token in the environment variable; with None, the Hub's client finds it and the result is None.
 
-    Raises UserError where there is none.
+    Raises UserError if there is no token.
     """
     from huggingface_hub import get_token
 
     if variable is None:
         if get_token() is None:
-            raise UserError("no token of the hub: run `hf auth login`, or set HF_TOKEN and push again.")
+            raise UserError("no Hugging Face token: run `hf auth login`, or set HF_TOKEN and push again.")
         return None
     token = os.environ.get(variable, "").strip()
     if not token:
         raise UserError(
-            f"--token-from-env: the environment variable {variable} is empty; set it to a token of the hub."
+            f"--token-from-env: the environment variable {variable} is empty; set it to a Hugging Face token."
         )
     return token
 
 
-def _why(error: Exception, repo_id: str, endpoint: str) -> str:
+def _reason(error: Exception, repo_id: str, endpoint: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         status = error.response.status_code
         if status == 401:
-            return f"{endpoint} does not know this token; make a new one with write access and push again."
+            return f"{endpoint} does not accept this token; create one with write access and push again."
         if status == 403:
-            return f"{endpoint}: this token may not write to {repo_id}; use one with write access, or another OWNER."
+            return f"{endpoint}: this token has no write access to {repo_id}; use another token or another OWNER."
         message = str(getattr(error, "server_message", None) or "").strip().splitlines() or ["no reason given"]
         return f"{endpoint} refused {repo_id} (HTTP {status}: {message[0][:200]})."
-    return f"{endpoint} cannot be reached ({type(error).__name__}); no file was published. Try again with a network."
+    return f"{endpoint} cannot be reached ({type(error).__name__}); nothing was published. Check the network."

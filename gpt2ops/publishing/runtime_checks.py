@@ -1,4 +1,4 @@
-"""Whether an exported directory computes the same elsewhere: in transformers, and in CTranslate2's own C++ runtime."""
+"""Checks that an exported model gives the same results in transformers and in CTranslate2, a C++ runtime."""
 
 import importlib.metadata
 import tempfile
@@ -14,13 +14,13 @@ from gpt2core.tokenizer import Tokenizer
 
 PROMPTS = ("The", "Once upon a time there was", "In the year 1851 — “naïve” 東京 ROMEO.")
 NEW_TOKENS = 24
-# Logits of two runtimes differ by rounding; a wrong weight is off by far more.
+# Logits of two runtimes differ by rounding; a wrong weight gives a far larger difference.
 TOLERANCE = 2e-3
 
 
 @dataclass(frozen=True)
 class Check:
-    """One runtime, and what was found to be equal in it."""
+    """A runtime, and which of its results are equal."""
 
     runtime: str
     result: str
@@ -28,7 +28,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the exported weights give here: greedy tokens after each prompt, and the logits of all of them."""
+    """The results of this project with the exported weights: greedy tokens after each prompt, and all logits."""
 
     prompts: list[list[int]]
     tokens: list[list[int]]
@@ -36,7 +36,7 @@ class Expected:
 
 
 def check_export(directory: Path) -> list[Check]:
-    """Raises UserError where a runtime does not load the directory, or gives other numbers than this project."""
+    """Raises UserError if a runtime does not load the directory, or gives other results than this project."""
     model = GPT.from_pretrained(directory)
     expected = _expected(model)
     return [_in_transformers(directory, expected), _in_ctranslate2(directory, expected)]
@@ -65,12 +65,12 @@ def _in_transformers(directory: Path, expected: Expected) -> Check:
     try:
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(directory)
-    except Exception as error:  # of many kinds
-        raise _failed(name, f"it does not load ({_line(error)})") from None
+    except Exception as error:  # of many types
+        raise _export_error(name, f"it does not load ({_line(error)})") from None
     worst = 0.0
     for text, prompt, tokens, logits in zip(PROMPTS, expected.prompts, expected.tokens, expected.logits, strict=True):
         if tokenizer(text)["input_ids"][: len(prompt)] != prompt:
-            raise _failed(name, f"its tokenizer gives other tokens for {text!r}")
+            raise _export_error(name, f"its tokenizer gives other tokens for {text!r}")
         with torch.inference_mode():
             theirs = model(torch.tensor([[*prompt, *tokens][: len(logits)]])).logits[0].float()
             output = model.generate(
@@ -79,7 +79,7 @@ def _in_transformers(directory: Path, expected: Expected) -> Check:
         worst = max(worst, float((theirs - logits).abs().max()))
         _compare_tokens(name, output[0, len(prompt) :].tolist(), prompt, tokens, logits)
     if not worst <= TOLERANCE:
-        raise _failed(name, f"its logits differ by {worst:.2g}")
+        raise _export_error(name, f"its logits differ by {worst:.2g}")
     return Check(name, f"same token ids, logits within {worst:.1g}, {_tokens_text(expected)}")
 
 
@@ -93,8 +93,8 @@ def _in_ctranslate2(directory: Path, expected: Expected) -> Check:
         try:
             TransformersConverter(str(directory)).convert(f"{folder}/model")
             runtime = ctranslate2.Generator(f"{folder}/model", device="cpu", compute_type="float32", intra_threads=1)
-        except Exception as error:  # of many kinds
-            raise _failed(name, f"it does not load ({_line(error)})") from None
+        except Exception as error:  # of many types
+            raise _export_error(name, f"it does not load ({_line(error)})") from None
         for prompt, tokens, logits in zip(expected.prompts, expected.tokens, expected.logits, strict=True):
             (result,) = runtime.generate_batch(
                 [[spelled[number] for number in prompt]],
@@ -108,14 +108,14 @@ def _in_ctranslate2(directory: Path, expected: Expected) -> Check:
 
 
 def _compare_tokens(name: str, theirs: list[int], prompt: list[int], ours: list[int], logits: torch.Tensor) -> None:
-    """Raises UserError where greedy tokens differ, but for two tokens that rounding alone can put in either order."""
+    """Raises UserError if greedy tokens differ, unless the two tokens' logits are equal within TOLERANCE."""
     for place, (their, our) in enumerate(zip(theirs, ours, strict=False)):
         if their == our:
             continue
         row = logits[len(prompt) + place - 1]
         if float(row[our] - row[their]) <= TOLERANCE or our == Tokenizer.eot_id:
-            return  # after a tie, or an end of text that a runtime may not write, the two are other texts
-        raise _failed(name, f"its greedy token {place + 1} after {len(prompt)} tokens is {their}, not {our}")
+            return  # after a tie, or an end of text that the runtime suppresses, the texts differ
+        raise _export_error(name, f"its greedy token {place + 1} after {len(prompt)} tokens is {their}, not {our}")
 
 
 def _tokens_text(expected: Expected) -> str:
@@ -127,5 +127,5 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}"
 
 
-def _failed(name: str, why: str) -> UserError:
+def _export_error(name: str, why: str) -> UserError:
     return UserError(f"nothing was exported: checked in {name}, {why}.")

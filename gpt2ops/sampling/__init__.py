@@ -1,1 +1,1 @@
-"""Sample texts and their page."""
+"""The stage `sample`: generated texts, their metrics and reports/samples.md."""

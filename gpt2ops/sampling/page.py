@@ -1,5 +1,6 @@
-"""The samples for a reader: reports/samples.md, and the table in the MLflow run."""
+"""reports/samples.md, and the table of samples in the MLflow run."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from gpt2ops import paths
 from gpt2ops.tracking.api import TrackedRun
 
 TABLE = "samples/table.json"
-# What the table shows of a text, and as what.
+# Metrics of a text and their titles.
 COLUMNS = {
     "mean_log_prob": "mean log-probability",
     "distinct_1": "distinct-1",
@@ -19,7 +20,7 @@ COLUMNS = {
 
 
 def log_samples(run: TrackedRun) -> None:
-    """Both files and the table of the texts into the run."""
+    """Log samples.json, samples.md and the table of texts."""
     for file in (paths.SAMPLES, paths.SAMPLES_PAGE):
         if file.exists():
             run.log_artifact(file, "samples")
@@ -28,38 +29,39 @@ def log_samples(run: TrackedRun) -> None:
 
 
 def samples_page(samples: Mapping[str, Any]) -> str:
-    """Markdown: the settings, the numbers of each setting, and every text under its prompt."""
+    """Markdown: the settings with their mean metrics, then all texts by prompt."""
     lines = ["# Samples", ""]
     memorised = [entry for entry in samples["samples"] if entry["memorised"]]
     if memorised:
         lines += [
-            f"**{len(memorised)} of {len(samples['samples'])} texts are memorised**: they share "
-            f"{samples['memorised_tokens']} tokens in a row or more with the training text.",
+            f"**Memorised texts: {len(memorised)} of {len(samples['samples'])}** (at least "
+            f"{samples['memorised_tokens']} consecutive tokens of the training text).",
             "",
         ]
-    lines += [f"| setting | {' | '.join(COLUMNS.values())} | |", "|---|" + "---|" * (len(COLUMNS) + 1)]
+    lines += [f"| setting | {' | '.join(COLUMNS.values())} | options |", "|---|" + "---|" * (len(COLUMNS) + 1)]
     for name, setting in samples["settings"].items():
         of_setting = [entry for entry in samples["samples"] if entry["setting"] == name]
-        options = ", ".join(f"{key} {value}" for key, value in setting.items())
+        options = ", ".join(f"{key}={value}" for key, value in setting.items())
         lines.append(f"| {name} | {' | '.join(_mean(of_setting, key) for key in COLUMNS)} | {options} |")
     lines += [
         "",
-        f"Means over a setting's texts. At most {samples['max_new_tokens']} tokens, seed {samples['seed']}, unless a "
-        "setting has its own. The mean log-probability is in nats a token, by the model itself; the longest overlap is "
-        "the longest run of tokens that stands word for word in the training text, long runs of blanks left out.",
+        f"Metrics are means over the texts of a setting. max_new_tokens is {samples['max_new_tokens']} and the seed is "
+        f"{samples['seed']}, unless a setting has its own. The mean log-probability is that of the model itself, in "
+        "nats per token. The longest overlap is the longest sequence of tokens that is also in the training text; long "
+        "sequences of white space do not count.",
         "",
     ]
     prompt = None
-    for entry in sorted(samples["samples"], key=lambda entry: _places(samples)[entry["prompt"]]):
+    for entry in sorted(samples["samples"], key=lambda entry: _order(samples)[entry["prompt"]]):
         if entry["prompt"] != prompt:
             prompt = entry["prompt"]
-            lines += [f"## {_plain(prompt) or '(start of a text)'}", ""]
+            lines += [f"## {_heading(prompt) or '(start of a text)'}", ""]
         lines += [*_entry(entry), ""]
     return "\n".join(lines)
 
 
-def _places(samples: Mapping[str, Any]) -> dict[str, int]:
-    """Where each prompt comes first."""
+def _order(samples: Mapping[str, Any]) -> dict[str, int]:
+    """Each prompt's position among the prompts."""
     return {prompt: place for place, prompt in enumerate(dict.fromkeys(e["prompt"] for e in samples["samples"]))}
 
 
@@ -69,18 +71,18 @@ def _entry(entry: Mapping[str, Any]) -> list[str]:
     lines = [f"### {entry['setting']}{seed}", "", *_fenced(entry["prompt"] + entry["text"]), ""]
     lines += [f"{entry['tokens']} tokens, {numbers} tokens."]
     if entry["memorised"]:
-        lines += ["", "**Memorised.** This stands word for word in the training text:", ""]
+        lines += ["", "**Memorised.** This part is also in the training text:", ""]
         lines += _fenced(entry["overlap_text"])
     return lines
 
 
 def _fenced(text: str) -> list[str]:
-    # Longer fences than any in the text: a sample must not end its own block.
-    fence = "`" * max(3, 1 + _longest_run(text, "`"))
+    # Longer than any fence in the text, which must not end the block.
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return [f"{fence}text", text.strip("\n"), fence]
 
 
-def _plain(prompt: str) -> str:
+def _heading(prompt: str) -> str:
     """The prompt as a heading: one short line."""
     line = " ".join(prompt.split())
     return line if len(line) <= 80 else f"{line[:79]}…"
@@ -95,11 +97,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.2f}"
-
-
-def _longest_run(text: str, character: str) -> int:
-    longest = current = 0
-    for other in text:
-        current = current + 1 if other == character else 0
-        longest = max(longest, current)
-    return longest

@@ -1,4 +1,4 @@
-"""The texts of `sample.settings`, each with its measures, and what the model wrote before training."""
+"""The texts of `sample.settings` with their metrics, and texts of the model before training."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from gpt2ops.process.console import say
 from gpt2ops.sampling.texts import Text, passages, write_texts
 from gpt2ops.training.initial_model import best_model, initial_model
 
-PROMPTS_AT_ONCE = 8
+BATCH_PROMPTS = 8
 # Enough to see what training has changed; the untrained model may be as slow as the trained one.
 BEFORE_PROMPTS, BEFORE_TOKENS = 2, 60
 
 
 def write_samples(params: Params, train: TokenSplit) -> dict[str, Any]:
-    """The settings, and every text with its measures. Raises UserError naming what does not work."""
+    """The content of samples.json, except `before`. Raises UserError that names the setting that fails."""
     model = best_model().to(pick_device(params.run.device))
     tokenizer = Tokenizer()
     samples = []
@@ -42,7 +42,7 @@ def write_samples(params: Params, train: TokenSplit) -> dict[str, Any]:
 
 
 def write_before(params: Params) -> list[dict[str, Any]]:
-    """What the model wrote before training, to the first prompts: in the first setting that draws, else the first."""
+    """Texts of the initial model for the first prompts, by the first setting that samples, else the first."""
     settings = params.sample.settings
     if not settings or not params.sample.prompts:
         return []
@@ -54,7 +54,7 @@ def write_before(params: Params) -> list[dict[str, Any]]:
             "max_new_tokens": min(BEFORE_TOKENS, setting.max_new_tokens or params.sample.max_new_tokens),
         }
     )
-    say("writing what the model wrote before training ...")
+    say("generating texts with the model before training ...")
     model = initial_model(params).eval().to(pick_device(params.run.device))
     written = write_setting(
         params.model_copy(update={"sample": short}),
@@ -79,16 +79,16 @@ def write_before(params: Params) -> list[dict[str, Any]]:
 def write_setting(
     params: Params, setting: SampleSetting, seed: int, model: GPT, tokenizer: Tokenizer
 ) -> list[list[Text]]:
-    """The texts of each prompt; prompts that may be continued equally far are decoded together."""
+    """The texts of each prompt. Prompts with the same number of new tokens are decoded in one batch."""
     prompts = [tokenizer.encode(prompt) for prompt in params.sample.prompts]
-    together: dict[int, list[int]] = {}
+    places_by_room: dict[int, list[int]] = {}
     for place, token_ids in enumerate(prompts):
         room = new_tokens(params, setting, params.sample.prompts[place], token_ids, model.config.block_size)
-        together.setdefault(room, []).append(place)
+        places_by_room.setdefault(room, []).append(place)
     texts: dict[int, list[Text]] = {}
-    for room, places in together.items():
-        for start in range(0, len(places), PROMPTS_AT_ONCE):
-            batch = places[start : start + PROMPTS_AT_ONCE]
+    for room, places in places_by_room.items():
+        for start in range(0, len(places), BATCH_PROMPTS):
+            batch = places[start : start + BATCH_PROMPTS]
             seeds = [seed] * len(batch)
             written = write_texts(
                 model, [prompts[place] for place in batch], setting, seeds, tokenizer, max_new_tokens=room
@@ -112,7 +112,7 @@ def new_tokens(params: Params, setting: SampleSetting, prompt: str, token_ids: l
 
 
 def measure(text: Text, train: TokenSplit, memorised_tokens: int, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The text as samples.json has it."""
+    """The text and its metrics, as in samples.json."""
     overlap, shared = 0, []
     for start, stop in passages(text.token_ids, tokenizer):
         passage = text.token_ids[start:stop]

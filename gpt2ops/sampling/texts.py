@@ -1,4 +1,4 @@
-"""Texts that a model writes after prompts, with what is known of each; for the sample stage and `gpt2 generate`."""
+"""Generates texts with their log-probabilities, for the sample stage, `gpt2 generate` and the web page."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -17,12 +17,12 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2ops.params.decoding import DecodingSetting, key_of
 from gpt2ops.params.problems import YAML
 
-LONG_BLANK = 8  # blank tokens in a row
+LONG_BLANK = 8  # consecutive tokens of white space
 
 
 @dataclass(frozen=True)
 class Text:
-    """What follows a prompt. `mean_log_prob` is in nats a token, by the model itself, the end of text included."""
+    """The text after a prompt. `mean_log_prob` is the model's own, in nats per token, with the end of text."""
 
     text: str
     token_ids: list[int]  # without the end of text
@@ -86,7 +86,7 @@ def write_texts(
 
 
 def passages(token_ids: Sequence[int], tokenizer: Tokenizer) -> list[tuple[int, int]]:
-    """Start and stop of what lies between long runs of blanks, which stand in many texts and are nobody's words."""
+    """Start and stop of the parts between long white space, which is common and so no sign of memorisation."""
     kept, start, place = [], 0, 0
     for is_blank, run in itertools.groupby(token_ids, key=lambda token_id: tokenizer.token_bytes([token_id]).isspace()):
         length = len(list(run))

@@ -80,13 +80,13 @@ def result(arguments: argparse.Namespace, upload: Any, address: str | None) -> s
         files = [{"file": name, "size_bytes": size} for name, size in upload.files]
         facts = {"repo_id": arguments.repo_id, "private": arguments.private, "published": address, "files": files}
         return json.dumps(
-            {**facts, "size_bytes": upload.size_bytes, "left_out": upload.left_out, "card": card}, indent=2
+            {**facts, "size_bytes": upload.size_bytes, "left_out": upload.skipped, "card": card}, indent=2
         )
     lines = [f"{'published' if address else 'would go to'} {address or arguments.repo_id}"]
     lines += [f"  {name:<28}{size_text(size):>12}" for name, size in upload.files]
     lines.append(f"  {f'{len(upload.files)} files':<28}{size_text(upload.size_bytes):>12}")
-    if upload.left_out:
-        lines.append(f"  left out: {', '.join(upload.left_out)}")
+    if upload.skipped:
+        lines.append(f"  left out: {', '.join(upload.skipped)}")
     said = "; ".join(f"{key} {value}" for key, value in card.items())
     lines.append(f"card: {said}")
     if "license" not in card:

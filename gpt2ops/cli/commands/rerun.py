@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
             if stage == "tokenize":
                 check_data(wanted, folder)
     except InterruptedPipelineError:
-        print("gpt2: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("gpt2: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except PipelineError:
         sys.exit(1)

@@ -15,15 +15,15 @@ RATE, LENGTH, BATCH_SIZE, OPTIMIZER, SCHEDULE, WEIGHT_DECAY = (
 )
 
 DESCRIPTION = """\
-Fine-tune GPT-2 on your text in one line. Beneath it runs the whole pipeline:
+Fine-tune GPT-2 on your text with one command. It runs the whole pipeline:
 data, training, evaluation, samples, registry and report, tracked in ./mlruns
-(`gpt2 runs` shows it). The model comes to lie in --output-dir, in the Hugging
-Face layout and with its report; the project that made it is in
+(`gpt2 runs` lists the runs). --output-dir gets the model, in the Hugging Face
+layout, and its report; the project with all results is in
 --output-dir/project.
 
-Ctrl-C saves a checkpoint, and the same command goes on from it. The same
-command after its end changes nothing; other flags for the same --output-dir
-are a new run there, and only what they change is done again."""
+Ctrl-C saves a checkpoint, and the same command resumes from it. After the end
+of a run the same command changes nothing. Other flags with the same
+--output-dir make a new run, which repeats only the stages that they change."""
 EXAMPLES = """\
 examples:
   gpt2 finetune --train-file my.txt --output-dir my_model

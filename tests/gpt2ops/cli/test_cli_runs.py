@@ -154,7 +154,7 @@ def test_a_champion_of_a_time_without_history_can_be_rolled_back_to(gpt2) -> Non
         (["compare", "first", "nope"], "no run 'nope' in "),
         (["compare", "first", "models:/novel@best"], "models:/novel@best is not in "),
         (["compare", "first", "models:/novel"], "must be models:/NAME@ALIAS"),
-        (["runs", "--experiment", "novel"], "--experiment ('novel') is unknown; there is Default, novels"),
+        (["runs", "--experiment", "novel"], "--experiment ('novel') is unknown; the experiments are Default, novels"),
         (["runs", "--sort", "vall_loss"], "--sort ('vall_loss'): no run has this metric"),
         (["runs", "--limit", "0"], "--limit (0) must be at least 1"),
         (["models", "list", "nope"], "no registered model 'nope'; the registered models are novel, novel-text"),

@@ -195,7 +195,7 @@ def test_a_local_copy_of_tinyshakespeare_with_the_right_hash_needs_no_network(mo
     assert (paths.RAW / "tinyshakespeare.txt").read_text() == "First Citizen:\n"
     local.write_text("Second Citizen:\n")
     monkeypatch.setattr("gpt2ops.corpora.http.time.sleep", lambda _: None)
-    with pytest.raises(UserError, match=r"connection refused.*Or place the file at data/corpus/tinyshakespeare\.txt"):
+    with pytest.raises(UserError, match=r"connection refused.*Or save the file as data/corpus/tinyshakespeare\.txt"):
         run_download(source="tinyshakespeare")
 
 

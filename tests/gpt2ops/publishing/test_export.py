@@ -189,9 +189,9 @@ def test_the_card_of_a_project_says_what_it_was_trained_on_and_remembers(
     head = front_matter(card)
     assert (head["license"], head["language"], head["pipeline_tag"]) == ("cc-by-4.0", "de", "text-generation")
     assert head["model-index"][0]["results"][0]["metrics"][0] == {"type": "perplexity", "value": 2.7183}
-    assert "**It has learned its training text by heart.**" in card
-    assert "continued 83% word for word" in card
-    assert "| training text | 1.000 | 1.200 | 0.500 | 75.0% | 1,000 |" in card
+    assert "**The model has memorised its training text.**" in card
+    assert "continued 83% of the tested training passages" in card
+    assert "| training | 1.000 | 1.200 | 0.500 | 75.0% | 1,000 |" in card
     assert "| Licence of the text | all rights reserved |" in card
     assert 'model="me/diary"' in card
     assert "/home/someone" not in card
@@ -223,8 +223,8 @@ def test_the_card_of_an_imported_model_names_where_it_came_from(model_directory:
     assert front_matter(card)["base_model"] == "openai-community/gpt2-medium"
     assert "license" not in front_matter(card)
     assert "imported from `gpt2-medium`" in card
-    assert "Not measured where this card was written." in card
-    assert "nobody may assume one" in card
+    assert "No scores were available when this card was written." in card
+    assert "No licence has been chosen for the weights" in card
 
 
 def test_push_dry_run_lists_what_would_go(gpt2, exported: Path, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_push_dry_run_lists_what_would_go(gpt2, exported: Path, tmp_path: Path) 
 def test_push_refuses_a_bad_name(gpt2, exported: Path, repo_id: str) -> None:
     code, out, err = gpt2("push", exported, repo_id, "--dry-run")
     assert (code, out) == (1, "")
-    assert "is no name of a repository; write OWNER/NAME" in err
+    assert "is not a repository name; write OWNER/NAME" in err
 
 
 def push(server: Hub, directory: Path, repo_id: str, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -290,7 +290,7 @@ def test_push_says_in_one_line_why_a_hub_refuses(gpt2, exported: Path, monkeypat
             gpt2("push", exported, "somebody-else/plays", "--token-from-env", "GOOD"),
         ]
     answers.append(gpt2("push", exported, "me/plays", "--token-from-env", "GOOD"))
-    reasons = ["does not know this token", "may not write to somebody-else/plays", "cannot be reached"]
+    reasons = ["does not accept this token", "has no write access to somebody-else/plays", "cannot be reached"]
     for (code, out, err), reason in zip(answers, reasons, strict=True):
         assert (code, out) == (1, "")
         assert err.startswith(f"gpt2: error: {server.address}")

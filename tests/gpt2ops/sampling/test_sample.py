@@ -204,8 +204,8 @@ def test_a_memorised_sample_says_so(stage_model: GPT) -> None:
     assert (sample["overlap_tokens"], sample["memorised"]) == (8, True)
     assert sample["overlap_text"] == TOKENIZER.decode(said[2:10])
     page = samples_page(samples)
-    assert "**1 of 1 texts are memorised**: they share 8 tokens in a row or more with the training text." in page
-    assert "**Memorised.** This stands word for word in the training text:" in page
+    assert "**Memorised texts: 1 of 1** (at least 8 consecutive tokens of the training text)." in page
+    assert "**Memorised.**" in page
     other = parse_params(with_settings({"decoding": "greedy"}, memorised_tokens=9))
     assert "emorised" not in samples_page(write_samples(other, train))
 
