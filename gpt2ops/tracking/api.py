@@ -14,7 +14,7 @@ from gpt2core.storage.files import read_json
 from gpt2ops import paths
 from gpt2ops.params.schema import Params, load_params
 from gpt2ops.pipeline.results import read_report
-from gpt2ops.process.stage import say
+from gpt2ops.process.console import say
 from gpt2ops.tracking.download import BEST_CHECKPOINT
 from gpt2ops.tracking.journal import open_journal, run_of, spool, take_journal, waiting_journals
 from gpt2ops.tracking.link import RunLink, known_run, pending_run
@@ -55,11 +55,9 @@ def start_run(
 ) -> TrackedRun:
     """The run of a training: a new one, or `resume_run_id` again where the store has it.
 
-    `resume_key` says what makes it this training: one of that key that was killed before its first checkpoint is gone
-    on with, too.
-
-    It has every parameter, the tags that say where it came from, and the machine's load until `finish`.
-    Where the store is away the run is begun without it, and made when it answers.
+    `resume_key` identifies the training: a run of that key that was killed before its first checkpoint is resumed, too.
+    The run gets every parameter, the tags of its origin, and the machine's load until `finish`. While the store is away
+    the run starts without it, and is created when the store answers.
     Raises UserError where the store cannot be used.
     """
     tags = {_RESUME_TAG: _resume_tag(resume_key)} if resume_key else {}
@@ -137,8 +135,8 @@ def _say_away(what: str, error: Exception) -> None:
 def tracked_run(*, wait: bool = True) -> Iterator[TrackedRun]:
     """The run that produced models/best, open again for a later stage.
 
-    A run that this store has not (its results came by `dvc pull`) is made anew from the files, tagged `cached_from`;
-    later stages share it. What is logged while the store is away waits; without `wait` that is an error.
+    A run that this store does not have (its results came by `dvc pull`) is created from the files, tagged
+    `cached_from`; later stages share it. What is logged while the store is away waits; without `wait` that is an error.
     Raises UserError where models/run.json is missing or the store cannot be used.
     """
     record = _read_run_record()
@@ -158,7 +156,7 @@ def tracked_run(*, wait: bool = True) -> Iterator[TrackedRun]:
 
 
 def link_cached_run(run_id: str, flow_run_id: str) -> str:
-    """A second run for a flow run whose inputs had not changed: parameters and final metrics of `run_id`, and a link.
+    """A second run for a flow run whose inputs are unchanged: parameters and final metrics of `run_id`, and a link.
 
     Returns its id. Raises UserError where the store cannot be used.
     """
@@ -228,7 +226,7 @@ def _resume_tag(key: str) -> str:
 
 
 def _killed_run(client: "MlflowClient", experiment: str, tags: Mapping[str, str]) -> "Run | None":
-    """The newest run with these tags, where it neither finished nor failed."""
+    """The newest run with these tags, if it neither finished nor failed."""
     if not tags:
         return None
     condition = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())

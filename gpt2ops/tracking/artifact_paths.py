@@ -30,7 +30,7 @@ class Change:
 
 
 def misplaced(connection: sqlite3.Connection, directory: Path, tables: Sequence[str] = TABLES) -> list[Change]:
-    """The places that lie in another `mlruns/` than `directory`, but for those whose files are only there."""
+    """The paths that point to another `mlruns/` than `directory`, except those whose files exist only there."""
     there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     tables = [table for table in tables if table in there]
     found = []
@@ -55,7 +55,7 @@ def _is_there(place: str) -> bool:
 
 
 def placed_in(place: str, directory: Path) -> str | None:
-    """`place`, a path or file: URI in some `mlruns/`, as it is called in `directory`; None for other places."""
+    """The path or file: URI `place` of some `mlruns/`, with `directory` in its stead; None for other paths."""
     store = store_of(place)
     if not store:
         return None
@@ -64,20 +64,20 @@ def placed_in(place: str, directory: Path) -> str | None:
 
 
 def store_of(place: str) -> str:
-    """The part of a place up to and with `/mlruns`, where it is a path of some machine; else empty."""
+    """The part of `place` up to and including `/mlruns`, where it is a path of a machine; else empty."""
     match = re.match(r"(?:file:/{1,3}|/|[A-Za-z]:[/\\]).*?/mlruns(?=/(?:artifacts|\d+)(?:/|$))", place)
     return match[0] if match else ""
 
 
 def path_of(place: str) -> Path | None:
-    """The path that a place means on this machine; None for one elsewhere (s3://, mlflow-artifacts:)."""
+    """The path of `place` on this machine; None where it is elsewhere (s3://, mlflow-artifacts:)."""
     if place.startswith("file:"):
         return Path(unquote(urlsplit(place).path))
     return Path(place) if re.match(r"/|[A-Za-z]:[/\\]", place) else None
 
 
 def change_places(connection: sqlite3.Connection, changes: Sequence[Change]) -> None:
-    """All of them, or none."""
+    """Apply all changes, or none, in one transaction."""
     with connection:
         for change in changes:
             key = f" AND key = '{TRACE_PLACE}'" if change.table == "trace_tags" else ""
@@ -88,6 +88,6 @@ def change_places(connection: sqlite3.Connection, changes: Sequence[Change]) -> 
 
 
 def old_folder(store: str) -> str:
-    """The project's folder that a `mlruns` lay in, for people: `file:///home/me/old/mlruns` -> `/home/me/old`."""
+    """The project's folder of a `mlruns`, for messages: `file:///home/me/old/mlruns` -> `/home/me/old`."""
     path = path_of(store)
     return str(path.parent) if path else store

@@ -1,4 +1,4 @@
-"""The best weights of a run, out of the store's artifacts: tried again, continued, and held against their hash."""
+"""Download of a run's best weights from the store's artifacts: retried, resumed, and checked by their hash."""
 
 import posixpath
 import re
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import sha256_file
-from gpt2ops.process.stage import say
+from gpt2ops.process.console import say
 from gpt2ops.tracking.store import connect, is_local, mlruns, one_line, redact, tracking_uri
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def split_model_uri(uri: str) -> tuple[str, str | None, str | None]:
 def checkpoint_directory(
     client: "MlflowClient", run_id: str, sha256: str | None, uri: str, pause_seconds: float = FIRST_PAUSE_SECONDS
 ) -> Path:
-    """The run's best checkpoint, whose weights are of `sha256`; one that was fetched before is not fetched again.
+    """The run's best checkpoint, whose weights have this `sha256`; an earlier download of it is used again.
 
-    Raises UserError that names `uri`, the model's, for one that is not there or is another.
+    Raises UserError, with the key `uri`, where it is missing or has another hash.
     """
     if not _RUN_ID.fullmatch(run_id):  # it becomes a folder's name
         raise UserError(
@@ -93,7 +93,7 @@ def checkpoint_directory(
 
 
 def _fetch(client: "MlflowClient", run_id: str, target: Path | None) -> Path:
-    """The folder of the checkpoint; from a server's own artifacts the weights go on where an earlier try broke off."""
+    """The folder of the checkpoint. From a server's own artifacts an interrupted download of the weights is resumed."""
     if target is None or not tracking_uri().startswith("http"):
         return Path(client.download_artifacts(run_id, BEST_CHECKPOINT, str(target) if target else None))
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -116,7 +116,7 @@ def _fetch(client: "MlflowClient", run_id: str, target: Path | None) -> Path:
 
 
 def _continue(repository: "HttpArtifactRepository", path: str, file: Path) -> None:
-    """Complete `file` with what the server has after its end. Raises what requests and MLflow raise."""
+    """Append the rest of `path` on the server to `file`. Raises what requests and MLflow raise."""
     from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
 
     done = file.stat().st_size if file.exists() else 0

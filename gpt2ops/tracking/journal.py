@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt2core.storage.files import read_json, write_text
 from gpt2ops.params.schema import Params
-from gpt2ops.process.stage import say
+from gpt2ops.process.console import say
 from gpt2ops.tracking.store import mlruns
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import UserError
-from gpt2ops.process.stage import say
+from gpt2ops.process.console import say
 from gpt2ops.tracking.journal import plan_of, read_records, run_of, spool, waiting_journals
 from gpt2ops.tracking.store import (
     connect,

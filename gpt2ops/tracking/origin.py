@@ -37,7 +37,7 @@ def origin_tags() -> dict[str, str]:
 
 
 def _project_folder() -> str:
-    """Where `gpt2 rerun` finds the text and DVC's cache: from the folder that holds `mlruns/`, where it is within."""
+    """Where `gpt2 rerun` finds the text and DVC's cache; relative to the folder that holds `mlruns/` if inside it."""
     here, root = Path.cwd().resolve(), project_root()
     if os.environ.get("GPT2_FLOW_RUN_ID"):  # its own folder goes with the run
         return "."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from gpt2ops import paths
 from gpt2ops.params.schema import Params
-from gpt2ops.process.stage import say
+from gpt2ops.process.console import say
 from gpt2ops.tracking.journal import Journal, open_journal, spool
 from gpt2ops.tracking.link import RunLink
 from gpt2ops.tracking.origin import UNKNOWN
@@ -43,7 +43,7 @@ class TrackedRun:
 
     @property
     def run_id(self) -> str:
-        """The store's id; while it is away, one that the store will not know, but this project."""
+        """The store's id; while the store is away, an id that only this project knows."""
         return self._link.run_id
 
     @property
@@ -56,17 +56,17 @@ class TrackedRun:
         return self._link.experiment_id
 
     def record(self, experiment: str) -> dict[str, str]:
-        """What models/run.json says of this run; no password and, for the local store, no place of this machine."""
+        """What models/run.json says of this run: without a password and, for the local store, any absolute path."""
         uri = f"sqlite:///{paths.MLRUNS.as_posix()}/mlflow.db" if is_local() else redact(tracking_uri())
         return {"run_id": self.run_id, "experiment": experiment, "tracking_uri": uri, "run_name": self.run_name}
 
     def begin(self, params: Params) -> None:
-        """That it runs, again or for the first time, and with which parameters."""
+        """Set the status RUNNING, and the parameters."""
         self._post("that it runs", {"do": "running"})
         self.log_params(params)
 
     def log_params(self, params: Params) -> None:
-        """Every parameter, as `train.learning_rate`. MLflow never changes one: a later change goes to a tag."""
+        """Every parameter, as `train.learning_rate`. MLflow never changes a parameter: a later change goes to a tag."""
         self._post("parameters", {"do": "params", "params": _param_values(params)})
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None, timestamp: int | None = None) -> None:
@@ -81,7 +81,7 @@ class TrackedRun:
         self._post(str(path), {"do": "file", "path": str(path.absolute()), "artifact_path": artifact_path})
 
     def log_settings(self) -> None:
-        """params.yaml and dvc.lock, to the letter but for secrets: what `gpt2 rerun` starts from."""
+        """params.yaml and dvc.lock, unchanged except for secrets: what `gpt2 rerun` starts from."""
         for file in (paths.PARAMS, paths.DVC_LOCK):
             if file.exists():
                 self.log_text(redact(file.read_text(encoding="utf-8")), file.name)
@@ -90,13 +90,13 @@ class TrackedRun:
         self._post(str(directory), {"do": "files", "path": str(directory.absolute()), "artifact_path": artifact_path})
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], artifact_file: str) -> None:
-        """Rows of one shape as a table that MLflow's page shows; a table of that name is replaced, not continued."""
+        """Rows with equal keys as a table that MLflow's page shows; an earlier table of that name is replaced."""
         columns = list(rows[0]) if rows else []
         table = {"columns": columns, "data": [[row[column] for column in columns] for row in rows]}
         self._post(artifact_file, {"do": "table", "text": json.dumps(table, ensure_ascii=False), "file": artifact_file})
 
     def artifacts(self) -> set[str]:
-        """Names at the top of the run's artifacts; none where the store fails."""
+        """Top-level names of the run's artifacts; none where the store fails."""
         try:
             return {item.path for item in self.client.list_artifacts(self.run_id)}
         except Exception as error:  # requests, SQLAlchemy, boto and MLflow each raise their own

@@ -1,4 +1,4 @@
-"""Where MLflow keeps what it is told: the store under `mlruns/`, or the one that MLFLOW_TRACKING_URI names."""
+"""The MLflow store: the one under `mlruns/`, or the one that MLFLOW_TRACKING_URI names."""
 
 import errno
 import getpass
@@ -62,7 +62,7 @@ def tracking_uri() -> str:
 
 
 def is_local() -> bool:
-    """Whether the store is the one in `mlruns/`, which this project creates and looks after."""
+    """Whether the store is the one in `mlruns/`, which this project creates and maintains."""
     return tracking_uri() == _local_uri()
 
 
@@ -109,7 +109,7 @@ def prepare_mlflow() -> None:
 
 
 class StoreAwayError(UserError):
-    """The store does not answer, or not now; it is not said to be wrong. `reason` is why, in a few words."""
+    """The store does not answer now, though nothing says that it is wrong. `reason` is why, in a few words."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -128,7 +128,7 @@ _AWAY = re.compile(
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether it says that a store does not answer now, and not that it, its address or what it was told is wrong."""
+    """Whether the error means that the store does not answer now, not that it, its address or a request is wrong."""
     text = str(error)
     return isinstance(error, StoreAwayError) or (bool(_AWAY.search(text)) and "SSLError" not in text)
 
@@ -288,14 +288,14 @@ def _is_being_made(error: Exception) -> bool:
 
 
 def _mend_places(database: Path, directory: Path) -> None:
-    """MLflow keeps artifact places absolute: after the project's folder moved or was copied, point them here."""
+    """MLflow stores absolute artifact paths: after the project's folder was moved or copied, point them here."""
     with closing(sqlite3.connect(database, timeout=20)) as connection:
         if misplaced(connection, directory, tables=("experiments",)):  # few rows: most starts end here
             change_places(connection, misplaced(connection, directory))
 
 
 def restored_runs() -> dict[str, str]:
-    """Runs made here for one of another id: whose results came from another store, or that began while it was away."""
+    """New id of each run that was created here for another id: of another store, or begun while the store was away."""
     try:
         found = read_json(_restored_runs_file())
     except (OSError, ValueError):  # where it is damaged, such a run is asked for by its own id

@@ -174,15 +174,17 @@ def test_registered_weights_are_fetched_again_until_they_are_those_that_were_reg
 ) -> None:
     sha256 = sha256_file(weights / WEIGHTS)
     store = Store(weights, ["error", "damaged", "whole"])
-    directory = checkpoint_directory(store, "run", sha256, "model.init", pause_seconds=0.01)
+    directory = checkpoint_directory(store, "run", sha256, "models:/gpt2@champion", pause_seconds=0.01)
     assert directory == remote / "mlruns/downloads/run" / BEST_CHECKPOINT
     said = capsys.readouterr().out
     assert "no answer; trying again in 0.01 s" in said
     assert "is damaged" in said
-    assert checkpoint_directory(store, "run", sha256, "model.init") == directory  # not fetched again
+    assert checkpoint_directory(store, "run", sha256, "models:/gpt2@champion") == directory  # not fetched again
 
 
 def test_registered_weights_that_stay_damaged_are_refused_by_name(weights, remote) -> None:
     store = Store(weights, ["damaged"] * 4)
-    with pytest.raises(UserError, match=r"^model.init: .*model\.safetensors is damaged: its sha256 is "):
-        checkpoint_directory(store, "run", sha256_file(weights / WEIGHTS), "model.init", pause_seconds=0.01)
+    with pytest.raises(
+        UserError, match=r"^uri \('models:/gpt2@champion'\): .*model\.safetensors is damaged: its sha256 is "
+    ):
+        checkpoint_directory(store, "run", sha256_file(weights / WEIGHTS), "models:/gpt2@champion", pause_seconds=0.01)

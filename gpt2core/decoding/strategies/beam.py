@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2core.decoding.logits.processors import apply
+from gpt2core.decoding.logits.topk import fast_topk
 from gpt2core.decoding.options import GenerationOptions
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.request import DecodingRequest, Generators
 from gpt2core.decoding.rows.cached import SearchRows
-from gpt2core.decoding.topk import fast_topk
 
 # Score of an excluded text. Finite as in transformers: sums with it round alike, so that ties resolve alike.
 RULED_OUT = -1e9

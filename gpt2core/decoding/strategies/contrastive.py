@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from gpt2core.decoding.logits.processors import apply
+from gpt2core.decoding.logits.topk import fast_topk
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.request import DecodingRequest
 from gpt2core.decoding.rows.cached import SearchRows
-from gpt2core.decoding.topk import fast_topk
 from gpt2core.errors import UserError
 
 

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2core.decoding.logits.processors import apply
+from gpt2core.decoding.logits.topk import fast_argmax
 from gpt2core.decoding.options import LogitsProcessor
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.request import DecodingRequest
 from gpt2core.decoding.rows.cached import Rows
 from gpt2core.decoding.strategies.sampling import draw
 from gpt2core.decoding.strategies.speculation import speculate
-from gpt2core.decoding.topk import fast_argmax
 
 DEFAULT_NGRAM_SIZE = 2
 

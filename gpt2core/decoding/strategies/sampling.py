@@ -6,10 +6,10 @@ Shapes: B prompts, R num_return_sequences, T tokens of the prompt, V vocab_size.
 import torch
 from torch import Tensor
 
+from gpt2core.decoding.logits.topk import fast_argmax
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.request import DecodingRequest, Generators
 from gpt2core.decoding.rows.cached import Rows
-from gpt2core.decoding.topk import fast_argmax
 from gpt2core.errors import UserError
 
 

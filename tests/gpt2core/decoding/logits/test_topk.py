@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gpt2core.decoding.topk import fast_argmax, fast_topk
+from gpt2core.decoding.logits.topk import fast_argmax, fast_topk
 
 
 @pytest.mark.parametrize("seed", range(2))
