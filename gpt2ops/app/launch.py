@@ -1,22 +1,22 @@
-"""How Gradio is started wherever the page runs: nothing leaves, and nothing of the disk is served."""
+"""Starts Gradio without telemetry, sharing, or access to files."""
 
 import os
-from pathlib import Path
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import gradio as gr
 
-ASSETS = Path(__file__).parent / "assets"
-QUEUE = 200  # events that Gradio holds; prompts have a shorter queue of their own
+ASSETS = files("gpt2ops.app") / "assets"
+QUEUE = 200  # Gradio's events; requests have a shorter queue of their own
 THREADS = 80
 
 
 def prepare_gradio() -> None:
-    """No telemetry, no look for newer versions, and a closed tab is soon noticed; before Gradio is imported."""
+    """Before Gradio is imported: no telemetry, no version check, and a closed tab is noticed soon."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "2")  # seconds; a text for nobody holds up the others
+    os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "2")  # seconds; a text for a closed tab delays the others
 
 
 def launch(page: "gr.Blocks", **address: Any) -> None:
@@ -25,12 +25,12 @@ def launch(page: "gr.Blocks", **address: Any) -> None:
     page.launch(
         **address,
         theme=_theme(),
-        css_paths=[ASSETS / "page.css"],
+        css=(ASSETS / "page.css").read_text(encoding="utf-8"),
         js=(ASSETS / "page.js").read_text(encoding="utf-8"),
         footer_links=["api", "settings"],
         share=False,
         allowed_paths=[],
-        max_file_size=1,  # nothing here is uploaded, but Gradio always listens for it
+        max_file_size=1,  # the page has no uploads, but Gradio always accepts them
         run_history=False,
         enable_monitoring=False,
         mcp_server=False,
@@ -44,7 +44,7 @@ def launch(page: "gr.Blocks", **address: Any) -> None:
 
 
 def _theme() -> "gr.Theme":
-    """Gradio's own, with small print dark enough to read (its contrast is below WCAG's 4.5)."""
+    """Gradio's default with darker small text: its own contrast is below WCAG's 4.5."""
     import gradio as gr
 
     return gr.themes.Default(primary_hue=gr.themes.colors.blue).set(

@@ -22,19 +22,23 @@ def serve(models: Sequence[str], weights: Weights, host: str, port: int, auth: s
 
     from gpt2ops.app.page.page import build_page
     from gpt2ops.app.page.training_text import TrainingText
-    from gpt2ops.app.serving.desk import Desk
     from gpt2ops.app.serving.limits import Limits
-    from gpt2ops.app.serving.models import Shelf
+    from gpt2ops.app.serving.models import ModelCache
     from gpt2ops.app.serving.project_models import ProjectModels
+    from gpt2ops.app.serving.service import GenerationService
 
     limits = Limits()
-    shelf = Shelf(ProjectModels(models), weights, limits.models_in_memory)
+    cache = ModelCache(ProjectModels(models), weights, limits.models_in_memory)
     for name in models:
-        shelf.load(name)
-    shelf.source.choices()  # the first visitor would wait for the registry, before a page without a model
-    desk = Desk(shelf, limits, TrainingText.of_project(models))
+        cache.load(name)
+    cache.source.choices()  # the first visitor would wait for the registry, before a page without a model
+    service = GenerationService(cache, limits, TrainingText.of_project(models))
     launch(
-        build_page(desk, project_examples()), server_name=host, server_port=port, auth=login, prevent_thread_lock=True
+        build_page(service, project_examples()),
+        server_name=host,
+        server_port=port,
+        auth=login,
+        prevent_thread_lock=True,
     )
     shown = f"[{host}]" if ":" in host else host
     print(f"The page is at http://{shown}:{port} (Ctrl-C ends it).", flush=True)
@@ -47,7 +51,7 @@ def serve(models: Sequence[str], weights: Weights, host: str, port: int, auth: s
     try:
         threading.Event().wait()
     finally:
-        desk.close()
+        service.close()
 
 
 def read_login(host: str, auth: str | None) -> tuple[str, str] | None:

@@ -12,7 +12,7 @@ from gpt2core.model import GPT
 from gpt2core.storage.files import replaced_directory, write_text
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.app.server import project_examples
-from gpt2ops.app.serving.models import Shelf
+from gpt2ops.app.serving.models import ModelCache
 from gpt2ops.app.serving.project_models import ProjectModels
 from gpt2ops.pipeline.closure import Closure, import_closure
 
@@ -60,7 +60,7 @@ def export_space(directory: str, models: Sequence[str], weights: Weights) -> Non
     name = next((name for _, name in source.choices()), None)
     if name is None:
         raise UserError("there is no model to export: train one (`make run`), or give --model.")
-    Shelf(source, weights, 1).load(name)  # says in one line what is wrong with it
+    ModelCache(source, weights, 1).load(name)  # says in one line what is wrong with it
     model = GPT.from_pretrained(source.directory(name))
     with replaced_directory(target) as partial:
         model.save_pretrained(partial / "model")

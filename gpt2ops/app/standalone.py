@@ -14,11 +14,11 @@ def serve_model(directory: Path, weights: Weights, examples: Sequence[str]) -> N
     """
     prepare_gradio()
     from gpt2ops.app.page.page import build_page
-    from gpt2ops.app.serving.desk import Desk
     from gpt2ops.app.serving.limits import Limits
-    from gpt2ops.app.serving.models import FixedModels, Shelf
+    from gpt2ops.app.serving.models import FixedModels, ModelCache
+    from gpt2ops.app.serving.service import GenerationService
 
     limits = Limits()
-    shelf = Shelf(FixedModels({directory.name: directory}), weights, limits.models_in_memory)
-    shelf.load(directory.name)
-    launch(build_page(Desk(shelf, limits), examples, with_commands=False))
+    cache = ModelCache(FixedModels({directory.name: directory}), weights, limits.models_in_memory)
+    cache.load(directory.name)
+    launch(build_page(GenerationService(cache, limits), examples, with_commands=False))

@@ -11,8 +11,8 @@ import gradio as gr
 from gpt2core.errors import UserError
 from gpt2ops.app.page.fields import as_typed, checked_setting, default_of, field_specs, in_labels, read_setting, uses
 from gpt2ops.app.page.history import Record, as_json_lines, records_of
-from gpt2ops.app.page.markup import alert_html, answers_html, command_html, history_html, status_html
-from gpt2ops.app.serving.desk import Desk, Progress, Question
+from gpt2ops.app.page.markup import alert_html, command_html, history_html, outputs_html, status_html
+from gpt2ops.app.serving.service import GenerationProgress, GenerationRequest, GenerationService
 from gpt2ops.params.decoding import STRATEGIES, Decoding
 
 RANDOM_SEEDS = 2**32  # as `gpt2 generate` draws one
@@ -21,8 +21,8 @@ RANDOM_SEEDS = 2**32  # as `gpt2 generate` draws one
 class Handlers:
     """Called by Gradio with the values of components. A visitor is known by the session of the tab."""
 
-    def __init__(self, desk: Desk, with_commands: bool) -> None:
-        self._desk, self._with_commands = desk, with_commands
+    def __init__(self, service: GenerationService, with_commands: bool) -> None:
+        self._service, self._with_commands = service, with_commands
         self._stops: defaultdict[str, set[Event]] = defaultdict(set)
 
     async def generate(
@@ -43,12 +43,12 @@ class Handlers:
         busy = [gr.update(interactive=False), gr.update(interactive=True)]
         yield ["", status_html("…"), keep, keep, *busy, keep, keep]
         try:
-            question = self._question(prompt, model, second, decoding, dict(zip(field_specs(), typed, strict=True)))
-            async for progress in self._desk.ask(question, stop):
-                shown = answers_html(question, progress) if progress.answers else keep
+            wanted = self._request(prompt, model, second, decoding, dict(zip(field_specs(), typed, strict=True)))
+            async for progress in self._service.generate(wanted, stop):
+                shown = outputs_html(wanted, progress) if progress.outputs else keep
                 yield ["", status_html(progress.status), shown, keep, keep, keep, keep, keep]
-            new = self._records(question, progress)
-            kept = [*records, *new][-self._desk.limits.history :]
+            new = self._records(wanted, progress)
+            kept = [*records, *new][-self._service.limits.history :]
             history = history_html(kept, self._with_commands)
             yield ["", "", keep, command_html(new), *idle, kept, history]
         except UserError as error:
@@ -73,22 +73,22 @@ class Handlers:
             setting = checked_setting(
                 {**(settings or {}), "decoding": decoding, **({} if seed is None else {"seed": seed})}
             )
-            name = model or next((name for _, name in self._desk.shelf.source.choices()), "")
-            question = Question(prompt, (name,), setting, _seed(setting.seed))
-            async for progress in self._desk.ask(question, Event()):
+            name = model or next((name for _, name in self._service.cache.source.choices()), "")
+            wanted = GenerationRequest(prompt, (name,), setting, _seed(setting.seed))
+            async for progress in self._service.generate(wanted, Event()):
                 last = progress
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        return self._records(question, last)
+        return self._records(wanted, last)
 
     def stop(self, request: gr.Request) -> None:
-        """End what this tab has asked for; also when the tab is closed."""
+        """End what this tab has wanted for; also when the tab is closed."""
         for stop in list(self._stops.pop(str(request.session_hash), ())):
             stop.set()
 
     def open_page(self, request: gr.Request) -> list[Any]:
         """The models there are now, and a prompt from the address (`?prompt=...`)."""
-        choices = self._desk.shelf.source.choices()
+        choices = self._service.cache.source.choices()
         first = choices[0][1] if choices else None
         missing = (
             "" if choices else "There is no model yet: train one with gpt2 finetune, or in a project with dvc repro."
@@ -118,18 +118,18 @@ class Handlers:
     def clear_history(self) -> list[Any]:
         return [[], history_html([], self._with_commands)]
 
-    def _question(
+    def _request(
         self, prompt: str, model: str | None, second: str | None, decoding: str, typed: dict[str, Any]
-    ) -> Question:
+    ) -> GenerationRequest:
         setting = read_setting(decoding, typed)
         models = tuple(name.strip() for name in (model, second) if name and name.strip())
         if not (model or "").strip():
             raise UserError("No model is chosen: choose one under Model, or type the folder of one.")
-        return Question(prompt or "", models, setting, _seed(setting.seed))
+        return GenerationRequest(prompt or "", models, setting, _seed(setting.seed))
 
-    def _records(self, question: Question, progress: Progress) -> list[Record]:
-        weights = self._desk.shelf.weights
-        return [record for answer in progress.answers for record in records_of(question, answer, weights)]
+    def _records(self, wanted: GenerationRequest, progress: GenerationProgress) -> list[Record]:
+        weights = self._service.cache.weights
+        return [record for output in progress.outputs for record in records_of(wanted, output, weights)]
 
 
 def _seed(seed: int | None) -> int:

@@ -7,36 +7,36 @@ from typing import Any
 
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.app.page.command_line import command_of
-from gpt2ops.app.serving.desk import Answer, Question
+from gpt2ops.app.serving.service import GenerationRequest, ModelOutput
 
 Record = dict[str, Any]
 
 
-def records_of(question: Question, answer: Answer, weights: str) -> list[Record]:
-    """A record for each text of a finished answer."""
+def records_of(request: GenerationRequest, output: ModelOutput, weights: str) -> list[Record]:
+    """A record for each text of a finished output."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     tokenizer = Tokenizer()
     return [
         {
             "time": now,
-            "model": answer.model,
+            "model": output.model,
             "weights": weights,
-            "prompt": question.prompt,
+            "prompt": request.prompt,
             "sequence": number + 1,
             "text": written.text.text,
             "tokens": written.text.tokens,
             "mean_log_prob": mean_log_prob(written),
             "finish_reason": written.text.finish_reason,
-            "seconds": round(answer.seconds, 3),
-            "seed": question.seed + number if question.setting.draws else None,
-            "settings": question.setting.model_dump(mode="json", exclude={"seed"}),
+            "seconds": round(output.seconds, 3),
+            "seed": request.seed + number if request.setting.draws else None,
+            "settings": request.setting.model_dump(mode="json", exclude={"seed"}),
             "memorised": [
                 {"tokens": stop - start, "text": tokenizer.decode(written.text.token_ids[start:stop])}
                 for start, stop in written.passages
             ],
-            "command": command_of(answer.model, weights, question.prompt, question.setting, question.seed),
+            "command": command_of(output.model, weights, request.prompt, request.setting, request.seed),
         }
-        for number, written in enumerate(answer.written)
+        for number, written in enumerate(output.written)
     ]
 
 

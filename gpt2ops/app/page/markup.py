@@ -10,8 +10,8 @@ from gpt2core.decoding.streaming import TextStream
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.app.page.alternatives import Choice
 from gpt2ops.app.page.history import Record, mean_log_prob
-from gpt2ops.app.serving.desk import Answer, Progress, Question
-from gpt2ops.app.serving.writing import Written
+from gpt2ops.app.serving.generation_job import GeneratedText
+from gpt2ops.app.serving.service import GenerationProgress, GenerationRequest, ModelOutput
 
 # From here down a token is marked as less and less likely. A scale of one hue, told apart by its lightness.
 SCALE = (0.2, 0.05, 0.01, 0.001)
@@ -35,10 +35,10 @@ class Piece:
     text: str
 
 
-def answers_html(question: Question, progress: Progress) -> str:
+def outputs_html(request: GenerationRequest, progress: GenerationProgress) -> str:
     """The texts of all models, beside each other where there is room."""
-    several = len(question.models) > 1
-    sections = [_section(question, answer, several) for answer in progress.answers]
+    several = len(request.models) > 1
+    sections = [_section(request, output, several) for output in progress.outputs]
     return f'<div class="answers">{"".join(sections)}</div>' if sections else ""
 
 
@@ -78,33 +78,33 @@ def pieces(token_ids: Sequence[int]) -> Iterator[Piece]:
         yield Piece(start, len(token_ids), rest)
 
 
-def _section(question: Question, answer: Answer, several: bool) -> str:
-    title = f'<h3 class="model">{escape(answer.model)}</h3>' if several else ""
-    if answer.is_done and not answer.written:
+def _section(request: GenerationRequest, output: ModelOutput, several: bool) -> str:
+    title = f'<h3 class="model">{escape(output.model)}</h3>' if several else ""
+    if output.is_done and not output.written:
         return (
             f'<section class="answer">{title}<p class="quiet">Stopped before the search had found a text.</p></section>'
         )
-    count = len(answer.so_far)
-    if answer.is_done:
-        texts = [_finished(question, answer, number, count) for number in range(count)]
-    elif any(answer.so_far):
-        texts = [_growing(question, text, number, count) for number, text in enumerate(answer.so_far)]
+    count = len(output.so_far)
+    if output.is_done:
+        texts = [_finished(request, output, number, count) for number in range(count)]
+    elif any(output.so_far):
+        texts = [_growing(request, text, number, count) for number, text in enumerate(output.so_far)]
     else:
-        texts = [f'<p class="quiet">Searching: step {answer.steps} …</p>']
+        texts = [f'<p class="quiet">Searching: step {output.steps} …</p>']
     return f'<section class="answer">{title}{"".join(texts)}</section>'
 
 
-def _growing(question: Question, text: str, number: int, count: int) -> str:
+def _growing(request: GenerationRequest, text: str, number: int, count: int) -> str:
     heading = f'<header><span class="facts">{_number(number, count)}writing …</span></header>'
-    return f'<article class="text">{heading}<div class="body">{_prompt(question)}{escape(text)}</div></article>'
+    return f'<article class="text">{heading}<div class="body">{_prompt(request)}{escape(text)}</div></article>'
 
 
-def _finished(question: Question, answer: Answer, number: int, count: int) -> str:
-    written = answer.written[number]
-    speed = sum(one.text.tokens for one in answer.written) / answer.seconds if answer.seconds else 0
+def _finished(request: GenerationRequest, output: ModelOutput, number: int, count: int) -> str:
+    written = output.written[number]
+    speed = sum(one.text.tokens for one in output.written) / output.seconds if output.seconds else 0
     facts = [
         f"{written.text.tokens:,} tokens",
-        *([f"seed {question.seed + number}"] if question.setting.draws else []),
+        *([f"seed {request.seed + number}"] if request.setting.draws else []),
         *([f"{speed:,.0f} tokens/s"] if number == 0 else []),
         ENDINGS[written.text.finish_reason],
     ]
@@ -123,10 +123,10 @@ def _finished(question: Question, answer: Answer, number: int, count: int) -> st
         f'<span class="actions">{_button("copy", "Copy")}{_button("continue", "Continue")}</span></header>'
     )
     body = '<div class="body" tabindex="0" aria-label="Text; arrow keys move from token to token">'
-    return f'<article class="text">{heading}{note}{body}{_prompt(question)}{_tokens(written)}</div></article>'
+    return f'<article class="text">{heading}{note}{body}{_prompt(request)}{_tokens(written)}</div></article>'
 
 
-def _tokens(written: Written) -> str:
+def _tokens(written: GeneratedText) -> str:
     """The text, a span a piece; passages that were learned by heart are marked around theirs."""
     starts = dict(written.passages)
     parts, open_until = [], None
@@ -159,8 +159,8 @@ def _rounded(probability: float) -> float:
     return float(f"{probability:.3g}")
 
 
-def _prompt(question: Question) -> str:
-    return f'<span class="prompt">{escape(question.prompt)}</span>'
+def _prompt(request: GenerationRequest) -> str:
+    return f'<span class="prompt">{escape(request.prompt)}</span>'
 
 
 def _number(number: int, count: int) -> str:

@@ -8,16 +8,16 @@ import gradio as gr
 from gpt2ops.app.page.fields import DEFAULT_NEW_TOKENS, FieldSpec, as_typed, default_of, field_specs, uses
 from gpt2ops.app.page.handlers import Handlers
 from gpt2ops.app.page.markup import SCALE, history_html
-from gpt2ops.app.serving.desk import Desk
+from gpt2ops.app.serving.service import GenerationService
 from gpt2ops.params.decoding import DRAWS, STRATEGIES, Decoding
 
 FIRST_STRATEGY: Decoding = "sample"
 COLUMN = 140  # pixels: two fields beside each other
 
 
-def build_page(desk: Desk, examples: Sequence[str], *, with_commands: bool = True) -> gr.Blocks:
-    """The page over `desk`; `with_commands` shows the `gpt2 generate` line of each text."""
-    handlers = Handlers(desk, with_commands)
+def build_page(service: GenerationService, examples: Sequence[str], *, with_commands: bool = True) -> gr.Blocks:
+    """The page over `service`; `with_commands` shows the `gpt2 generate` line of each text."""
+    handlers = Handlers(service, with_commands)
     with gr.Blocks(title="GPT-2", analytics_enabled=False, fill_width=True) as page:
         records = gr.State([])
         gr.HTML("<h1>GPT-2</h1>", elem_id="heading")
@@ -47,7 +47,7 @@ def build_page(desk: Desk, examples: Sequence[str], *, with_commands: bool = Tru
                 decoding = gr.Dropdown(
                     list(STRATEGIES), value=FIRST_STRATEGY, label="Decoding", elem_id="decoding", filterable=False
                 )
-                fields = _setting_fields(desk)
+                fields = _setting_fields(service)
             with gr.Column(elem_id="history"), gr.Accordion("History", open=False):
                 history = gr.HTML(history_html([], with_commands))
                 with gr.Row():
@@ -60,7 +60,7 @@ def build_page(desk: Desk, examples: Sequence[str], *, with_commands: bool = Tru
             [prompt, model, second, decoding, records, *fields.values()],
             [alert, status, output, command, generate, stop, records, history],
             api_name="press_generate",
-            concurrency_limit=None,  # `desk` has its own queue, in which visitors see their place
+            concurrency_limit=None,  # `service` has its own queue, in which visitors see their place
             **hidden,
         )
         stop.click(handlers.stop, queue=False, **hidden)
@@ -86,10 +86,10 @@ def _model_fields() -> tuple[gr.Dropdown, gr.Dropdown]:
     )  # fmt: skip
 
 
-def _setting_fields(desk: Desk) -> dict[str, Any]:
+def _setting_fields(service: GenerationService) -> dict[str, Any]:
     """A component for each setting, in the order of the schema: `choose_strategy` shows those that are in use."""
     specs = field_specs()
-    sliders = {"max_new_tokens": desk.limits.new_tokens, "num_sequences": desk.limits.rows}
+    sliders = {"max_new_tokens": service.limits.new_tokens, "num_sequences": service.limits.rows}
     made: dict[str, Any] = {}
     for key, most in sliders.items():
         start = DEFAULT_NEW_TOKENS if key == "max_new_tokens" else 1

@@ -1,1 +1,1 @@
-"""The models behind the page, and who is served next."""
+"""Generation for the web page: models, limits, and the queue of requests."""

@@ -1,4 +1,4 @@
-"""What one visitor may ask for, and how many are served at once."""
+"""Limits on a request, and on the number of requests."""
 
 from dataclasses import dataclass
 
@@ -8,19 +8,19 @@ from gpt2ops.params.decoding import STRATEGIES, DecodingSetting
 
 @dataclass(frozen=True)
 class Limits:
-    """`seconds` are those of one model's texts; what is written by then is kept."""
+    """`seconds` is the time for one model's texts; the text generated until then is kept."""
 
     prompt_characters: int = 20_000
     new_tokens: int = 1000
-    rows: int = 16  # texts that the model works on at once: outputs, beams, candidates
+    rows: int = 16  # of a batch: texts, beams, candidates
     seconds: float = 120.0
-    running: int = 1  # texts are soonest there when each has all cores
+    running: int = 1  # one at a time is fastest: it has all cores
     waiting: int = 40
     models_in_memory: int = 3
     history: int = 100
 
     def check(self, prompt: str, setting: DecodingSetting) -> None:
-        """Raises UserError for more than a visitor may ask for."""
+        """Raises UserError if a request is over a limit."""
         if not prompt.strip():
             raise UserError("The prompt is empty: type how the text begins.")
         if len(prompt) > self.prompt_characters:
@@ -30,7 +30,7 @@ class Limits:
             )
         most = {"max_new_tokens": self.new_tokens, "num_sequences": self.rows, "num_beams": self.rows}
         if "penalty_alpha" in STRATEGIES[setting.decoding].keys:
-            most["top_k"] = self.rows  # contrastive search tries so many continuations at once
+            most["top_k"] = self.rows  # contrastive search evaluates top_k candidates in one batch
         for key, limit in most.items():
             value = getattr(setting, key)
             if value is not None and value > limit:

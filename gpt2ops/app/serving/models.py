@@ -1,4 +1,4 @@
-"""The models that the page offers, loaded when first asked for; the latest few stay in memory."""
+"""The models of the page, loaded on first use; the most recently used stay in memory."""
 
 import logging
 import threading
@@ -19,18 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class ModelSource(Protocol):
-    """Where models come from."""
-
     def choices(self) -> list[tuple[str, str]]:
-        """Label and name of each model to choose from, the default first; may be empty."""
+        """Label and name of each model, the default first; may be empty."""
 
     def directory(self, name: str) -> Path:
-        """The folder of a model. Raises UserError where there is no such model, or it may not be used."""
+        """The folder of a model. Raises UserError if there is no such model, or it is not allowed."""
 
 
 class FixedModels:
-    """Models by name, and no others."""
-
     def __init__(self, directories: Mapping[str, Path]) -> None:
         self._directories = directories
 
@@ -50,8 +46,8 @@ class LoadedModel:
     block_size: int
 
 
-class Shelf:
-    """Loads models, one at a time, and keeps the latest `capacity`; a model that changed on disk is loaded again."""
+class ModelCache:
+    """Loads one model at a time and keeps the last `capacity` used; a model that changed on disk is loaded again."""
 
     def __init__(self, source: ModelSource, weights: Weights, capacity: int) -> None:
         self.source, self.weights, self._capacity = source, weights, capacity
@@ -59,7 +55,7 @@ class Shelf:
         self._lock = threading.Lock()
 
     def load(self, name: str) -> LoadedModel:
-        """The model, ready to decode with. Raises UserError without a place of this machine in it."""
+        """The model, ready for decoding. Raises UserError without a path of this machine in its message."""
         if not name:
             raise UserError("No model is chosen, or there is none yet: train one (`make run`) or name a folder.")
         directory = self.source.directory(name)
@@ -80,7 +76,7 @@ class Shelf:
                 raise UserError(f"its vocab_size is {model.config.vocab_size}, but GPT-2's is {GPT2_VOCAB_SIZE}.")
         except UserError as error:
             reason = str(error).replace(str(directory), name)
-        except Exception as error:  # whatever a file that is no model makes its readers raise
+        except Exception as error:  # a damaged file can raise anything
             log.warning("model %s: %r", name, error)
             reason = f"its files cannot be read ({type(error).__name__})."
         else:
@@ -89,7 +85,7 @@ class Shelf:
 
 
 def _version(directory: Path) -> tuple[object, ...]:
-    """Changes when a file of the model is written anew."""
+    """A key that changes when a file of the model is rewritten."""
     files = [file for file in sorted(directory.glob("*")) if file.suffix in (".json", ".safetensors")]
     stats = [(file.name, file.stat()) for file in files]
     return (directory.resolve(), *((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats))

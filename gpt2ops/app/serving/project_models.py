@@ -1,4 +1,4 @@
-"""The models of a project: those named at the start, its folders, and its registry."""
+"""The models of a project: those named at the start, those in its folders, and those in its registry."""
 
 import threading
 import time
@@ -14,37 +14,37 @@ from gpt2ops.tracking.store import project_root
 
 REGISTERED = "models:/"
 VERSIONS_SHOWN = 20
-FRESH_SECONDS = 10.0  # a page load looks the registry up, many at once do so together
+CACHE_SECONDS = 10.0  # of the choices: each page load needs them
 
 
 class ProjectModels:
-    """`given` may lie anywhere, as who started the page chose; a visitor's path must lie within the project."""
+    """`named` models can be anywhere; a path typed by a visitor must be inside the project."""
 
-    def __init__(self, given: Sequence[str] = ()) -> None:
-        self._given = list(given)
+    def __init__(self, named: Sequence[str] = ()) -> None:
+        self._named = list(named)
         self._root = project_root()
         self._lock = threading.Lock()
-        self._known: tuple[float, list[tuple[str, str]]] | None = None
+        self._cached: tuple[float, list[tuple[str, str]]] | None = None
 
     def choices(self) -> list[tuple[str, str]]:
-        """Those given, models/best, the registry's, and other folders under models/."""
+        """The named ones, models/best, the registered ones, and other folders under models/."""
         with self._lock:
-            if self._known is None or time.monotonic() - self._known[0] > FRESH_SECONDS:
-                self._known = (time.monotonic(), self._look_up())
-            return self._known[1]
+            if self._cached is None or time.monotonic() - self._cached[0] > CACHE_SECONDS:
+                self._cached = (time.monotonic(), self._look_up())
+            return self._cached[1]
 
     def directory(self, name: str) -> Path:
         if name.startswith(REGISTERED):
             return self._registered(name)
-        if name in self._given and name in RELEASED and not Path(name).is_dir():
+        if name in self._named and name in RELEASED and not Path(name).is_dir():
             try:
                 return find_weights(name)
             except UserError as error:
                 raise error.spelled(
                     lambda argument: "--model" if argument == "name_or_directory" else argument
                 ) from None
-        place = Path(name) if name in self._given else (self._root / name).resolve()
-        if name not in self._given and not place.is_relative_to(self._root):
+        place = Path(name) if name in self._named else (self._root / name).resolve()
+        if name not in self._named and not place.is_relative_to(self._root):
             raise UserError(f"The model {name!r} lies outside this project; its owner can add it with --model.")
         if not place.is_dir():
             offered = " It can be added with --model." if name in RELEASED else ""
@@ -55,10 +55,10 @@ class ProjectModels:
         return place
 
     def _look_up(self) -> list[tuple[str, str]]:
-        names = [(name, name) for name in self._given]
+        names = [(name, name) for name in self._named]
         if (self._root / paths.BEST_MODEL).is_dir():
             names.append((paths.BEST_MODEL.as_posix(), paths.BEST_MODEL.as_posix()))
-        with suppress(UserError):  # a registry that fails leaves the folders
+        with suppress(UserError):  # without a registry the folders remain
             names += _registered_choices(registered_versions())
         for config in sorted((self._root / paths.BEST_MODEL.parent).glob("*/config.json")):
             folder = config.parent.relative_to(self._root).as_posix()
@@ -81,7 +81,7 @@ class ProjectModels:
 
 
 def _registered_choices(versions: Sequence[ModelVersion]) -> list[tuple[str, str]]:
-    """Aliases, then versions, newest first; of models that one run registered of the same weights only the first."""
+    """Aliases, then versions, newest first; of the models that one run registered only the first by name."""
     own: dict[str, ModelVersion] = {}
     for version in sorted(versions, key=lambda version: version.name):
         own.setdefault(version.run_id, version)

@@ -24,12 +24,12 @@ from gpt2ops.app.page.fields import as_typed, default_of, field_specs, in_labels
 from gpt2ops.app.page.markup import pieces
 from gpt2ops.app.page.training_text import TrainingText
 from gpt2ops.app.server import check_port, project_examples, read_login
-from gpt2ops.app.serving.desk import Desk
+from gpt2ops.app.serving.generation_job import GenerationJob
 from gpt2ops.app.serving.limits import Limits
-from gpt2ops.app.serving.models import FixedModels, LoadedModel, Shelf
+from gpt2ops.app.serving.models import FixedModels, LoadedModel, ModelCache
 from gpt2ops.app.serving.project_models import ProjectModels
-from gpt2ops.app.serving.turns import Turns
-from gpt2ops.app.serving.writing import Writing
+from gpt2ops.app.serving.request_queue import RequestQueue
+from gpt2ops.app.serving.service import GenerationService
 from gpt2ops.cli.flags.decoding import decoding_setting
 from gpt2ops.cli.main import build_parser, main
 from gpt2ops.params.decoding import STRATEGIES, DecodingSetting
@@ -83,7 +83,7 @@ def test_a_wrong_number_is_named_as_the_page_names_it(
     decoding: str, typed: dict[str, Any], message: str, model: PackedGPT
 ) -> None:
     with pytest.raises(UserError) as caught:
-        writing(model, read_setting(decoding, typed)).run()
+        job(model, read_setting(decoding, typed)).run()
     shown = str(in_labels(caught.value))
     assert message in shown
     assert "_" not in shown
@@ -161,16 +161,16 @@ def test_every_passage_of_the_training_text_is_found_not_only_the_longest() -> N
 
 
 def test_who_comes_later_waits_sees_the_place_and_is_refused_where_too_many_wait() -> None:
-    turns = Turns(running=1, waiting=2)
-    with turns.join() as first:
-        assert first.begin()
-        with turns.join() as second, turns.join() as third:
-            assert (second.before, third.before) == (1, 2)
-            assert not second.begin()
-            with pytest.raises(UserError, match="The page is busy: 2 prompts are waiting"), turns.join():
+    queue = RequestQueue(running=1, waiting=2)
+    with queue.join() as first:
+        assert first.try_start()
+        with queue.join() as second, queue.join() as third:
+            assert (second.ahead, third.ahead) == (1, 2)
+            assert not second.try_start()
+            with pytest.raises(UserError, match="The page is busy: 2 prompts are waiting"), queue.join():
                 pass
-    with turns.join() as next_one:  # whoever left, in whatever order, holds nobody up
-        assert next_one.begin()
+    with queue.join() as next_one:  # whoever left, in whatever order, holds nobody up
+        assert next_one.try_start()
 
 
 @pytest.mark.parametrize(
@@ -192,14 +192,14 @@ def test_a_visitor_may_not_ask_for_too_much(prompt: str, values: dict[str, Any],
 def test_a_text_that_does_not_fit_is_refused_with_what_would_fit(model: PackedGPT) -> None:
     setting = DecodingSetting(decoding="greedy", max_new_tokens=40, past_block_size="refuse")
     with pytest.raises(UserError) as caught:
-        writing(model, setting).check_fits()
+        job(model, setting).check_fits()
     line = str(in_labels(caught.value))
     assert "lower Maximum length (tokens) to 31 or less" in line
     assert "set Past block size: slide" in line
 
 
-def writing(model: PackedGPT, setting: DecodingSetting) -> Writing:
-    return Writing(LoadedModel("m", model, 32), TOKENIZER.encode("To be"), setting, 1, TOKENIZER, Event(), 60)
+def job(model: PackedGPT, setting: DecodingSetting) -> GenerationJob:
+    return GenerationJob(LoadedModel("m", model, 32), TOKENIZER.encode("To be"), setting, 1, TOKENIZER, Event(), 60)
 
 
 def save(directory: Path, seed: int) -> Path:
@@ -234,22 +234,22 @@ def test_an_empty_prompt_of_the_samples_is_no_example(tmp_path: Path, monkeypatc
 def test_a_page_without_any_model_says_so_and_how_to_get_one() -> None:
     from gpt2ops.app.page.handlers import Handlers
 
-    page = Handlers(Desk(Shelf(FixedModels({}), "fp32", 1), Limits()), with_commands=True)
+    page = Handlers(GenerationService(ModelCache(FixedModels({}), "fp32", 1), Limits()), with_commands=True)
     *_, alert = page.open_page(SimpleNamespace(query_params={}))  # type: ignore[arg-type]
     assert "There is no model yet: train one with gpt2 finetune, or in a project with dvc repro." in alert
     with pytest.raises(UserError, match="No model is chosen"):
-        page._question("To be", None, None, "greedy", {})
+        page._request("To be", None, None, "greedy", {})
 
 
 def test_few_models_stay_in_memory_and_one_that_was_trained_again_is_read_again(tmp_path: Path) -> None:
-    shelf = Shelf(FixedModels({name: save(tmp_path / name, seed) for seed, name in enumerate("abc")}), "fp32", 2)
-    first = shelf.load("a").model
-    assert shelf.load("a").model is first
-    shelf.load("b"), shelf.load("c")
-    assert shelf.load("a").model is not first
-    again = shelf.load("a").model
+    cache = ModelCache(FixedModels({name: save(tmp_path / name, seed) for seed, name in enumerate("abc")}), "fp32", 2)
+    first = cache.load("a").model
+    assert cache.load("a").model is first
+    cache.load("b"), cache.load("c")
+    assert cache.load("a").model is not first
+    again = cache.load("a").model
     save(tmp_path / "a", 9)
-    assert shelf.load("a").model is not again
+    assert cache.load("a").model is not again
 
 
 def test_a_visitor_reaches_models_of_the_project_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +279,7 @@ def test_a_damaged_model_is_one_line_without_a_place_of_this_machine(
     weights.write_bytes(weights.read_bytes()[:1000])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
-        Shelf(ProjectModels(), "fp32", 1).load("models/best")
+        ModelCache(ProjectModels(), "fp32", 1).load("models/best")
     assert "models/best" in str(caught.value)
     assert "is damaged" in str(caught.value)
     assert str(tmp_path) not in str(caught.value)

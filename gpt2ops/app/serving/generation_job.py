@@ -1,4 +1,4 @@
-"""A model's texts while they are written in one thread, for another to watch and to stop."""
+"""Generates a model's texts in one thread, while another reads the progress and can stop it."""
 
 import math
 import time
@@ -19,10 +19,10 @@ from gpt2ops.sampling.texts import Text, write_texts
 
 
 @dataclass(frozen=True)
-class Written:
-    """A finished text with a choice for each token; `passages` are the ones learned by heart, as token positions.
+class GeneratedText:
+    """A finished text with the alternatives of each token; `passages` are memorised ones, as token positions.
 
-    Its finish_reason may also be `stopped`, by the visitor, or `limit`, of the page.
+    The finish_reason can also be `stopped`, by the visitor, or `limit`, the page's time limit.
     """
 
     text: Text
@@ -31,21 +31,19 @@ class Written:
 
 
 class _CutError(Exception):
-    """The text ends here, whatever its settings say."""
+    """Ends generation: stopped by the visitor, or out of time."""
 
 
 @dataclass
 class _Row:
-    """A text that grows."""
-
     stream: TextStream
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     ended: bool = False
 
 
-class Writing:
-    """The texts of one model to one prompt. A search with beams shows its text only at the end, but can be stopped."""
+class GenerationJob:
+    """The texts of one model for one prompt. A beam search has no text until its end, but can be stopped."""
 
     def __init__(
         self,
@@ -64,10 +62,10 @@ class Writing:
         self._deadline = math.inf
         self._after_prompt = False
         self.steps = 0
-        self.seconds = 0.0  # of writing, once it is over
+        self.seconds = 0.0  # of generation, set at its end
 
     def check_fits(self) -> None:
-        """Raises UserError where the text may leave the model's positions and the window is not to slide."""
+        """Raises UserError if the text can exceed the model's context and past_block_size is not slide."""
         room = max(0, self._loaded.block_size + 1 - len(self._prompt_ids))
         wanted = self._setting.max_new_tokens or 0
         if self._setting.past_block_size != "slide" and wanted > room:
@@ -84,14 +82,14 @@ class Writing:
 
     @property
     def so_far(self) -> list[str]:
-        """The texts as far as they are, whole characters only."""
+        """The texts generated so far, whole characters only."""
         return [row.text for row in self._rows]
 
     def run(self) -> list[tuple[Text, list[Choice]]]:
         """Write the texts. Raises UserError for what this model or prompt does not allow."""
         started = time.monotonic()
         self._deadline = started + self._seconds
-        watched: dict[str, Any] = {"logits_processor": [self._look]} if self._searches else {"streamer": self}
+        watched: dict[str, Any] = {"logits_processor": [self._on_logits]} if self._searches else {"streamer": self}
         try:
             (texts,) = write_texts(
                 self._loaded.model, [self._prompt_ids], self._setting, [self._seed], self._tokenizer, **watched
@@ -102,7 +100,7 @@ class Writing:
         return [(text, self._choices(text)) for text in texts]
 
     def put(self, tokens: Tensor) -> None:
-        """The prompt first, then the tokens (rows,) of each step."""
+        """Streamer: receives the prompt first, then the tokens (rows,) of each step."""
         if self._after_prompt:
             for row, token_id in zip(self._rows, tokens.flatten().tolist(), strict=True):
                 row.ended = row.ended or token_id == self._tokenizer.eot_id
@@ -110,16 +108,16 @@ class Writing:
                     row.token_ids.append(token_id)
                     row.text += row.stream.put([token_id])
         self._after_prompt = True
-        self._count()
+        self._check_stop()
 
     def end(self) -> None:
-        """Part of a streamer; the whole text comes from `run`."""
+        """Part of the streamer's interface; `run` returns the texts."""
 
-    def _look(self, ids: Tensor, logits: Tensor) -> Tensor:
-        self._count()
+    def _on_logits(self, ids: Tensor, logits: Tensor) -> Tensor:
+        self._check_stop()
         return logits
 
-    def _count(self) -> None:
+    def _check_stop(self) -> None:
         self.steps += 1
         if self._stop.is_set():
             raise _CutError("stopped")
