@@ -54,10 +54,10 @@ def test_a_training_goes_on_where_prefect_does_not_answer_and_it_is_said_once(tm
         closed = probe.getsockname()[1]
     said: list[str] = []
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{closed}/api"}):
-        shown = progress.Progress([("tokenize", 1.0), ("finetune", 3.0)], said.append)
+        shown = progress.FlowProgress([("tokenize", 1.0), ("finetune", 3.0)], said.append)
         shown.started("finetune")
         with shown.of_training(tmp_path):
             write_status(STATUS_NOW, tmp_path / STATUS)
         shown.finished("finetune")
     assert len(said) == 1
-    assert "the run goes on" in said[0]
+    assert "the run continues" in said[0]

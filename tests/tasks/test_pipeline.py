@@ -86,7 +86,7 @@ def test_a_changed_recipe_asks_for_another_training(project: Project) -> None:
     source = recipe.read_bytes()
     try:
         recipe.write_bytes(source + b"# changed\n")
-        assert recipe.name in project.dvc("status", "finetune").stdout
+        assert "modified:           gpt2ops/params\n" in project.dvc("status", "finetune").stdout
     finally:
         recipe.write_bytes(source)
     assert "up to date" in project.dvc("status").stdout

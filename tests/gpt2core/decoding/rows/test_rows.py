@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from gpt2core.config import GPTConfig
-from gpt2core.decoding import generate, kv_cache
+from gpt2core.decoding import generate
 from gpt2core.decoding.packed.model import PackedGPT
 from gpt2core.decoding.rows import branching as branching_rows
 from gpt2core.decoding.rows import cached as rows_module
 from gpt2core.decoding.rows import graphed as graphed_rows
-from gpt2core.decoding.rows import opening
+from gpt2core.decoding.rows import kv_cache, opening
 from gpt2core.decoding.rows.branching import BranchingRows
 from gpt2core.decoding.rows.cached import CachedRows
 from gpt2core.decoding.rows.graphed import GraphedRows
