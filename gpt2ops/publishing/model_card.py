@@ -1,5 +1,6 @@
 """README.md of an exported model: metadata for the Hugging Face Hub, use, limits, scores and data."""
 
+import re
 from importlib.resources import files
 from pathlib import PureWindowsPath
 from typing import Any
@@ -59,7 +60,7 @@ def model_card(
         settings=[(key, without_folders(facts.settings[key])) for key in _SHOWN_SETTINGS if key in facts.settings],
         licence=_licence(facts, licence),
     )
-    return str(card).rstrip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
 
 
 def _front_matter(facts: ModelFacts, source: str, licence: str | None, language: str | None) -> Any:
@@ -159,4 +160,4 @@ def _licence(facts: ModelFacts, licence: str | None) -> str:
     )
     if licence:
         return f"Licence of the weights: {licence}.{of_text}"
-    return f"No licence has been chosen for the weights; without one, no use is permitted.{of_text}"
+    return f"No licence has been chosen for the weights; without one, others have no right to use them.{of_text}"

@@ -224,7 +224,8 @@ def test_the_card_of_an_imported_model_names_where_it_came_from(model_directory:
     assert "license" not in front_matter(card)
     assert "imported from `gpt2-medium`" in card
     assert "No scores were available when this card was written." in card
-    assert "No licence has been chosen for the weights" in card
+    assert "\n\n## Licence\n\nNo licence has been chosen for the weights" in card
+    assert "\n\n\n" not in card
 
 
 def test_push_dry_run_lists_what_would_go(gpt2, exported: Path, tmp_path: Path) -> None:
