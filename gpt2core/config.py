@@ -64,13 +64,13 @@ class GPTConfig:
         return tables * width + self.n_layer * block + 2 * width
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> "GPTConfig":
-        """The preset `name` with `overrides` applied. Raises UserError for an unknown name."""
-        if name not in PRESETS:
-            nearest = get_close_matches(name, PRESETS, n=1)
-            hint = f"did you mean {nearest[0]}? " if nearest else ""
-            raise UserError(f"unknown preset {name!r}; {hint}Presets: {', '.join(PRESETS)}.")
-        return replace(PRESETS[name], **overrides)
+    def from_preset(cls, preset: str, **overrides: Any) -> "GPTConfig":
+        """The sizes of `preset` with `overrides` applied. Raises UserError for an unknown name."""
+        if preset not in PRESETS:
+            nearest = get_close_matches(preset, PRESETS, n=1)
+            rule = f"is unknown; did you mean {nearest[0]}? Presets" if nearest else "is unknown"
+            raise UserError(key="preset", value=preset, rule=f"{rule}: {', '.join(PRESETS)}")
+        return replace(PRESETS[preset], **overrides)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

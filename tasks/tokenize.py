@@ -12,7 +12,7 @@ from gpt2core.data.corpus import read_corpus
 from gpt2core.data.writer import write_tokens
 from gpt2core.errors import UserError
 from gpt2ops import paths
-from gpt2ops.params.schema import load_params
+from gpt2ops.params.schema import Data, load_params
 from gpt2ops.pipeline.results import read_report
 from gpt2ops.process.console import progress_bar, say
 from gpt2ops.process.stage import run_stage
@@ -22,8 +22,19 @@ def main() -> None:
     data = load_params().data
     provenance = read_provenance()
     files = [paths.RAW / entry["file"] for entry in provenance["files"]]
+    try:
+        manifest = write(data, files, provenance)
+    except UserError as error:
+        raise error.spelled(lambda name: name.replace("shares.", "data.split.")) from None
+    say(summary(manifest))
+    if not manifest["splits"]["val"]["tokens"]:
+        say("no val split (data.split.val is 0): there will be no validation loss during training.")
+
+
+def write(data: Data, files: list[Path], provenance: dict[str, Any]) -> dict[str, Any]:
+    """Tokenize; the manifest. Raises UserError, in arguments of the library, where the text does not suit `data`."""
     with progress_bar("tokenize", total=provenance["size_bytes"], unit="B") as bar:
-        manifest = write_tokens(
+        return write_tokens(
             paths.TOKENS,
             read_corpus(files, text_field=data.text_field, on_bytes=bar.update),
             source=provenance["source"],
@@ -32,9 +43,6 @@ def main() -> None:
             max_tokens=data.max_tokens,
             workers=data.workers,
         )
-    say(summary(manifest))
-    if not manifest["splits"]["val"]["tokens"]:
-        say("no val split (data.split.val is 0): there will be no validation loss during training.")
 
 
 def read_provenance() -> dict[str, Any]:

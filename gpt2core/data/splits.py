@@ -39,10 +39,8 @@ def choose_split(lengths: np.ndarray, shares: Mapping[str, float], split_by: str
     documents = f"{len(lengths)} document{'s' if len(lengths) > 1 else ''}"
     if len(lengths) < len(wanted):
         if split_by == "documents":
-            raise UserError(
-                f"split_by (documents): {', '.join(wanted)} need {len(wanted)} documents and the corpus has "
-                f"{len(lengths)}; set it to tokens or auto."
-            )
+            rule = f": {', '.join(wanted)} need {len(wanted)} documents and the corpus has {len(lengths)}"
+            raise UserError(key="split_by", value=split_by, rule=rule, remedy="set it to tokens or auto")
         return _by_tokens(lengths, shares, f"{documents} cannot fill {', '.join(wanted)}")
     owners = split_documents(lengths, shares)
     if split_by == "documents":
@@ -151,6 +149,8 @@ def _check_sizes(sizes: np.ndarray, shares: Mapping[str, float]) -> None:
     for name, size in zip(SPLITS, sizes.tolist(), strict=True):
         if shares[name] and size < FEWEST_TOKENS:
             raise UserError(
-                f"the {name} share ({shares[name]:g}) of {int(sizes.sum())} tokens is {size}, too short for a split "
-                f"(at least {FEWEST_TOKENS}); use a longer text or set the share to 0."
+                key=f"shares.{name}",
+                rule=f": the {name} share ({shares[name]:g}) of {int(sizes.sum())} tokens is {size}, too short for a "
+                f"split (at least {FEWEST_TOKENS})",
+                remedy="use a longer text or set the share to 0",
             )

@@ -51,7 +51,8 @@ def find_weights(name_or_directory: str | Path) -> Path:
         return directory
     name = str(name_or_directory)
     if name not in RELEASED:
-        raise UserError(f"no model at {name!r}: it is neither a directory nor one of {', '.join(RELEASED)}.")
+        rule = f"is neither a directory nor one of {', '.join(RELEASED)}"
+        raise UserError(key="name_or_directory", value=name, rule=rule)
     with needs_extra(f"the released weights {name!r}"):
         from huggingface_hub import constants, snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError

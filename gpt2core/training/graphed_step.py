@@ -31,7 +31,7 @@ def make_train_step(model: GPT, config: TrainerConfig, run: Runtime, total_steps
     """The fastest kind for steps of `tokens` tokens. Raises UserError if cuda_graph is on and impossible."""
     obstacle = graph_obstacle(config, run)
     if config.cuda_graph == "on" and obstacle:
-        raise UserError(f"cuda_graph is 'on', but {obstacle}; set it to auto.")
+        raise UserError(key="cuda_graph", value="on", rule=f"is impossible: {obstacle}", remedy="set it to auto")
     wanted = config.cuda_graph == "on" or (config.cuda_graph == "auto" and tokens <= LARGEST_STEP)
     kind = GraphedStep if wanted and not obstacle else TrainStep
     flops = 6.0 * model.num_parameters() * tokens * total_steps

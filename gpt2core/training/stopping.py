@@ -77,8 +77,9 @@ class StopRules:
         self.state.skipped_in_a_row += 1
         if self.state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise UserError(
-                f"the loss or its gradient was not finite in {self.state.skipped_in_a_row} steps in a row (step "
-                f"{step}, batch {batch}); lower learning_rate, or set precision to fp32."
+                rule=f"the loss or its gradient was not finite in {self.state.skipped_in_a_row} steps in a row (step "
+                f"{step}, batch {batch})",
+                remedy="lower {learning_rate}, or set {precision} to fp32",
             )
 
     def after_batch(self, step: int, train_loss: float) -> str | None:

@@ -162,8 +162,8 @@ class Trainer:
         """Save the last checkpoint and wait for every save."""
         if reason != "interrupted" and self.rules.state.best_step is None:
             raise UserError(
-                "no evaluation gave a finite loss, so there is no model to keep; lower learning_rate, set precision to "
-                "fp32, or check the weights that the run started from."
+                rule="no evaluation gave a finite loss, so there is no model to keep",
+                remedy="lower {learning_rate}, set {precision} to fp32, or check the weights that the run started from",
             )
         train_loss_full = self.rules.full_loss_at_target(reason)
         self.writer.poll(leave=0)

@@ -28,7 +28,8 @@ def write_samples(params: Params, train: TokenSplit) -> dict[str, Any]:
         try:
             texts = write_setting(params, setting, seed, model, tokenizer)
         except UserError as error:
-            raise error.spelled(source=f"sample.settings[{number}] ({setting.name})") from None
+            place = f"sample.settings[{number}].".__add__
+            raise error.spelled(place, source=f"setting {setting.name}") from None
         for prompt, written in zip(params.sample.prompts, texts, strict=True):
             for copy, text in enumerate(written):
                 facts = measure(text, train, params.sample.memorised_tokens, tokenizer)

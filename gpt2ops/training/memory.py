@@ -25,16 +25,16 @@ def check_memory(
     weights = 4 * num_parameters * copies
     if weights > memory:
         raise UserError(
-            f"the model has {num_parameters:,} parameters and needs at least {weights / GIB:,.1f} GiB, but this "
-            f"machine has {memory / GIB:,.1f} GiB of memory; lower model.n_layer ({config.n_layer}) or model.n_embd "
-            f"({config.n_embd})."
+            rule=f"the model has {num_parameters:,} parameters and needs at least {weights / GIB:,.1f} GiB, but this "
+            f"machine has {memory / GIB:,.1f} GiB of memory",
+            remedy=f"lower {{model.n_layer}} ({config.n_layer}) or {{model.n_embd}} ({config.n_embd})",
         )
     logits = 2 * micro_tokens * config.vocab_size
     if device == "cpu" and weights + logits > memory:
         raise UserError(
-            f"a forward pass of {micro_tokens:,} tokens needs at least {(weights + logits) / GIB:,.1f} GiB, but this "
-            f"machine has {memory / GIB:,.1f} GiB of memory; set train.micro_batch_size lower than now "
-            "(it must divide train.batch_size)."
+            rule=f"a forward pass of {micro_tokens:,} tokens needs at least {(weights + logits) / GIB:,.1f} GiB, but "
+            f"this machine has {memory / GIB:,.1f} GiB of memory",
+            remedy="set {train.micro_batch_size} lower than now (it must divide {train.batch_size})",
         )
 
 

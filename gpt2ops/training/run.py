@@ -123,9 +123,8 @@ def trainer_config(params: Params, device: str, val_tokens: int) -> TrainerConfi
         best_by = "val_loss" if held_out else "train_loss"
     compilers = ("g++", "clang++", "cl")
     if train.compile == "on" and device == "cpu" and not any(map(shutil.which, compilers)):
-        raise UserError(
-            "train.compile is 'on', but no C++ compiler (g++, clang++ or cl) was found; install one or set it to off."
-        )
+        rule = "needs a C++ compiler, and none (g++, clang++ or cl) was found"
+        raise UserError(key="train.compile", value="on", rule=rule, remedy="install one or set it to off")
     return TrainerConfig(
         **{entry.name: getattr(train, entry.name) for entry in fields(TrainSettings)},
         **stop.model_dump(),

@@ -18,6 +18,8 @@ from gpt2core.storage.files import with_home
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops import paths
 from gpt2ops.cli.output import number, put, put_json, put_table
+from gpt2ops.params.decoding import flag_of
+from gpt2ops.params.problems import FLAG_WORDS
 from gpt2ops.training.initial_model import load_model
 
 SPLITS = ("train", "val", "test")
@@ -46,7 +48,10 @@ def run(arguments: argparse.Namespace) -> None:
     model = load_model(arguments.model, "--model")
     block_size, stride = windows(arguments, model.config.block_size)
     set_threads(None)
-    runtime = pick_runtime(arguments.device, arguments.precision)
+    try:
+        runtime = pick_runtime(arguments.device, arguments.precision)
+    except UserError as error:
+        raise error.spelled(flag_of, FLAG_WORDS) from None
     model.to(runtime.device)
     scores = {
         name: score(model, name, tokens, arguments, (block_size, stride), runtime) for name, tokens in texts.items()

@@ -2,6 +2,7 @@
 
 import argparse
 import filecmp
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,10 @@ from gpt2core.config import PRESETS
 from gpt2core.errors import UserError
 from gpt2core.storage.files import atomic_path, read_json, with_home
 from gpt2ops import paths
-from gpt2ops.cli.flags.decoding import FLAG_WORDS
-from gpt2ops.cli.flags.finetune import FLAGS
+from gpt2ops.cli.flags.finetune import FLAGS, flag_names
 from gpt2ops.cli.output import put, put_json
 from gpt2ops.params.editing import parse_assignments
+from gpt2ops.params.problems import FLAG_WORDS
 from gpt2ops.params.recipes import DEFAULT, RECIPES
 from gpt2ops.projects.pipeline import INTERRUPTED, InterruptedPipelineError, PipelineError, run_stages
 from gpt2ops.projects.project import is_project, params_text, write_project
@@ -58,7 +59,11 @@ def train(arguments: argparse.Namespace, output: Path, parameters: str) -> None:
     before = content(project / paths.DVC_LOCK)
     try:
         run_stages(
-            project, store=Path.cwd(), output_to_stderr=arguments.json, GPT2_OUTPUT_DIR=str(arguments.output_dir)
+            project,
+            store=Path.cwd(),
+            output_to_stderr=arguments.json,
+            GPT2_OUTPUT_DIR=str(arguments.output_dir),
+            GPT2_FLAGS=json.dumps(flag_names(arguments)),
         )
     except InterruptedPipelineError:
         print(f"gpt2: {interrupted_line(project)}", file=sys.stderr)
@@ -94,13 +99,11 @@ def interrupted_line(project: Path) -> str:
 
 def checked_params(arguments: argparse.Namespace, output: Path) -> str:
     """The text of params.yaml. Raises UserError in words of the flags that were typed."""
-    given = {flag.key: flag.name for flag in FLAGS if getattr(arguments, flag.dest) is not None}
-    if arguments.gradient_accumulation_steps is not None:
-        given["train.micro_batch_size"] = "--batch-size"
+    names = flag_names(arguments)
     try:
         return params_text(overrides(arguments, output), source="")
     except UserError as error:
-        problems = error.spelled(lambda key: given.get(key, key), FLAG_WORDS).problems
+        problems = error.spelled(lambda key: names.get(key, key), FLAG_WORDS).problems
         raise UserError(" ".join(map(str, problems))) from None
 
 

@@ -8,12 +8,11 @@ from pydantic import ValidationError
 
 from gpt2core.decoding.options import Group
 from gpt2core.decoding.rules import OneOf
-from gpt2core.errors import UserError, Words
+from gpt2core.errors import UserError
 from gpt2ops.params.decoding import DRAWS, KEYS, ONE_EACH, STRATEGIES, Decoding, DecodingSetting, flag_of, type_of
-from gpt2ops.params.problems import user_error
+from gpt2ops.params.problems import FLAG_WORDS, user_error
 
 DEFAULT_NEW_TOKENS = 100
-FLAG_WORDS = Words(true="true", false="false", or_none="", equals=" ", quotes=False)
 _TITLES: dict[Group, str] = {
     "length": "length and end",
     "sampling": "drawing at random (--decoding sample, beam-sample)",

@@ -129,6 +129,15 @@ _GROUPS: dict[str, tuple[Flag, ...]] = {
     ),
 }
 FLAGS = tuple(flag for flags in _GROUPS.values() for flag in flags)
+# Keys that flags with a meaning of their own set.
+_PLACES = {
+    "model.init": "--model",
+    "model.preset": "--preset",
+    "data.source": "--train-file",
+    "data.split.val": "--validation-split-percentage",
+    "data.split.test": "--validation-split-percentage",
+    "train.gradient_checkpointing": "--gradient-checkpointing",
+}
 # Said by those who come from run_clm; the command always does this.
 _WITHOUT_EFFECT = ("--do-train", "--do-eval", "--overwrite-output-dir")
 
@@ -160,6 +169,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", action="store_true", help="the result as an object; all else goes to standard error")
     for name in _WITHOUT_EFFECT:
         parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
+
+
+def flag_names(arguments: argparse.Namespace) -> dict[str, str]:
+    """Key of params.yaml -> the flag that sets it; without the keys that `--set` names."""
+    names = {**_PLACES, **{flag.key: flag.name for flag in FLAGS}}
+    if arguments.gradient_accumulation_steps is not None:
+        names["train.micro_batch_size"] = "--batch-size"
+        names["train.batch_size"] = "--batch-size times --gradient-accumulation-steps"
+    named = {assignment.partition("=")[0].strip() for assignment in arguments.set}
+    return {key: name for key, name in names.items() if key not in named}
 
 
 def _add_places(group: argparse._ArgumentGroup) -> None:

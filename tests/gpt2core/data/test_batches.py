@@ -109,7 +109,7 @@ def test_a_split_of_just_one_batch_is_enough_and_a_token_less_is_not(
     assert Batches(enough, **options).batches_per_epoch == 1
     short = counting_split(tmp_path, monkeypatch, needed - 1)
     with pytest.raises(
-        UserError, match=rf"train split has {needed - 1} tokens and one batch needs {needed} .*batch_size 4"
+        UserError, match=rf"^batch_size \(4\) .* train split has {needed - 1} tokens, and one batch needs {needed} with"
     ):
         Batches(short, **options)
 

@@ -96,6 +96,6 @@ def test_what_a_graph_cannot_do_is_named(changes: dict[str, object], run: Runtim
 
 def test_a_graph_that_cannot_be_is_refused_where_it_is_asked_for() -> None:
     model = GPT(GPTConfig(23, 16, n_layer=1, n_head=2, n_embd=16))
-    with pytest.raises(UserError, match="cuda_graph is 'on', but the device is cpu"):
+    with pytest.raises(UserError, match=r"cuda_graph \('on'\) is impossible: the device is cpu"):
         make_train_step(model, replace(CONFIG, cuda_graph="on"), RUN, 20, 32)
     assert type(make_train_step(model, CONFIG, RUN, 20, 32)) is TrainStep

@@ -1,6 +1,7 @@
 """`gpt2 finetune`: what its flags mean, and one real run that is interrupted, finished, evaluated and made again."""
 
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -136,6 +137,16 @@ def test_a_folder_with_other_files_is_left_alone(text: Path, capsys, monkeypatch
     assert run_here(capsys, monkeypatch, *arguments).is_one_line("--output-dir: . has other files in it")
     assert [path.name for path in text.parent.iterdir()] == ["my.txt"]
     assert run_here(capsys, monkeypatch, "finetune", "--train-file", "my.txt").is_one_line("--output-dir is missing")
+
+
+def test_a_text_too_short_for_the_batch_is_found_late_and_named_by_its_flags(text: Path) -> None:
+    flags = "--from-scratch --batch-size 100 --block-size 16 --device cpu --set data.split_by=tokens"
+    command = [*PROGRAM, "finetune", "--train-file", "my.txt", "--output-dir", "out", *flags.split()]
+    done = subprocess.run(command, cwd=text.parent, env=environment(), capture_output=True, text=True, timeout=HANGS)
+    assert done.returncode == 1
+    assert re.search(
+        r"^finetune: error: --batch-size \(100\) is too large: .* with --block-size \(16\);", done.stderr, re.M
+    )
 
 
 # One real run

@@ -12,9 +12,10 @@ from gpt2core.decoding.options import SEED, Option
 from gpt2core.decoding.rules import Ids, Number, OneOf, Whole
 from gpt2core.errors import UserError
 from gpt2ops.app.page.fields import in_labels, label_of, read_setting
-from gpt2ops.cli.flags.decoding import FLAG_WORDS, decoding_setting
+from gpt2ops.cli.flags.decoding import decoding_setting
 from gpt2ops.cli.main import build_parser
 from gpt2ops.params.decoding import DRAWS, KEYS, ONE_EACH, STRATEGIES, DecodingSetting, flag_of, type_of
+from gpt2ops.params.problems import FLAG_WORDS
 from gpt2ops.params.schema import parse_params
 from gpt2ops.registry import text_model
 

@@ -34,7 +34,7 @@ from gpt2ops.params.schema import Params, load_params, parse_params
             "params.yaml: train.stop.max_steps and train.stop.max_epochs are both null",
         ),
         ({"train": {"sequence_length": 4096}}, "train.sequence_length (4096) must not exceed the model's block_size"),
-        ({"model": {"preset": "gpt3"}}, "unknown preset 'gpt3'; did you mean gpt2?"),
+        ({"model": {"preset": "gpt3"}}, "model.preset ('gpt3') is unknown; did you mean gpt2?"),
         ({"model": {"n_embd": 130}}, "model.n_embd (130) must be a multiple of model.n_head (4); try 128."),
         ({"model": {"init": "gpt2", "n_layer": 3}}, "model.n_layer (3) cannot be changed when model.init is 'gpt2'"),
         ({"data": {"split": {"train": 0.5}}}, "train + val + test (0.7) must be 1"),

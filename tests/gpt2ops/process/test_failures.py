@@ -1,20 +1,28 @@
 """What libraries notice reaches the user as one line: a full disk, no access, no memory, damaged reports."""
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from gpt2core.config import GPTConfig
+from gpt2core.data.batches import Batches
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
+from gpt2core.runtime import pick_runtime
 from gpt2core.storage.hf import save_tensors
+from gpt2core.training.config import TrainerConfig
+from gpt2core.training.graphed_step import make_train_step
 from gpt2ops import paths
+from gpt2ops.cli.flags.finetune import add_arguments, flag_names
+from gpt2ops.params.schema import check_sequence_length
 from gpt2ops.pipeline.cache import restore
 from gpt2ops.pipeline.results import read_report, read_rows
 from gpt2ops.process.failures import failure_line
@@ -68,6 +76,49 @@ def test_memory_that_pytorch_cannot_get_on_a_cpu_points_at_the_micro_batch() -> 
     line = failure_line("finetune", error.value)
     assert line is not None
     assert "train.micro_batch_size" in line
+
+
+class TenTokens(list):
+    name = "train"
+
+
+@pytest.mark.parametrize(
+    ("late", "argument", "key", "flag"),
+    [
+        (lambda: pick_runtime("cpu", "fp16"), "precision ('fp16')", "run.precision ('fp16')", "--precision (fp16)"),
+        (
+            lambda: Batches(TenTokens(range(10)), batch_size=2, sequence_length=16, sampler="shuffled"),
+            "batch_size (2) is too large: the train split has 10 tokens, and one batch needs 33 with sequence_length",
+            "train.batch_size (2) is too large: the train split has 10 tokens, and one batch needs 33 with "
+            "train.sequence_length (16)",
+            "--batch-size (2) is too large: the train split has 10 tokens, and one batch needs 33 with "
+            "--block-size (16)",
+        ),
+        (
+            lambda: check_sequence_length(2048, 1024),
+            "train.sequence_length (2048)",
+            "train.sequence_length (2048) must not exceed the model's block_size (1024)",
+            "--block-size (2048) must not exceed the model's block_size (1024)",
+        ),
+        (
+            lambda: make_train_step(GPT(TINY), TrainerConfig(cuda_graph="on"), pick_runtime("cpu", "fp32"), 1, 1),
+            "cuda_graph ('on')",
+            "train.cuda_graph ('on') is impossible",
+            "train.cuda_graph (on) is impossible",
+        ),
+    ],
+)
+def test_a_wrong_setting_found_late_is_named_by_the_library_the_stage_and_the_command_in_their_words(
+    late: Callable[[], object], argument: str, key: str, flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError) as error:
+        late()
+    assert str(error.value).startswith(argument)
+    assert str(failure_line("finetune", error.value)).startswith(key)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    monkeypatch.setenv("GPT2_FLAGS", json.dumps(flag_names(parser.parse_args([]))))
+    assert str(failure_line("finetune", error.value)).startswith(flag)
 
 
 # As the C code of torch does it: an interrupted import of NumPy is forgotten, and the next one fails for good.
