@@ -44,9 +44,8 @@ def file_format(path: Path) -> Format:
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
     kind = suffixes[-1] if suffixes else ""
     if kind not in SUFFIXES or (kind == ".parquet" and compression):
-        raise UserError(
-            f"{path}: cannot read this kind of file; known: {', '.join(SUFFIXES)}, the first three also .gz and .zst."
-        )
+        known = f"known: {', '.join(SUFFIXES)}, the first three also .gz and .zst"
+        raise _refused(path, "cannot read this kind of file", known)
     return Format(kind, compression)
 
 
@@ -64,9 +63,14 @@ def read_corpus(
 def check_file(path: Path, *, text_field: str = "text") -> None:
     """Read all of `path`. Raises UserError if `read_corpus` cannot read it, or if it has no text."""
     if not path.stat().st_size:
-        raise UserError(f"{path} is empty (0 bytes); give a file with text.")
+        raise _refused(path, "the file is empty (0 bytes)", "give one with text")
     if not sum(1 for _ in read_corpus([path], text_field=text_field)):
-        raise UserError(f"{path} holds no text, only blanks; give a file with text.")
+        raise _refused(path, "the file holds no text, only blanks", "give one with text")
+
+
+def _refused(path: Path, reason: str, remedy: str = "") -> UserError:
+    """The error of a file, for which a surface may have another name: its source."""
+    return UserError(rule="{reason}", remedy=remedy, reason=reason).spelled(source=str(path))
 
 
 def _ignore(num_bytes: int) -> None:
@@ -100,9 +104,9 @@ def _decompressed(path: Path, compression: str, on_bytes: Callable[[int], None])
                 position = handle.tell()
                 yield block
     except FileNotFoundError:
-        raise UserError(f"{path} is missing.") from None
+        raise _refused(path, "the file is missing") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: the compressed data is damaged ({error}); get the file again.") from None
+        raise _refused(path, f"the compressed data is damaged ({error})", "get the file again") from None
 
 
 def _blocks(handle: IO[bytes]) -> Iterator[bytes]:
@@ -142,7 +146,7 @@ def _unzstd(handle: IO[bytes]) -> Iterator[bytes]:
 def _check_no_nul(path: Path, block: bytes, offset: int) -> None:
     at = block.find(0)
     if at >= 0:
-        raise UserError(f"{path}: byte {offset + at} is NUL, so this is a binary file; give text in UTF-8.")
+        raise _refused(path, f"byte {offset + at} is NUL, so this is a binary file", "give text in UTF-8")
 
 
 def _decode(path: Path, blocks: Iterable[bytes]) -> Iterator[str]:
@@ -164,9 +168,7 @@ def _utf8(path: Path, data: bytes, offset: int, *, final: bool) -> tuple[str, in
         return codecs.utf_8_decode(data, "strict", final)
     except UnicodeDecodeError as error:
         at = offset + error.start
-        raise UserError(
-            f"{path}: byte {at} (0x{data[error.start]:02X}) is not valid UTF-8; convert the file."
-        ) from None
+        raise _refused(path, f"byte {at} (0x{data[error.start]:02X}) is not valid UTF-8", "convert the file") from None
 
 
 # Records
@@ -184,8 +186,8 @@ def _jsonl_texts(path: Path, blocks: Iterable[bytes], text_field: str) -> Iterat
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not valid JSON ({error}).") from None
-        yield _text_of(record, text_field, f"{path}, line {number}")
+            raise _refused(path, f"line {number}: not valid JSON ({error})") from None
+        yield _text_of(record, text_field, path, number)
 
 
 def _lines(blocks: Iterable[bytes], path: Path) -> Iterator[bytes]:
@@ -197,7 +199,7 @@ def _lines(blocks: Iterable[bytes], path: Path) -> Iterator[bytes]:
             parts.append(line)
             size += len(line)
             if size > LONGEST_LINE_BYTES:
-                raise UserError(f"{path}, line {number}: longer than {LONGEST_LINE_BYTES:,} bytes; split it.")
+                raise _refused(path, f"line {number}: longer than {LONGEST_LINE_BYTES:,} bytes", "split it")
             if line.endswith(b"\n"):
                 yield b"".join(parts)
                 parts = []
@@ -206,19 +208,19 @@ def _lines(blocks: Iterable[bytes], path: Path) -> Iterator[bytes]:
         yield b"".join(parts)
 
 
-def _text_of(record: Any, text_field: str, where: str) -> str:
+def _text_of(record: Any, text_field: str, path: Path, line: int) -> str:
     if not isinstance(record, dict):
-        raise UserError(f"{where}: not a JSON object but {type(record).__name__}; each line must be one.")
+        raise _refused(path, f"line {line}: not a JSON object but {type(record).__name__}", "each line must be one")
     if text_field not in record:
         fields = ", ".join(map(repr, record)) or "none"
-        raise UserError(f"{where}: no field {text_field!r} (it has {fields}); set text_field.")
+        raise _refused(path, f"line {line}: no field {text_field!r} (it has {fields})", "set {text_field}")
     text = record[text_field]
     if not isinstance(text, str):
-        raise UserError(f"{where}: field {text_field!r} is not a text but {type(text).__name__}.")
+        raise _refused(path, f"line {line}: field {text_field!r} is not a text but {type(text).__name__}")
     try:
         check_unicode(text)
     except UserError as error:
-        raise UserError(f"{where}: field {text_field!r}: {error}") from None
+        raise _refused(path, f"line {line}: field {text_field!r}: {error}") from None
     return text
 
 
@@ -228,7 +230,7 @@ def _parquet_texts(path: Path, text_field: str, on_bytes: Callable[[int], None])
         import pyarrow.parquet as pq
 
     if not path.exists():
-        raise UserError(f"{path} is missing.")
+        raise _refused(path, "the file is missing")
     try:
         with path.open("rb") as handle, pq.ParquetFile(handle) as table:
             _check_column(path, table.schema_arrow, text_field)
@@ -237,15 +239,16 @@ def _parquet_texts(path: Path, text_field: str, on_bytes: Callable[[int], None])
                 for text in batch.column(0).to_pylist():
                     row += 1
                     if text is None:
-                        raise UserError(f"{path}, row {row}: column {text_field!r} is null; remove the row.")
+                        raise _refused(path, f"row {row}: column {text_field!r} is null", "remove the row")
                     yield text
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: column {text_field!r} holds text that is not valid UTF-8 ({error.reason}).") from None
+        reason = f"column {text_field!r} holds text that is not valid UTF-8 ({error.reason})"
+        raise _refused(path, reason) from None
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             raise
         reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise UserError(f"{path}: not a readable .parquet file ({reason}).") from None
+        raise _refused(path, f"not a readable .parquet file ({reason})") from None
     on_bytes(path.stat().st_size)
 
 
@@ -254,11 +257,11 @@ def _check_column(path: Path, schema: Any, text_field: str) -> None:
 
     if text_field not in schema.names:
         columns = ", ".join(map(repr, schema.names))
-        raise UserError(f"{path}: no column {text_field!r} (it has {columns}); set text_field.")
+        raise _refused(path, f"no column {text_field!r} (it has {columns})", "set {text_field}")
     kind = schema.field(text_field).type
     values = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(values) or pa.types.is_large_string(values)):
-        raise UserError(f"{path}: column {text_field!r} is not text but {kind}; set text_field.")
+        raise _refused(path, f"column {text_field!r} is not text but {kind}", "set {text_field}")
 
 
 # Documents

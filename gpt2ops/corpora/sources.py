@@ -239,4 +239,4 @@ def _fetch(item: Download, data: Data, target: Path) -> None:
     try:
         check_file(target, text_field=data.text_field)
     except UserError as error:
-        raise UserError(str(error).replace(str(target), item.url)) from None
+        raise error.spelled(source=item.url) from None

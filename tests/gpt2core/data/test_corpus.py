@@ -137,7 +137,7 @@ def test_progress_counts_every_byte_of_the_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"", r"a\.txt is empty \(0 bytes\)"),
+        ("a.txt", b"", r"a\.txt: the file is empty \(0 bytes\)"),
         ("a.txt", b" \n\n", "holds no text, only blanks"),
         ("a.txt", b"abc\x00def", "byte 3 is NUL"),
         ("a.txt", b"x" * 200_000 + b"\x00", "byte 200000 is NUL"),
@@ -209,5 +209,5 @@ def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(tmp_path: P
     content = b'{"text": "one"}\n{"text": "' + b"a" * 50_000_000
     path = write(tmp_path / "a.jsonl.zst", zstandard.compress(content))
     assert path.stat().st_size < 10_000
-    with pytest.raises(UserError, match=r"a.jsonl.zst, line 2: longer than 2,000,000 bytes"):
+    with pytest.raises(UserError, match=r"a.jsonl.zst: line 2: longer than 2,000,000 bytes"):
         documents(path)

@@ -132,7 +132,7 @@ def test_update_brings_the_stages_up_to_date_and_leaves_the_settings(gpt2, tmp_p
         (["full"], "full is not empty"),
         (["my.txt"], "my.txt is a file; name a folder"),
         (["new", "--train-file", "nope.txt"], "nope.txt is missing"),
-        (["new", "--train-file", "empty.txt"], "empty.txt is empty (0 bytes)"),
+        (["new", "--train-file", "empty.txt"], "empty.txt: the file is empty (0 bytes)"),
         (["new", "--train-file", "picture.png"], "cannot read this kind of file"),
         (["new", "--train-file", "latin.txt"], "byte 3 (0xE9) is not valid UTF-8"),
         (["new", "--preset", "smal"], "--preset ('smal') is unknown; did you mean small?"),

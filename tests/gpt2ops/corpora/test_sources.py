@@ -99,7 +99,7 @@ def test_a_file_outside_the_project_is_taken_by_its_path(
     ("data", "message"),
     [
         ({"source": "nowhere.txt"}, r"'nowhere\.txt'\): no such file or folder, nor one of bundled, tinyshakespeare"),
-        ({"source": "empty.txt"}, r"empty\.txt is empty \(0 bytes\)"),
+        ({"source": "empty.txt"}, r"empty\.txt: the file is empty \(0 bytes\)"),
         ({"source": "binary.txt"}, r"binary\.txt: byte 4 is NUL"),
         ({"source": "latin.txt"}, r"latin\.txt: byte 3 \(0xE9\)"),
         ({"source": "picture.png"}, r"picture\.png: cannot read this kind of file"),

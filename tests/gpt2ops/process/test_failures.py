@@ -102,7 +102,7 @@ class TenTokens(list):
         ),
         (
             lambda: make_train_step(GPT(TINY), TrainerConfig(cuda_graph="on"), pick_runtime("cpu", "fp32"), 1, 1),
-            "cuda_graph ('on')",
+            "cuda_graph ('on') is impossible",
             "train.cuda_graph ('on') is impossible",
             "train.cuda_graph (on) is impossible",
         ),
