@@ -32,7 +32,9 @@ class Batches:
         seed: int = 0,
     ) -> None:
         if sampler not in SAMPLERS:
-            raise UserError(f"sampler ({sampler!r}) must be one of {', '.join(SAMPLERS)}.")
+            raise UserError(
+                key="sampler", value=sampler, rule="must be one of {samplers}", samplers=", ".join(SAMPLERS)
+            )
         self.batch_size = batch_size
         self.sequence_length = sequence_length
         self.split = split
@@ -47,8 +49,14 @@ class Batches:
         if not self.batches_per_epoch:
             needed = (batch_size - 1) * self._stride + sequence_length + 1
             raise UserError(
-                f"the {split.name} split has {len(split)} tokens and one batch needs {needed} "
-                f"(batch_size {batch_size}, sequence_length {sequence_length}); lower one of them or use a longer text."
+                rule="the {split} split has {tokens} tokens and one batch needs {needed} "
+                "({batch_size} {rows}, {sequence_length} {columns})",
+                remedy="lower one of them or use a longer text",
+                split=split.name,
+                tokens=len(split),
+                needed=needed,
+                rows=batch_size,
+                columns=sequence_length,
             )
 
     def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:

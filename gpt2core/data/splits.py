@@ -40,8 +40,13 @@ def choose_split(lengths: np.ndarray, shares: Mapping[str, float], split_by: str
     if len(lengths) < len(wanted):
         if split_by == "documents":
             raise UserError(
-                f"split_by (documents): {', '.join(wanted)} need {len(wanted)} documents and the corpus has "
-                f"{len(lengths)}; set it to tokens or auto."
+                key="split_by",
+                value=split_by,
+                rule=": {wanted} need {needed} documents and the corpus has {found}",
+                remedy="set it to tokens or auto",
+                wanted=", ".join(wanted),
+                needed=len(wanted),
+                found=len(lengths),
             )
         return _by_tokens(lengths, shares, f"{documents} cannot fill {', '.join(wanted)}")
     owners = split_documents(lengths, shares)

@@ -41,6 +41,10 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
         if received:
             print(f"{name}: interrupted ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
             sys.exit(128 + (signal.SIGINT if received[0] == signal.SIGINT else signal.SIGTERM))
+        if isinstance(error, UserError):
+            from gpt2ops.params.keys import in_params_words
+
+            error = in_params_words(name, error)
         lines = failure_line(name, error)
         if lines is None:
             raise

@@ -19,7 +19,7 @@ def test_a_gpu_that_is_not_there_is_one_clear_line(monkeypatch) -> None:
 
 
 def test_fp16_is_refused_on_a_cpu() -> None:
-    with pytest.raises(UserError, match=r"precision fp16 needs a GPU"):
+    with pytest.raises(UserError, match=r"precision \('fp16'\) needs a GPU"):
         runtime.pick_runtime("cpu", "fp16")
 
 

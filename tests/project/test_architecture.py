@@ -54,7 +54,6 @@ PROCESS_WIDE = re.compile(r"(print|input)|(os|posix)\.(environ|environb|getenv|p
 # A key of params.yaml in a text: the library names its own arguments.
 SECTIONS = "|".join(field.alias or name for name, field in Params.model_fields.items())
 KEY = re.compile(rf"(?<![\w.])({SECTIONS})\.({'|'.join(sorted(set(_keys(Params))))})\b")
-STILL_NAME_KEYS = {"gpt2core/config.py", "gpt2core/storage/hf.py"}
 
 
 def library_nodes() -> Iterator[tuple[str, ast.AST]]:
@@ -78,7 +77,7 @@ def test_the_library_names_no_key_of_params_yaml() -> None:
         for path, node in library_nodes()
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and KEY.search(node.value)
     }
-    assert {path for path, _ in named} <= STILL_NAME_KEYS, named
+    assert not named
 
 
 def test_params_file_states_the_defaults_of_the_schema() -> None:
