@@ -32,8 +32,9 @@ def pick_runtime(device: str, precision: str) -> Runtime:
     chosen = pick_device(device)
     if precision != "auto":
         if precision == "fp16" and chosen.type == "cpu":
-            remedy = "on a CPU use fp32, bf16 or auto"
-            raise UserError(key="precision", value=precision, rule="needs a GPU", remedy=remedy)
+            raise UserError(
+                key="precision", value=precision, rule="needs a GPU", remedy="on a CPU use fp32, bf16 or auto"
+            )
         return Runtime(chosen, precision, "as set")
     if chosen.type == "cuda":
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -52,7 +53,7 @@ def pick_device(choice: str) -> torch.device:
     if not available[choice]:
         cpu_build = choice == "cuda" and torch.version.cuda is None
         hint = "this PyTorch is a CPU-only build; see 'CUDA' in the README" if cpu_build else "no such device was found"
-        raise UserError(key="device", value=choice, rule=f": {hint}", remedy="or set it to auto")
+        raise UserError(key="device", value=choice, rule=": {hint}", remedy="set it to auto", hint=hint)
     return torch.device(choice)
 
 

@@ -39,8 +39,15 @@ def choose_split(lengths: np.ndarray, shares: Mapping[str, float], split_by: str
     documents = f"{len(lengths)} document{'s' if len(lengths) > 1 else ''}"
     if len(lengths) < len(wanted):
         if split_by == "documents":
-            rule = f": {', '.join(wanted)} need {len(wanted)} documents and the corpus has {len(lengths)}"
-            raise UserError(key="split_by", value=split_by, rule=rule, remedy="set it to tokens or auto")
+            raise UserError(
+                key="split_by",
+                value=split_by,
+                rule=": {wanted} need {needed} documents and the corpus has {found}",
+                remedy="set it to tokens or auto",
+                wanted=", ".join(wanted),
+                needed=len(wanted),
+                found=len(lengths),
+            )
         return _by_tokens(lengths, shares, f"{documents} cannot fill {', '.join(wanted)}")
     owners = split_documents(lengths, shares)
     if split_by == "documents":

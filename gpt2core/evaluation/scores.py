@@ -36,7 +36,7 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True)
 class Score:
-    """Means over the scored tokens; loss in nats a token."""
+    """Means over the scored tokens; loss in nats per token."""
 
     loss: float
     token_accuracy: float

@@ -44,7 +44,7 @@ class TrainerView(Protocol):
 
     @property
     def smoothed_loss(self) -> float | None:
-        """Moving average of the batch losses in nats a token; None before the first."""
+        """Moving average of the batch losses in nats per token; None before the first."""
 
 
 class TrainerEvents:
@@ -99,7 +99,7 @@ class IntervalMeter:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended; losses in nats a token.
+    """How a run ended; losses in nats per token.
 
     `train_loss_full` is a full pass over train without dropout with the last weights, None where no target was
     reached. `batch_target_step` is the first step whose batch was at or under the target, `batch_target_loss_full`

@@ -40,7 +40,7 @@ class Validation:
         return {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
 
     def full_pass(self) -> float:
-        """Mean loss over the whole training split, in nats a token."""
+        """Mean loss over the whole training split, in nats per token."""
         score = self._score(self.train, None)
         assert score is not None, "a split that fills a batch has two tokens"
         return score.loss

@@ -1,31 +1,29 @@
 """What params.yaml calls an argument of the library."""
 
-from pydantic import BaseModel
+from collections.abc import Mapping
 
-from gpt2ops.params.problems import is_section
+from gpt2core.errors import UserError
+from gpt2ops.params.problems import FLAG_WORDS, YAML
 from gpt2ops.params.schema import Params
 
-
-def key_of_argument(argument: str, section: str = "") -> str:
-    """`train.batch_size` for `batch_size` and the section `train`, which is searched before the others.
-
-    A dotted name, and one that no section has, are returned as they are.
-    """
-    found: dict[str, str] = {}
-    for place in sorted(_fields(Params), key=lambda name: name != section):
-        for key in _keys_below(_fields(Params)[place], place):
-            found.setdefault(key.rpartition(".")[2], key)
-    return found.get(argument, argument)
+# The section of a stage whose name is another; every stage has `run` and `model` too.
+SECTIONS = {"download": "data", "tokenize": "data", "finetune": "train"}
 
 
-def _fields(section: type[BaseModel]) -> dict[str, object]:
-    return {field.alias or name: field.annotation for name, field in section.model_fields.items()}
+def params_key(stage: str, argument: str) -> str:
+    """`train.batch_size` for `batch_size` in the stage `finetune`; a name that no section of it has stays."""
+    for name in (SECTIONS.get(stage, stage), "run", "model"):
+        field = next((field for key, field in Params.model_fields.items() if name in (key, field.alias)), None)
+        if field is not None and argument in field.annotation.model_fields:  # type: ignore[union-attr]
+            return f"{name}.{argument}"
+    return argument
 
 
-def _keys_below(kind: object, place: str) -> list[str]:
-    """The dotted keys of a section, its own before those of the sections in it."""
-    if not is_section(kind):
-        return []
-    fields = _fields(kind)
-    own = [f"{place}.{name}" for name in fields]
-    return own + [key for name, inner in fields.items() for key in _keys_below(inner, f"{place}.{name}")]
+def in_stage_words(stage: str, error: UserError, flags: Mapping[str, str]) -> UserError:
+    """An error of the library in keys of params.yaml, or in the flags that set them where a command runs the stage."""
+
+    def name(argument: str) -> str:
+        key = params_key(stage, argument)
+        return flags.get(key, key)
+
+    return error.spelled(name, FLAG_WORDS if flags else YAML)

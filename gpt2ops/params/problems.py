@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any, TypeGuard, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -95,12 +95,12 @@ def known_keys(root: type[BaseModel], location: Sequence[str | int]) -> list[str
     for part in location:
         if isinstance(part, int):
             section = next(iter(get_args(section)), None)
-        elif is_section(section):
+        elif _is_section(section):
             section = next((f.annotation for name, f in section.model_fields.items() if part in (name, f.alias)), None)
         else:
             return []
-    return [field.alias or name for name, field in section.model_fields.items()] if is_section(section) else []
+    return [field.alias or name for name, field in section.model_fields.items()] if _is_section(section) else []
 
 
-def is_section(kind: Any) -> TypeGuard[type[BaseModel]]:
+def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)

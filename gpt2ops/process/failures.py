@@ -11,8 +11,6 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 # An environment variable of the stages that a command runs, in JSON: key of params.yaml -> the flag that sets it.
 FLAGS = "GPT2_FLAGS"
-# The section of params.yaml whose arguments a stage gives to the library, where it is not called like the stage.
-SECTIONS = {"download": "data", "tokenize": "data", "finetune": "train"}
 # PyTorch raises RuntimeError for the CPU's memory, and a subclass with the second text for a GPU's.
 NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "not enough memory")
 # The extra of pyproject.toml that has a library; `pipeline` has the others.
@@ -52,16 +50,9 @@ def _in_words_of(name: str, error: UserError) -> UserError:
     """For a stage, in keys of params.yaml, or in flags where `gpt2 finetune` runs it; a command has its own already."""
     if name in ("gpt2", "app"):
         return error
-    from gpt2ops.params.keys import key_of_argument
-    from gpt2ops.params.problems import FLAG_WORDS, YAML
+    from gpt2ops.params.keys import in_stage_words
 
-    flags = json.loads(os.environ.get(FLAGS, "{}"))
-
-    def spell(argument: str) -> str:
-        key = key_of_argument(argument, SECTIONS.get(name, name))
-        return str(flags.get(key, key))
-
-    return error.spelled(spell, FLAG_WORDS if flags else YAML)
+    return in_stage_words(name, error, json.loads(os.environ.get(FLAGS, "{}")))
 
 
 def _os_error_line(error: OSError) -> str | None:

@@ -34,7 +34,7 @@ _DIVERGING = {"loss_above_uniform", "loss_rising", "gradients_exploding"}
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Facts that the rows are compared with; losses in nats a token."""
+    """Facts that the rows are compared with; losses in nats per token."""
 
     total_steps: int
     tokens_per_step: int

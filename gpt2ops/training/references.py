@@ -1,6 +1,6 @@
 """Losses to compare a run with: a uniform guess, token frequencies alone, and published models.
 
-Losses are nats a token of GPT-2's tokenizer. Published ones are of other texts unless the name says otherwise: the
+Losses are nats per token of GPT-2's tokenizer. Published ones are of other texts unless the name says otherwise: the
 same model has a higher loss on Shakespeare than on web pages, so they show what is usual, not a goal.
 """
 

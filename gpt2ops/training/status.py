@@ -12,7 +12,7 @@ STATUS = paths.LOGS / "live_status.json"
 
 @dataclass(frozen=True)
 class LiveStatus:
-    """`loss` is the moving average in nats a token, None before the first step."""
+    """`loss` is the moving average in nats per token, None before the first step."""
 
     step: int
     total_steps: int

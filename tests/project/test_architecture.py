@@ -77,7 +77,7 @@ def test_the_library_names_no_key_of_params_yaml() -> None:
         for path, node in library_nodes()
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and KEY.search(node.value)
     }
-    assert named == set()
+    assert not named
 
 
 def test_params_file_states_the_defaults_of_the_schema() -> None:

@@ -3,7 +3,7 @@
 import argparse
 
 DESCRIPTION = """\
-Say how well a model knows a text: loss (nats a token), perplexity, bits a byte
+Say how well a model knows a text: loss (nats per token), perplexity, bits a byte
 (comparable between tokenizers), and how often its first guess is right. Every
 token is scored once, with at least half a window of text before it."""
 EXAMPLES = """\

@@ -72,8 +72,7 @@ def requirement_lines() -> list[str]:
 def device(root: Path) -> Iterator[Finding]:
     """The device and precision that params.yaml selects on this machine; `auto` without that file."""
     from gpt2core import runtime
-    from gpt2ops.params.keys import key_of_argument
-    from gpt2ops.params.problems import YAML
+    from gpt2ops.params.keys import in_stage_words
     from gpt2ops.training.environment import cpu_name, device_name
 
     wanted_device, wanted_precision, wanted_threads = "auto", "auto", None
@@ -87,7 +86,7 @@ def device(root: Path) -> Iterator[Finding]:
     try:
         chosen = runtime.pick_runtime(wanted_device, wanted_precision)
     except UserError as error:
-        raise error.spelled(key_of_argument, YAML) from None
+        raise in_stage_words("finetune", error, flags={}) from None
     name = cpu_name() if chosen.device.type == "cpu" else device_name(chosen.device)
     yield Finding(OK, "device", f"{chosen.device} ({name}), precision {chosen.precision}: {chosen.reason}")
     import psutil
