@@ -92,7 +92,7 @@ def test_a_terminal_without_the_characters_shows_a_question_mark(tmp_path) -> No
         [*PROGRAM, "init", "new", "--train-file", os.fspath(text)],
         cwd=tmp_path, env={**environment(), "PYTHONIOENCODING": "latin-1"}, capture_output=True,
     )  # fmt: skip
-    assert Result(done.returncode, "", done.stderr.decode("latin-1")).is_one_line("caf\u00e9-?.txt is empty")
+    assert Result(done.returncode, "", done.stderr.decode("latin-1")).is_one_line("caf\u00e9-?.txt: the file is empty")
 
 
 def test_a_table_fits_eighty_columns_by_shortening_the_middle_of_names(capsys, monkeypatch) -> None:

@@ -137,10 +137,7 @@ def test_the_kinds_of_keys_and_parameters_follow_the_table() -> None:
 
 
 # They replace a path by the model's name or the file's address, since the path is of this machine or temporary.
-PATHS_ONLY = {
-    "gpt2ops/app/serving/models.py",
-    "gpt2ops/corpora/sources.py",
-}
+PATHS_ONLY = {"gpt2ops/app/serving/models.py"}
 
 
 def test_no_surface_edits_the_sentence_of_an_error() -> None:
