@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, S tokens in the cache and the input together, C n_emb
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -16,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.kernels.attention import short_attention, short_attention_is_faster
+from gpt2core.kernels.compiled import compiled_block, compiled_head_loss
 from gpt2core.kernels.dropout import Dropout
-from gpt2core.kernels.head_loss import head_loss, head_loss_is_faster
+from gpt2core.kernels.head_loss import head_loss, head_loss_is_faster, padded_head_loss
 from gpt2core.storage.hf import find_weights, load_state, read_model, write_model
 
 
@@ -92,6 +94,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing, self.own_kernels = False, True
+        self.compiled = False  # in training: blocks and head's loss by torch.compile
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = Dropout(config.drop_rate)
@@ -128,12 +131,15 @@ class GPT(nn.Module):
         Raises UserError when the tokens do not fit into block_size.
         """
         x = self.hidden_states(token_ids, attention_mask, cache)  # (B, T, C)
-        if targets is not None and self.own_kernels and head_loss_is_faster(x):
-            return head_loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
-        logits = self.lm_head(x)  # (B, T, V)
         if targets is None:
-            return logits
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+            return self.lm_head(x)  # (B, T, V)
+        return self._head_loss(x)(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
+
+    def _head_loss(self, x: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The fastest kind of head and loss for x (B, T, C)."""
+        if self.own_kernels and head_loss_is_faster(x):
+            return head_loss
+        return compiled_head_loss() if self.compiled and self.training else padded_head_loss
 
     def hidden_states(
         self, token_ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None
@@ -156,11 +162,17 @@ class GPT(nn.Module):
         elif seen:
             mask = _causal_mask(T, seen + T, token_ids.device)
         x = self.drop(self.wte(token_ids) + self.wpe(positions))
-        for block in self.h:
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, mask, use_reentrant=False)
-            else:
+        if not self.training or cache is not None:
+            for block in self.h:
                 x = block(x, mask, cache)
+            return self.ln_f(x)
+        run = compiled_block() if self.compiled else Block.__call__
+        for block in self.h:
+            x = (
+                checkpoint(run, block, x, mask, use_reentrant=False)
+                if self.gradient_checkpointing
+                else run(block, x, mask)
+            )
         return self.ln_f(x)
 
     def set_drop_rate(self, drop_rate: float) -> None:

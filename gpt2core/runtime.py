@@ -1,5 +1,6 @@
 """Device, precision, threads, determinism and process group of a run."""
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ class Runtime:
     precision: str  # fp32 | bf16 | fp16
     reason: str  # why this precision
 
-    def autocast(self) -> AbstractContextManager[object]:
+    def autocast(self, keep_casts: bool = True) -> AbstractContextManager[object]:
+        """`keep_casts`: the weights in this precision are kept until the context ends, not made anew at each use."""
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=PRECISION_DTYPES[self.precision])
+        return torch.autocast(self.device.type, dtype=PRECISION_DTYPES[self.precision], cache_enabled=keep_casts)
 
 
 def pick_runtime(device: str, precision: str) -> Runtime:
@@ -103,6 +105,9 @@ def _physical_cores() -> int:
 
 
 def set_determinism(deterministic: bool) -> None:
+    """Same bits on every run, also on a GPU; to be called before the first product of matrices there."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gpt2core.decoding import generate
-from gpt2core.kernels.head_loss import head_scores
+from gpt2core.kernels.head_loss import head_scores, padded_logits
 from gpt2core.model import GPT
 
 Logits = Callable[[Tensor], Tensor]
@@ -110,7 +110,7 @@ def _losses(model: Logits, token_ids: Tensor, targets: Tensor) -> tuple[float, i
         x = model.hidden_states(token_ids)[kept]  # (N, C)
         if x.device.type == "cpu":
             return head_scores(x, model.lm_head.weight, targets[kept])
-        logits = model.lm_head(x)  # (N, V)
+        logits = padded_logits(x, model.lm_head.weight)[:, : model.config.vocab_size]  # (N, V)
     else:
         logits = model(token_ids)[kept]
     logits, wanted = logits.float(), targets[kept]

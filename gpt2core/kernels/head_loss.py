@@ -7,6 +7,7 @@ stores three of that size. Shapes: N tokens, C n_embd, V vocab_size, P the same 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2core.kernels.switch import own_kernels_are_faster
@@ -63,6 +64,26 @@ def padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
     longer[: len(weight)].copy_(weight)
     longer[len(weight) :].zero_()
     return longer
+
+
+def padded_head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """`head_loss` by torch's operators, for any device."""
+    vocab_size = len(weight)
+    logits = padded_logits(x, weight)
+    if torch.compiler.is_compiling():  # aligned rows: a slice would be read twice as slowly
+        logits = torch.where(torch.arange(logits.shape[1], device=x.device) < vocab_size, logits, -torch.inf)
+    else:
+        logits = logits[:, :vocab_size]
+    return F.cross_entropy(logits.float(), targets)
+
+
+def padded_logits(x: Tensor, weight: Tensor) -> Tensor:
+    """Logits (N, P) of x (N, C) under a head `weight` (V, C); those after the V-th are of no word, and 0.
+
+    An H200 multiplies by 50,257 words at a fifth of the rate that it has with 50,304.
+    """
+    dtype = _matmul_dtype(x)
+    return F.linear(x.to(dtype), F.pad(weight.to(dtype), (0, 0, 0, -len(weight) % WORDS_AT_A_TIME)))
 
 
 def head_loss_is_faster(x: Tensor) -> bool:

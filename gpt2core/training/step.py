@@ -36,7 +36,7 @@ class TrainStep:
     ) -> None:
         self.model, self.config, self.run, self.total_steps, self.compiled = model, config, run, total_steps, compiled
         model.to(run.device)
-        model.gradient_checkpointing = config.gradient_checkpointing
+        model.gradient_checkpointing, model.compiled = config.gradient_checkpointing, compiled
         model.use_own_kernels(config.own_kernels)
         self.optimizers = optim.build_optimizers(
             model,
@@ -51,11 +51,9 @@ class TrainStep:
         self._forward: torch.nn.Module = model
 
     def prepare(self) -> None:
-        """Compile the model and wrap it for data-parallel training, if the run is set so."""
+        """Wrap the model for data-parallel training, if several processes train."""
         self.model.train()
         module: torch.nn.Module = self.model
-        if self.compiled:
-            module = torch.compile(module)  # type: ignore[assignment]
         if dist.is_initialized():
             module = DistributedDataParallel(module)
         self._forward = module
@@ -75,7 +73,7 @@ class TrainStep:
             loss /= runtime.world_size()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        train_loss, grad_norm = loss.item(), self._clip().item()
+        train_loss, grad_norm = torch.stack([loss, self._clip()]).tolist()  # a GPU is waited for once
         decision = monitor.decide(step, train_loss, grad_norm)
         self._apply(decision.apply_update)
         return StepResult(train_loss, grad_norm, decision)
@@ -140,7 +138,9 @@ class TrainStep:
         for start in range(0, len(token_ids), micro):
             if _any_rank(interrupted(), self.run.device):
                 return None
-            with self._sync(start + micro >= len(token_ids)), self.run.autocast():
+            # Casts kept for the backward pass are memory that checkpointing is there to save.
+            autocast = self.run.autocast(keep_casts=not self.config.gradient_checkpointing)
+            with self._sync(start + micro >= len(token_ids)), autocast:
                 loss = self._forward(token_ids[start : start + micro], targets[start : start + micro])
             share = min(micro, len(token_ids) - start) / len(token_ids)
             self.scaler.scale(loss * share).backward()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gpt2core.decoding.packed.policy import is_plain
 from gpt2core.decoding.rows.cached import CachedRows
+from gpt2core.kernels.head_loss import padded
 from gpt2core.model import GPT, Block
 
 # A capture takes about as long as a dozen plain steps.
@@ -73,6 +74,7 @@ class _Step:
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
         self._padding = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         self._numbers = torch.arange(self._window, device=device)
+        self._head = padded(model.lm_head.weight.detach(), model.lm_head.weight.dtype)  # (P, C)
         self._results: tuple[Tensor, Tensor] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._may_capture = device.type == "cuda"
@@ -101,12 +103,14 @@ class _Step:
         model = self._model
         x = model.wte(self._tokens) + model.wpe((self._place - self._padding).clamp_min(0))  # (B, 1, C)
         seen = (self._numbers <= self._place) & (self._numbers >= self._padding)  # (B, S)
+        # Added to the scores; attention would make it of `seen` anew in each layer.
+        mask = torch.zeros(seen.shape, dtype=x.dtype, device=x.device).masked_fill_(~seen, -torch.inf)[:, None, None]
         for layer, block in enumerate(model.h):
             assert isinstance(block, Block)
-            x = x + self._attend(layer, block, block.ln_1(x), seen[:, None, None])
+            x = x + self._attend(layer, block, block.ln_1(x), mask)
             x = x + block.mlp(block.ln_2(x))
         hidden = model.ln_f(x)
-        return hidden, model.lm_head(hidden[:, -1]).float()
+        return hidden, F.linear(hidden[:, -1], self._head)[:, : model.config.vocab_size].float()
 
     def _attend(self, layer: int, block: Block, x: Tensor, mask: Tensor) -> Tensor:
         attn, (B, _, C) = block.attn, x.shape
