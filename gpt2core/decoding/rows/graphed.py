@@ -9,6 +9,8 @@ Shapes: B rows, S tokens of the window, L n_layer, H n_head, D head_dim, C n_emb
 
 import threading
 import warnings
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +21,14 @@ from gpt2core.decoding.rows.cached import CachedRows
 from gpt2core.kernels.head_loss import padded
 from gpt2core.model import GPT, Block
 
+if TYPE_CHECKING:
+    from gpt2core.decoding.rows.fused import FusedLayers
+
 # A capture takes about as long as a dozen plain steps.
 MIN_NEW_TOKENS = 32
 FIRST_WINDOW = 256  # tokens attended to; doubled, with a new graph, once it is full
 _capturing = threading.Lock()  # CUDA makes one graph at a time
+MOST_FUSED_ROWS = 4  # with more, cuBLAS reads the weights once for all rows
 WARM_UPS = 2  # libraries allocate their workspaces in the first runs, which must not be captured
 
 
@@ -75,6 +81,7 @@ class _Step:
         self._padding = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         self._numbers = torch.arange(self._window, device=device)
         self._head = padded(model.lm_head.weight.detach(), model.lm_head.weight.dtype)  # (P, C)
+        self._fused = _fused_layers(model, store)
         self._results: tuple[Tensor, Tensor] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._may_capture = device.type == "cuda"
@@ -101,6 +108,16 @@ class _Step:
 
     def _body(self) -> tuple[Tensor, Tensor]:
         model = self._model
+        if self._fused is not None:
+            x = self._fused.read(self._tokens, self._place, self._padding)
+        else:
+            x = self._blocks()
+        hidden = model.ln_f(x)
+        return hidden, F.linear(hidden[:, -1], self._head)[:, : model.config.vocab_size].float()
+
+    def _blocks(self) -> Tensor:
+        """States (B, 1, C) before ln_f, by torch's kernels."""
+        model = self._model
         x = model.wte(self._tokens) + model.wpe((self._place - self._padding).clamp_min(0))  # (B, 1, C)
         seen = (self._numbers <= self._place) & (self._numbers >= self._padding)  # (B, S)
         # Added to the scores; attention would make it of `seen` anew in each layer.
@@ -109,8 +126,7 @@ class _Step:
             assert isinstance(block, Block)
             x = x + self._attend(layer, block, block.ln_1(x), mask)
             x = x + block.mlp(block.ln_2(x))
-        hidden = model.ln_f(x)
-        return hidden, F.linear(hidden[:, -1], self._head)[:, : model.config.vocab_size].float()
+        return x
 
     def _attend(self, layer: int, block: Block, x: Tensor, mask: Tensor) -> Tensor:
         attn, (B, _, C) = block.attn, x.shape
@@ -129,8 +145,7 @@ class _Step:
                 capture_stream = torch.cuda.Stream(device)
                 capture_stream.wait_stream(torch.cuda.current_stream(device))
                 with torch.cuda.stream(capture_stream):
-                    for _ in range(WARM_UPS):
-                        self._body()
+                    self._warm_up()
                 torch.cuda.current_stream(device).wait_stream(capture_stream)
                 graph = torch.cuda.CUDAGraph()
                 # Other threads of a server may use the GPU meanwhile.
@@ -141,3 +156,25 @@ class _Step:
                 self._may_capture = False
                 reason = str(error).splitlines()[0]
                 warnings.warn(f"no CUDA graph could be made, kernels are launched one by one: {reason}", stacklevel=2)
+
+    def _warm_up(self) -> None:
+        try:
+            for _ in range(WARM_UPS):
+                self._body()
+        except Exception as error:  # whatever Triton's compiler raises, such as for a missing C compiler
+            if self._fused is None:
+                raise
+            self._fused = None
+            warnings.warn(f"no fused kernels, torch's are used: {str(error).splitlines()[0]}", stacklevel=2)
+            self._warm_up()
+
+
+def _fused_layers(model: GPT, store: Tensor) -> "FusedLayers | None":
+    """Where few rows are read on a GPU with Triton."""
+    if store.device.type != "cuda" or store.shape[2] > MOST_FUSED_ROWS or find_spec("triton") is None:
+        return None
+    if model.config.head_dim & (model.config.head_dim - 1):  # Triton's blocks are powers of 2
+        return None
+    from gpt2core.decoding.rows.fused import FusedLayers  # imports Triton
+
+    return FusedLayers(model, store)
