@@ -130,7 +130,8 @@ class GraphedStep(TrainStep):
                 self._compute()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # A thread may be copying a checkpoint to the disk meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._compute()
         return graph
 

@@ -1,7 +1,7 @@
 """Parameter groups, optimizers and learning-rate schedules."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,19 +23,19 @@ def build_optimizers(
     muon_learning_rate: float,
     betas: tuple[float, float],
     weight_decay: float,
-    bf16_is_faster: bool = True,
+    muon: type[torch.optim.Muon] = torch.optim.Muon,
 ) -> list[torch.optim.Optimizer]:
     """AdamW or Adafactor over all, or Muon over the blocks' matrices and AdamW over the rest. Only matrices decay.
 
     Adafactor (arXiv 1804.04235) stores a row and a column in place of a matrix's second moments, so training takes half
-    of AdamW's memory; its learning rate is relative to the size of each matrix. Muon orthogonalises in bf16 if
-    `bf16_is_faster`.
+    of AdamW's memory; its learning rate is relative to the size of each matrix. `muon` is the
+    kind of Muon that is fast on the model's device.
     """
     named = dict(model.named_parameters())
     matrices = {key for key, parameter in named.items() if parameter.ndim >= 2}
-    muon = {key for key in matrices if key.startswith("h.")} if name == "muon" else set()
+    blocks = {key for key in matrices if key.startswith("h.")} if name == "muon" else set()
     groups = [
-        {"params": [p for key, p in named.items() if key in matrices - muon], "weight_decay": weight_decay},
+        {"params": [p for key, p in named.items() if key in matrices - blocks], "weight_decay": weight_decay},
         {"params": [p for key, p in named.items() if key not in matrices], "weight_decay": 0.0},
     ]
     optimizers: list[torch.optim.Optimizer] = [
@@ -44,10 +44,9 @@ def build_optimizers(
         if name == "adafactor"
         else torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
     ]
-    if muon:
-        kind = torch.optim.Muon if bf16_is_faster else Fp32Muon
+    if blocks:
         optimizers.append(
-            kind([named[key] for key in named if key in muon], lr=muon_learning_rate, weight_decay=weight_decay)
+            muon([named[key] for key in named if key in blocks], lr=muon_learning_rate, weight_decay=weight_decay)
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -139,46 +138,3 @@ def load_optimizer_tensors(
         optimizer.state.clear()
     for parameter, state in states.items():
         owners[parameter].state[parameter] = state
-
-
-class Fp32Muon(torch.optim.Muon):
-    """`torch.optim.Muon` with its orthogonalisation in the matrix's own dtype in place of bf16.
-
-    A CPU without AVX-512 multiplies bf16 matrices 50 to 500 times slower than fp32 ones (pytorch/pytorch issue 146508).
-    Settings and state are torch's, so either class loads the other's checkpoints.
-    """
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update with Nesterov momentum of every matrix that has a gradient."""
-        assert closure is None
-        for group in self.param_groups:
-            rate, kept = float(group["lr"]), group["momentum"]
-            for matrix in group["params"]:
-                if matrix.grad is None:
-                    continue
-                if "momentum_buffer" not in self.state[matrix]:
-                    self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix.grad)
-                momentum = self.state[matrix]["momentum_buffer"]
-                momentum.lerp_(matrix.grad, 1 - kept)
-                update = orthogonalised(
-                    matrix.grad.lerp(momentum, kept), group["ns_coefficients"], group["ns_steps"], group["eps"]
-                )
-                rows, columns = matrix.shape
-                matrix.mul_(1 - rate * group["weight_decay"])
-                matrix.add_(update, alpha=-rate * math.sqrt(max(1, rows / columns)))
-
-
-def orthogonalised(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """The matrix (R, C) with all singular values near 1, in its own dtype: a quintic Newton-Schulz iteration.
-
-    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
-    """
-    a, b, c = coefficients
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x

@@ -17,6 +17,7 @@ from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
 from gpt2core.training import optimizers as optim
 from gpt2core.training.config import TrainerConfig
+from gpt2core.training.muon import muon_for
 from gpt2core.training.spikes import LossMonitor, UpdateDecision
 
 
@@ -45,7 +46,7 @@ class TrainStep:
             muon_learning_rate=config.muon_learning_rate,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
-            bf16_is_faster=run.precision != "fp32" or run.device.type == "cuda",
+            muon=muon_for(run),
         )
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.precision == "fp16")
         self._forward: torch.nn.Module = model

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from gpt2core.model import GPT, Block
 
-TOKENS_AT_A_TIME = 64  # of a row's earlier tokens, in attention
+TOKENS_AT_A_TIME = 256  # of a row's earlier tokens, in attention
 WEIGHTS_AT_A_TIME = 4096  # of a linear layer, in one program
+ATTENTION_WARPS, LINEAR_WARPS = 8, 4
 
 
 @triton.jit
@@ -124,7 +125,7 @@ class FusedLayers:
             self._normed(x, block.ln_1, block.attn.c_attn, self._qkv, 0)
             _attend[(len(x), config.n_head)](
                 self._qkv, keys, values, keys.stride(0), keys.stride(1), place, padding, self._attended,
-                config.head_dim**-0.5, width, D=config.head_dim, BLOCK_S=TOKENS_AT_A_TIME,
+                config.head_dim**-0.5, width, D=config.head_dim, BLOCK_S=TOKENS_AT_A_TIME, num_warps=ATTENTION_WARPS,
             )  # fmt: skip
             self._added(self._attended, block.attn.c_proj, x)
             self._normed(x, block.ln_2, block.mlp.c_fc, self._wide, self._gelu)
@@ -148,4 +149,7 @@ def _blocks(linear: nn.Linear, rows: int) -> tuple[dict[str, Any], tuple[int, in
     """Block sizes of a linear layer, and the grid for `rows`."""
     inputs = triton.next_power_of_2(linear.in_features)
     outputs = max(1, WEIGHTS_AT_A_TIME // inputs)
-    return {"BLOCK_K": inputs, "BLOCK_N": outputs}, (triton.cdiv(linear.out_features, outputs), rows)
+    return {"BLOCK_K": inputs, "BLOCK_N": outputs, "num_warps": LINEAR_WARPS}, (
+        triton.cdiv(linear.out_features, outputs),
+        rows,
+    )

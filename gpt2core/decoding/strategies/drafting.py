@@ -20,7 +20,7 @@ from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.packed.model import PackedGPT
 from gpt2core.decoding.request import DecodingRequest
 from gpt2core.decoding.rows.cached import CachedRows, Rows
-from gpt2core.decoding.strategies.sampling import probabilities_of
+from gpt2core.decoding.strategies.choice import probabilities_of
 from gpt2core.decoding.strategies.speculation import speculate
 
 # Making the 4-bit copy takes about the time that 50 new tokens save (124M, 2 cores).

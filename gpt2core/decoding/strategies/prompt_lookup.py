@@ -19,7 +19,7 @@ from gpt2core.decoding.options import LogitsProcessor
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.request import DecodingRequest
 from gpt2core.decoding.rows.cached import Rows
-from gpt2core.decoding.strategies.sampling import draw
+from gpt2core.decoding.strategies.choice import draw
 from gpt2core.decoding.strategies.speculation import speculate
 
 DEFAULT_NGRAM_SIZE = 2

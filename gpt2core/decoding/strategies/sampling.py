@@ -6,16 +6,16 @@ Shapes: B prompts, R num_return_sequences, T tokens of the prompt, V vocab_size.
 import torch
 from torch import Tensor
 
-from gpt2core.decoding.logits.topk import fast_argmax
 from gpt2core.decoding.output import Decoded
-from gpt2core.decoding.request import DecodingRequest, Generators
+from gpt2core.decoding.request import DecodingRequest
 from gpt2core.decoding.rows.cached import Rows
-from gpt2core.errors import UserError
+from gpt2core.decoding.strategies.choice import Host, choose, is_going_on, reads_late
+from gpt2core.decoding.strategies.graphed_choice import GraphedChoice, can_graph_choice
 
 
 def sample(rows: Rows, request: DecodingRequest) -> Decoded:
     """Continue the prompts; returns B*R rows."""
-    options, processors, ids = request.options, request.processors, request.ids
+    options, ids = request.options, request.ids
     logits = rows.append(ids, request.mask)
     copies = options.num_return_sequences
     if copies > 1:
@@ -23,148 +23,69 @@ def sample(rows: Rows, request: DecodingRequest) -> Decoded:
         rows.select(expanded)
         ids, logits = ids[expanded], logits[expanded]
     text = _TokenBuffer(ids, request.max_length)
-    unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-    kept_scores, kept_logits, log_probs = [], [], []
-    host = _Host(late=reads_late(ids.device))
+    host = Host(late=reads_late(ids.device))
+    graphed = GraphedChoice(request, logits) if can_graph_choice(request, ids.device) else None
+    steps = _Steps(request, ids, host.late)
     while True:
-        scores = logits
-        for processor in processors:
-            scores = processor(text.ids, scores)
-        chosen, flags = _choose(scores, unfinished, request, host.late)
-        if options.output_scores:
-            kept_scores.append(scores)
-        if options.output_logits:
-            kept_logits.append(logits)
-        if options.output_log_probs:
-            picked = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
-            log_probs.append(torch.where(unfinished, picked, 0.0))
-        text.append(chosen)
-        unfinished = unfinished & ~request.finished(text.ids)
-        state = host.read(torch.cat([chosen, flags, unfinished.any()[None].long()]))
+        if graphed is not None:
+            chosen, state = graphed(logits)
+            text.append(chosen)
+        else:
+            chosen, flags = steps.choose(text.ids, logits)
+            text.append(chosen)
+            state = steps.state(text.ids, flags)
+        known = host.read(state)
         last = text.ids.shape[1] >= request.max_length
-        going_on = state is None or _is_going_on(state, request)
+        going_on = known is None or is_going_on(known, request)
         if going_on and last and host.late:
-            _is_going_on(host.rest(), request)
+            is_going_on(host.rest(), request)
         if not going_on or last:
             break
         logits = rows.append(chosen[:, None])
-    extra = 0 if going_on or not host.late else 1  # a token that was chosen before the end was known
-    text.drop(extra)
-    steps = text.ids.shape[1] - ids.shape[1]
-    return Decoded(
-        text.ids,
-        scores=tuple(kept_scores[:steps]) if options.output_scores else None,
-        logits=tuple(kept_logits[:steps]) if options.output_logits else None,
-        log_probs=torch.stack(log_probs[:steps], dim=1) if log_probs else None,
-    )
+    if host.late and not going_on:
+        text.drop(1)  # chosen before the end was known
+    return steps.decoded(text.ids, text.ids.shape[1] - ids.shape[1])
 
 
-def reads_late(device: torch.device) -> bool:
-    """Whether the host reads a step's tokens after it has queued the next step: a GPU then never waits for Python."""
-    return device.type == "cuda"
+class _Steps:
+    """Chooses each step's tokens, and keeps what the caller asked to see of them."""
 
+    def __init__(self, request: DecodingRequest, ids: Tensor, late: bool) -> None:
+        self._request, self._late = request, late
+        self._unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        self._scores: list[Tensor] = []
+        self._logits: list[Tensor] = []
+        self._log_probs: list[Tensor] = []
 
-def _choose(scores: Tensor, unfinished: Tensor, request: DecodingRequest, late: bool) -> tuple[Tensor, Tensor]:
-    """A token a row (B,), and flags (2,) int64: a row has no token to choose; its scores are not finite.
+    def choose(self, ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """A token a row (B,) after ids (B, L) with logits (B, V), and its flags."""
+        options, scores = self._request.options, logits
+        for processor in self._request.processors:
+            scores = processor(ids, scores)
+        chosen, flags = choose(scores, self._unfinished, self._request, self._late)
+        if options.output_scores:
+            self._scores.append(scores)
+        if options.output_logits:
+            self._logits.append(logits)
+        if options.output_log_probs:
+            picked = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
+            self._log_probs.append(torch.where(self._unfinished, picked, 0.0))
+        return chosen, flags
 
-    Raises UserError in place of the flags where the host does not read late.
-    """
-    flags = scores.new_zeros(2, dtype=torch.int64)
-    if request.processors and late:
-        flags[0] = (scores.amax(-1).isneginf() & unfinished).any()
-    elif request.processors:
-        check_choice(scores, unfinished)
-    if not request.options.do_sample:
-        chosen = fast_argmax(scores)
-    elif not late:
-        chosen = draw(scores, request.generator)
-    else:
-        probabilities = scores.softmax(-1)
-        flags[1] = ~probabilities.sum().isfinite()
-        # A GPU ends the process where it is to draw from numbers that are not finite.
-        chosen = _draw(torch.where(flags.any(), 1.0, probabilities), request.generator)
-    return torch.where(unfinished, chosen, request.options.pad_id), flags
+    def state(self, ids: Tensor, flags: Tensor) -> Tensor:
+        """The step as the host reads it, int64 (B + 3,): last tokens of ids (B, L), flags, whether a row goes on."""
+        self._unfinished = self._unfinished & ~self._request.finished(ids)
+        return torch.cat([ids[:, -1], flags, self._unfinished.any()[None].long()])
 
-
-def _is_going_on(state: list[int], request: DecodingRequest) -> bool:
-    """Whether a row is unfinished after the step of `state`; streams its tokens. Raises UserError by its flags."""
-    *chosen, no_choice, not_finite, unfinished = state
-    if no_choice:
-        raise no_token_left()
-    if not_finite:
-        raise scores_not_finite()
-    if request.streamer is not None:
-        request.streamer.put(torch.tensor(chosen))
-    return bool(unfinished)
-
-
-class _Host:
-    """The numbers of each step as the host reads them: at once, or `late`, after the next step is queued."""
-
-    def __init__(self, late: bool) -> None:
-        self.late = late
-        self._copy: Tensor | None = None
-        self._ready: torch.cuda.Event | None = None
-
-    def read(self, numbers: Tensor) -> list[int] | None:
-        """Those of this step; if late, those of the step before, None at the first."""
-        if not self.late:
-            return numbers.tolist()
-        before = None if self._copy is None else self.rest()
-        self._copy = numbers.to("cpu", non_blocking=True)
-        if numbers.is_cuda:
-            self._ready = torch.cuda.Event()
-            self._ready.record()
-        return before
-
-    def rest(self) -> list[int]:
-        """Those of the last step."""
-        if self._ready is not None:
-            self._ready.synchronize()
-        assert self._copy is not None
-        return self._copy.tolist()
-
-
-def check_choice(scores: Tensor, unfinished: Tensor) -> None:
-    """Raises UserError where a row's scores (B, V) leave no token to choose."""
-    if bool((scores.amax(-1).isneginf() & unfinished).any()):
-        raise no_token_left()
-
-
-def no_token_left() -> UserError:
-    return UserError(
-        rule="every token is forbidden",
-        remedy="relax {bad_words_ids}, {suppress_tokens}, {no_repeat_ngram_size}, sequence_bias or a logits_processor",
-    )
-
-
-def scores_not_finite() -> UserError:
-    return UserError(
-        rule="the scores of the tokens are not finite, so none can be drawn",
-        remedy="check {repetition_penalty}, sequence_bias, your logits_processor, and the model's weights",
-    )
-
-
-def probabilities_of(scores: Tensor) -> Tensor:
-    """Softmax (B, V). Raises UserError for scores (B, V) that have none."""
-    probabilities = scores.softmax(-1)
-    if not bool(probabilities.sum().isfinite()):
-        raise scores_not_finite()
-    return probabilities
-
-
-def draw(scores: Tensor, generator: Generators) -> Tensor:
-    """One token a row, (B,), of scores (B, V); a list of generators holds one for each row."""
-    return _draw(probabilities_of(scores), generator)
-
-
-def _draw(probabilities: Tensor, generator: Generators) -> Tensor:
-    if isinstance(generator, list):
-        drawn = [
-            torch.multinomial(row[None], 1, generator=own) for row, own in zip(probabilities, generator, strict=True)
-        ]
-        return torch.cat(drawn)[:, 0]
-    return torch.multinomial(probabilities, num_samples=1, generator=generator)[:, 0]
+    def decoded(self, ids: Tensor, count: int) -> Decoded:
+        """What was chosen, of the first `count` steps."""
+        options = self._request.options
+        return Decoded(
+            ids,
+            scores=tuple(self._scores[:count]) if options.output_scores else None,
+            logits=tuple(self._logits[:count]) if options.output_logits else None,
+            log_probs=torch.stack(self._log_probs[:count], dim=1) if options.output_log_probs else None,
+        )
 
 
 class _TokenBuffer:

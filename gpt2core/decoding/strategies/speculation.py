@@ -17,7 +17,7 @@ from gpt2core.decoding.options import LogitsProcessor
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.request import DecodingRequest
 from gpt2core.decoding.rows.cached import Rows, check_finite
-from gpt2core.decoding.strategies.sampling import check_choice
+from gpt2core.decoding.strategies.choice import check_choice
 
 
 class Drafter(Protocol):

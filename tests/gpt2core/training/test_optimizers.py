@@ -6,13 +6,12 @@ import torch
 
 from gpt2core.config import GPTConfig
 from gpt2core.model import GPT
+from gpt2core.training.muon import BatchedMuon, Fp32Muon, orthogonalised
 from gpt2core.training.optimizers import (
-    Fp32Muon,
     build_optimizers,
     learning_rate_factor,
     load_optimizer_tensors,
     optimizer_tensors,
-    orthogonalised,
 )
 
 TINY = GPTConfig(31, 8, n_layer=1, n_head=2, n_embd=8, drop_rate=0.0)
@@ -129,11 +128,12 @@ def test_orthogonalising_applies_its_polynomial_to_the_singular_values(shape: tu
     torch.testing.assert_close(orthogonalised(matrix, (a, b, c), 5, 1e-7), expected, atol=2e-5, rtol=0)
 
 
-def test_muon_in_fp32_goes_where_torchs_goes_and_leaves_the_same_state() -> None:
+@pytest.mark.parametrize("own", [Fp32Muon, BatchedMuon])
+def test_our_muon_goes_where_torchs_goes_and_leaves_the_same_state(own: type[torch.optim.Muon]) -> None:
     torch.manual_seed(0)
-    start = [torch.randn(shape) for shape in SHAPES]
+    start = [torch.randn(shape) for shape in (*SHAPES, *SHAPES)]
     gone, states = {}, {}
-    for kind in (torch.optim.Muon, Fp32Muon):
+    for kind in (torch.optim.Muon, own):
         matrices = [torch.nn.Parameter(matrix.clone()) for matrix in start]
         optimizer = kind(matrices, lr=0.02, weight_decay=0.1)
         for seed in range(4):
@@ -143,6 +143,6 @@ def test_muon_in_fp32_goes_where_torchs_goes_and_leaves_the_same_state() -> None
             optimizer.step()
         gone[kind] = [matrix.detach() - was for matrix, was in zip(matrices, start, strict=True)]
         states[kind] = optimizer.state_dict()
-    for torchs, ours in zip(gone[torch.optim.Muon], gone[Fp32Muon], strict=True):
+    for torchs, ours in zip(gone[torch.optim.Muon], gone[own], strict=True):
         assert (torchs - ours).norm() < 0.02 * torchs.norm()  # bf16 rounds by 0.4 % five times
-    torch.testing.assert_close(states[Fp32Muon], states[torch.optim.Muon], rtol=0, atol=0)
+    torch.testing.assert_close(states[own], states[torch.optim.Muon], rtol=0, atol=0)

@@ -7,7 +7,8 @@ import torch
 
 from gpt2core.config import GPTConfig
 from gpt2core.decoding import generate
-from gpt2core.decoding.strategies import sampling
+from gpt2core.decoding.strategies import graphed_choice, sampling
+from gpt2core.decoding.strategies.graphed_choice import GraphedChoice, can_graph_choice
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 
@@ -60,6 +61,35 @@ def test_tokens_scores_and_stream_are_the_same(
     for one, other in ((now.scores, late.scores), (now.logits, late.logits)):
         assert len(one) == len(other)
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLED, {"do_sample": True, "num_return_sequences": 3, "min_p": 0.1}])
+@pytest.mark.parametrize("eos", [None, 7, [3, 7, 11, 13, 17, 19]])
+def test_the_body_of_the_graph_chooses_the_same_tokens(
+    monkeypatch: pytest.MonkeyPatch, model: GPT, eos: Any, options: dict[str, Any]
+) -> None:
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    asked = {"seed": 5, "max_new_tokens": 29, "eos_token_id": eos, "pad_token_id": 0, "past_block_size": "slide"}
+    expected = generate(model, ids, **asked, **options)
+    used = []
+
+    class Watched(GraphedChoice):
+        def __call__(self, logits: torch.Tensor) -> Any:
+            used.append(True)
+            return super().__call__(logits)
+
+    monkeypatch.setattr(sampling, "reads_late", lambda device: True)
+    monkeypatch.setattr(graphed_choice, "MIN_NEW_TOKENS", 4)
+    monkeypatch.setattr(sampling, "GraphedChoice", Watched)
+    monkeypatch.setattr(
+        sampling, "can_graph_choice", lambda request, device: can_graph_choice(request, torch.device("cuda"))
+    )
+    assert torch.equal(generate(model, ids, **asked, **options), expected)
+    assert used
+    used.clear()
+    generate(model, ids, **asked, **options, repetition_penalty=1.2)  # looks at the text so far
+    generate(model, ids, **asked, **options, stop_strings="the")
+    assert not used
 
 
 @pytest.mark.parametrize(
