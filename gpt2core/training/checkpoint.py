@@ -15,10 +15,11 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.storage.files import inside, read_json, replaced_directory, sha256_file, write_json, write_text
-from gpt2core.storage.hf import save_tensors
+from gpt2core.storage.hf import save_tensors, write_model
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -32,13 +33,33 @@ class DamagedCheckpointError(UserError):
 
 
 @dataclass(frozen=True)
+class Weights:
+    """A model's weights without its modules, which would take longer to copy."""
+
+    config: GPTConfig
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, model: GPT) -> "Weights":
+        """The model's own tensors, which training goes on to change."""
+        return cls(model.config, {name: tensor.detach() for name, tensor in model.named_parameters()})
+
+    def copied(self, device: str | None = None) -> "Weights":
+        """A copy on `device`, or where they are."""
+        return Weights(self.config, {name: tensor.to(device, copy=True) for name, tensor in self.tensors.items()})
+
+    def save_pretrained(self, directory: Path) -> None:
+        write_model(self.config, self.tensors, directory)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     directory: Path
     state: dict[str, Any]
     optimizer: dict[str, Tensor]
 
 
-def save_checkpoint(directory: Path, model: GPT, optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
+def save_checkpoint(directory: Path, model: GPT | Weights, optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write the checkpoint to a temporary directory, flush and rename it; an older one of that name is replaced."""
     with replaced_directory(directory) as partial:
         model.save_pretrained(partial)

@@ -24,6 +24,7 @@ from gpt2core.training.step import StepResult, TrainStep
 LARGEST_STEP = 65_536  # tokens
 # A first compilation takes about 15 s and saves a third of the time; an H200 computes this much in a minute.
 LEAST_COMPILED = 1.5e16  # floating-point operations
+LEAST_STEPS_COMPILED = 500  # without a graph, where Python launches compiled blocks in half the time
 WARM_UPS = 3  # libraries allocate their workspaces in the first passes, outside the graph's memory
 
 
@@ -35,7 +36,8 @@ def make_train_step(model: GPT, config: TrainerConfig, run: Runtime, total_steps
     wanted = config.cuda_graph == "on" or (config.cuda_graph == "auto" and tokens <= LARGEST_STEP)
     kind = GraphedStep if wanted and not obstacle else TrainStep
     flops = 6.0 * model.num_parameters() * tokens * total_steps
-    compile_is_faster = run.device.type == "cuda" and flops >= LEAST_COMPILED
+    long_enough = flops >= LEAST_COMPILED or (kind is TrainStep and total_steps >= LEAST_STEPS_COMPILED)
+    compile_is_faster = run.device.type == "cuda" and long_enough
     compiled = config.compile == "on" or (config.compile == "auto" and compile_is_faster)
     return kind(model, config, run, total_steps, compiled=compiled)
 

@@ -4,13 +4,15 @@ Settings and state are torch's, so each kind loads the others' checkpoints. Shap
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gpt2core.runtime import Runtime
+
+MOST_TOGETHER = 32_000_000  # numbers: the copies of more would be a part of a large model's memory
 
 
 def muon_for(run: Runtime) -> type[torch.optim.Muon]:
@@ -48,7 +50,7 @@ class Fp32Muon(torch.optim.Muon):
 
 
 class BatchedMuon(torch.optim.Muon):
-    """`torch.optim.Muon` that orthogonalises all matrices of one shape together, in bf16.
+    """`torch.optim.Muon` that orthogonalises matrices of one shape together, in bf16.
 
     A GPU waits for Python while torch's launches 3,500 kernels a step for the 48 matrices of 124M.
     """
@@ -58,32 +60,32 @@ class BatchedMuon(torch.optim.Muon):
         """One update with Nesterov momentum of every matrix that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            rate, kept = float(group["lr"]), group["momentum"]
-            matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
-            if not matrices:
-                continue
-            gradients = [matrix.grad for matrix in matrices]
-            for matrix in matrices:
-                if "momentum_buffer" not in self.state[matrix]:
-                    self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
-            momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
-            torch._foreach_lerp_(momenta, gradients, 1 - kept)
-            updates = torch._foreach_lerp(gradients, momenta, kept)
-            torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
-            for rows, columns in _shapes(matrices):
-                alike = [place for place, matrix in enumerate(matrices) if matrix.shape == (rows, columns)]
-                together = torch.stack([updates[place] for place in alike]).bfloat16()  # (M, R, C)
-                straight = orthogonalised(together, group["ns_coefficients"], group["ns_steps"], group["eps"])
-                torch._foreach_add_(
-                    [matrices[place] for place in alike],
-                    list(straight.to(matrices[0].dtype).unbind()),
-                    alpha=-rate * math.sqrt(max(1, rows / columns)),
-                )
+            for matrices in _alike([matrix for matrix in group["params"] if matrix.grad is not None]):
+                self._update(group, matrices)
+
+    def _update(self, group: dict[str, Any], matrices: list[Tensor]) -> None:
+        """One update of matrices of one shape."""
+        rate, kept, (rows, columns) = float(group["lr"]), group["momentum"], matrices[0].shape
+        for matrix in matrices:
+            if "momentum_buffer" not in self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+        momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
+        torch._foreach_lerp_(momenta, gradients, 1 - kept)
+        together = torch.stack(torch._foreach_lerp(gradients, momenta, kept)).bfloat16()  # (M, R, C)
+        straight = orthogonalised(together, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
+        added = list(straight.to(matrices[0].dtype).unbind())
+        torch._foreach_add_(matrices, added, alpha=-rate * math.sqrt(max(1, rows / columns)))
 
 
-def _shapes(matrices: Iterable[Tensor]) -> list[tuple[int, int]]:
-    """Each shape once, in the order of the matrices."""
-    return list(dict.fromkeys((matrix.shape[0], matrix.shape[1]) for matrix in matrices))
+def _alike(matrices: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Matrices of one shape together, of at most MOST_TOGETHER numbers."""
+    for shape in dict.fromkeys(matrix.shape for matrix in matrices):
+        of_shape = [matrix for matrix in matrices if matrix.shape == shape]
+        count = max(1, MOST_TOGETHER // shape.numel())
+        for start in range(0, len(of_shape), count):
+            yield of_shape[start : start + count]
 
 
 def orthogonalised(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

@@ -4,7 +4,6 @@ On a CPU a save is written at once. On a GPU the weights are copied in its memor
 thread writes the copy to the disk while training continues.
 """
 
-import copy
 import shutil
 from collections import deque
 from collections.abc import Callable
@@ -35,7 +34,7 @@ class CheckpointWriter:
         self._note = note
         self._worker = ThreadPoolExecutor(1, "checkpoint") if background else None
         self._pending: deque[tuple[str, Future[None], Callable[[], None]]] = deque()
-        self._unsaved_best: tuple[int, GPT] | None = None  # its write failed
+        self._unsaved_best: tuple[int, ckpt.Weights] | None = None  # its write failed
 
     @property
     def best_directory(self) -> Path:
@@ -52,10 +51,10 @@ class CheckpointWriter:
         """Write a checkpoint, then remove the oldest; the calling thread calls `done` once it is on the disk."""
         directory = self.root / f"step-{step:08d}"
 
-        def write(model: GPT, optimizer: dict[str, Tensor]) -> None:
+        def write(weights: ckpt.Weights, optimizer: dict[str, Tensor]) -> None:
             # The state names the best step, so its weights are written first.
             self._write_unsaved_best()
-            ckpt.save_checkpoint(directory, model, optimizer, state)
+            ckpt.save_checkpoint(directory, weights, optimizer, state)
             with suppress(OSError):  # tried again after the next save
                 ckpt.remove_older(self.root, self.keep_last)
 
@@ -65,11 +64,11 @@ class CheckpointWriter:
     def save_best(self, step: int, model: GPT, done: Callable[[], None]) -> None:
         """Write the weights to `best`; if that fails they stay in memory and the next save tries again."""
 
-        def write(model: GPT, _: dict[str, Tensor]) -> None:
+        def write(weights: ckpt.Weights, _: dict[str, Tensor]) -> None:
             try:
-                self._write_best(model)
+                self._write_best(weights)
             except OSError:
-                self._unsaved_best = (step, copy.deepcopy(model).cpu())
+                self._unsaved_best = (step, weights.copied("cpu"))
                 raise
             self._unsaved_best = None
 
@@ -128,27 +127,28 @@ class CheckpointWriter:
     def _do(
         self,
         failure: str,
-        write: Callable[[GPT, dict[str, Tensor]], None],
+        write: Callable[[ckpt.Weights, dict[str, Tensor]], None],
         model: GPT,
         optimizer: dict[str, Tensor],
         done: Callable[[], None],
     ) -> None:
+        weights = ckpt.Weights.of(model)
         if self._worker is None:
-            self._report(failure, lambda: write(model, optimizer), done)
+            self._report(failure, lambda: write(weights, optimizer), done)
             return
         self.poll(leave=MAX_PENDING - 1)
         try:
-            model = copy.deepcopy(model)
+            weights = weights.copied()
             optimizer = {name: tensor.clone() for name, tensor in optimizer.items()}
         except torch.OutOfMemoryError:  # no memory for a copy: training waits for the disk
             self.poll(leave=0)
-            self._report(failure, lambda: write(model, optimizer), done)
+            self._report(failure, lambda: write(weights, optimizer), done)
             return
         stream = _copy_stream(next(model.parameters()).device)
 
         def work() -> None:
             with stream:
-                write(model, optimizer)
+                write(weights, optimizer)
 
         self._pending.append((failure, self._worker.submit(work), done))
 
@@ -160,9 +160,9 @@ class CheckpointWriter:
         else:
             done()
 
-    def _write_best(self, model: GPT) -> None:
+    def _write_best(self, weights: ckpt.Weights) -> None:
         with replaced_directory(self.best_directory) as partial:
-            model.save_pretrained(partial)
+            weights.save_pretrained(partial)
 
     def _write_unsaved_best(self) -> None:
         if self._unsaved_best is not None:

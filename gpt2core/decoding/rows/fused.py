@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from gpt2core.model import GPT, Block
 
-TOKENS_AT_A_TIME = 256  # of a row's earlier tokens, in attention
-WEIGHTS_AT_A_TIME = 4096  # of a linear layer, in one program
-ATTENTION_WARPS, LINEAR_WARPS = 8, 4
+# The fastest of twenty combinations on an H200 at 124M.
+TOKENS_AT_A_TIME, ATTENTION_WARPS = 512, 16  # of a row's earlier tokens, in attention
+WEIGHTS_AT_A_TIME, LINEAR_WARPS = 4096, 8  # of a linear layer, in one program
 
 
 @triton.jit

@@ -70,7 +70,8 @@ class _Step:
 
     def __init__(self, model: GPT, store: Tensor, place: int) -> None:
         self._model, self._store = model, store
-        self._window = FIRST_WINDOW
+        self._fused = _fused_layers(model, store)
+        self._window = store.shape[4] if self._fused is not None else FIRST_WINDOW
         while self._window <= place:
             self._window *= 2
         self._window = min(self._window, store.shape[4])
@@ -81,7 +82,6 @@ class _Step:
         self._padding = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         self._numbers = torch.arange(self._window, device=device)
         self._head = padded(model.lm_head.weight.detach(), model.lm_head.weight.dtype)  # (P, C)
-        self._fused = _fused_layers(model, store)
         self._results: tuple[Tensor, Tensor] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._may_capture = device.type == "cuda"
