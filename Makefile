@@ -13,7 +13,7 @@ export DVC_SITE_CACHE_DIR := $(CACHE)/dvc
 $(shell mkdir -p -m 700 "$(CACHE)")
 endif
 
-.PHONY: run test test-all test-pages docs torture fuzz bench setup setup-dev lint serve
+.PHONY: run test test-all test-pages test-kernels docs torture fuzz bench bench-gpu setup setup-dev lint serve
 
 run: setup
 	@touch .venv/run-started
@@ -32,6 +32,11 @@ test-all: test
 test-pages: setup-dev
 	@python -m pytest -n 2 -m pages
 
+# The GPU's decoding kernels, by Triton's interpreter on a CPU.
+test-kernels: setup-dev
+	@python -m pip install --quiet --no-deps --upgrade --target .venv/kernels -r requirements-kernels.txt
+	@PYTHONPATH=.venv/kernels python -m pytest -q tests/gpt2core/decoding/rows/test_fused.py
+
 # The documentation site, into site/.
 docs: setup-dev
 	@python .ci/build_docs.py
@@ -48,6 +53,10 @@ fuzz: setup-dev
 bench: setup-dev
 	@python -m benchmarks.starting && python -m benchmarks.tokenizing && python -m benchmarks.linear
 	@python -m benchmarks.training && python -m benchmarks.validation_race
+
+# Every figure of one GPU in nine minutes, into benchmarks/RESULTS.md.
+bench-gpu: setup-dev
+	@python -m benchmarks.gpu
 
 lint: setup-dev
 	@ruff check . && ruff format --check . && mypy

@@ -38,8 +38,6 @@ CASES: dict[str, tuple[int, dict[str, Any], str, tuple[str, ...]]] = {
     "batch 16, int8": (16, {}, "int8", ("default fp32",)),
     "beam 5, fp32": (1, BEAMS, "fp32", ("default fp32", "static fp32")),
     "contrastive, fp32": (1, CONTRASTIVE, "fp32", ("default fp32",)),
-    "GPU, batch 1, bf16": (1, {}, "bf16", ("default bf16", "compiled bf16")),
-    "GPU, batch 256, bf16": (256, {}, "bf16", ("default bf16", "compiled bf16")),
 }
 
 
@@ -49,8 +47,8 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(job["threads"])
     if job["side"] == "bandwidth":
-        return dict(zip(("typical", "best"), bandwidth(job["device"]), strict=True))
-    ids = torch.tensor(job["ids"], device=job["device"])
+        return dict(zip(("typical", "best"), bandwidth(), strict=True))
+    ids = torch.tensor(job["ids"])
     started = time.perf_counter()
     run = ours(job) if job["side"].startswith("ours") else theirs(job)
     run(ids, 24)
@@ -60,8 +58,6 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
     seconds, out = timed(run, ids, job["new"])
     assert out.shape[1] == PROMPT + job["new"], out.shape
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if job["device"] == "cuda":
-        peak = torch.cuda.max_memory_allocated()
     return {"seconds": seconds, "first": first, "ready": ready, "peak": peak, "tokens": out.tolist()}
 
 
@@ -75,17 +71,16 @@ def timed(run: Any, ids: Any, new: int) -> tuple[float, Any]:
     return time.perf_counter() - started, out
 
 
-def bandwidth(device: str) -> tuple[float, float]:
+def bandwidth() -> tuple[float, float]:
     """Bytes a second that all threads read together, of 20 sums over 0.5 GB of fp32: the median and the best."""
     import torch
 
-    numbers = torch.ones(125_000_000, device=device)
+    numbers = torch.ones(125_000_000)
     times = [timed(lambda a, b: numbers.sum(), None, 0)[0] for _ in range(20)]
     return numbers.nbytes / statistics.median(times), numbers.nbytes / min(times)
 
 
 def ours(job: dict[str, Any]) -> Any:
-    import torch
 
     from gpt2core.decoding import generate
     from gpt2core.decoding.packed.model import PackedGPT
@@ -95,9 +90,7 @@ def ours(job: dict[str, Any]) -> Any:
     if job["side"] == UNDRAFTED:
         drafting.MIN_NEW_TOKENS = sys.maxsize
     model: Any = GPT.from_pretrained(job["model"]).eval()
-    if job["device"] == "cuda":
-        model = model.to(job["device"], torch.bfloat16)
-    elif job["weights"] != "fp32":
+    if job["weights"] != "fp32":
         model = PackedGPT(model, job["weights"])
     return lambda ids, new: generate(
         model, ids, max_new_tokens=new, eos_token_id=None, pad_token_id=0, **job["options"]
@@ -110,7 +103,7 @@ def theirs(job: dict[str, Any]) -> Any:
 
     kind, weights = job["side"].split()
     dtype = torch.float32 if weights == "fp32" else torch.bfloat16
-    model = GPT2LMHeadModel.from_pretrained(job["model"], torch_dtype=dtype).eval().to(job["device"])
+    model = GPT2LMHeadModel.from_pretrained(job["model"], torch_dtype=dtype).eval()
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
     options = {"do_sample": False, **job["options"]}
     if kind != "default":
@@ -155,13 +148,6 @@ def perplexities(model: str, text: str, max_tokens: int) -> dict[str, float]:
     return {**found, "int8 with outlier channels": score(PackedGPT(gpt, "int8"))}
 
 
-def here() -> list[str]:
-    """The cases of this machine."""
-    import torch
-
-    return [name for name in CASES if name.startswith("GPU") == torch.cuda.is_available()]
-
-
 def prompts(count: int, first: int) -> list[list[int]]:
     """Passages of the bundled plays, others for each `first`."""
     from gpt2core.tokenizer import Tokenizer
@@ -182,7 +168,6 @@ def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     peers = tuple(peer for peer in peers if not arguments.peers or peer in arguments.peers)
     base = {"batch": batch, "options": options, "weights": weights, "model": arguments.model}
     base |= {"threads": arguments.threads, "new": NEW if not arguments.quick else 32}
-    base["device"] = "cuda" if name.startswith("GPU") else "cpu"
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in ("bandwidth", "ours", *peers)}
     for repeat in range(arguments.repeats):
         base["ids"] = prompts(batch, repeat)
@@ -264,7 +249,7 @@ def main() -> None:
     parser.add_argument("--model", help="directory of a trained 124M; without it random weights, for speed only")
     parser.add_argument("--text", help="held-out text for the perplexity of each kind of weights")
     parser.add_argument("--max-tokens", type=int, default=20_000, help="tokens of the end of --text")
-    parser.add_argument("--cases", nargs="*", default=here(), choices=[*CASES, "perplexity"], metavar="NAME")
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=[*CASES, "perplexity"], metavar="NAME")
     parser.add_argument("--peers", nargs="*", help="only these sides, such as 'default fp32'")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -281,7 +266,7 @@ def main() -> None:
     for option in ("model", "text", "contrastive_python"):
         if getattr(arguments, option):
             arguments.line += f" --{option.replace('_', '-')} {option.split('_')[-1].upper()}"
-    if arguments.cases != here():
+    if arguments.cases != list(CASES):
         arguments.line += f" --cases {' '.join(map(repr, arguments.cases))}"
     if arguments.peers:
         arguments.line += f" --peers {' '.join(map(repr, arguments.peers))}"

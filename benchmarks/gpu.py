@@ -7,6 +7,7 @@ and writes nothing. The table goes to benchmarks/RESULTS.md.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -288,7 +289,7 @@ ROWS: dict[str, Row] = {
         },
     ),
     "338,025 tokens by heart at 124M, full pass under 0.0999, seconds": (
-        lambda f: f"{f['seconds']:.0f} (loss {f['loss']}, {f['epochs']:.1f} epochs)",
+        lambda f: f"{f['seconds']:.0f} (loss {f['loss'] or math.nan:.4f}, {f['epochs']:.1f} epochs)",
         "under 60",
         {"ours": memorise},
     ),
@@ -338,10 +339,9 @@ def table(rows: dict[str, Any]) -> list[str]:
         show, target, _ = ROWS[name]
         for side, found in rows[name]["sides"].items():
             here = f"not measured: {found['failed']}" if "failed" in found else show(found)
-            own = side == next(iter(rows[name]["sides"]))
-            lines.append(
-                f"| {name if own else ''} | {target if own else ''} | {f'**{side}**' if own else side} | {here} |"
-            )
+            first = side == next(iter(rows[name]["sides"]))
+            shown = f"**{side}**" if side.startswith("ours") else side
+            lines.append(f"| {name if first else ''} | {target if first else ''} | {shown} | {here} |")
     return lines
 
 

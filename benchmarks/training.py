@@ -1,8 +1,8 @@
 """Training speed and memory against `transformers.Trainer` and a hand-written loop, each in a process of its own.
 
 python -m benchmarks.training [--cases NAME ...] [--repeats 5]
-Runs the cases of the device at hand: those for a GPU where there is one.
-Prints the table and writes it into benchmarks/RESULTS.md; rows of cases not run this time are kept as they were.
+A GPU's figures are in benchmarks.gpu. Prints the table and writes it into benchmarks/RESULTS.md; rows of cases not run
+this time are kept as they were.
 """
 
 import argparse
@@ -25,18 +25,12 @@ WARM_UP = 1  # steps, not timed: the first one gets the memory and makes the opt
 
 OURS = ("ours", "ours in fp32")
 PEERS = ("Trainer, its defaults (fp32)", "Trainer, bf16", "hand-written loop, autocast")
-COMPILED = "Trainer, bf16, compiled"
 # name: (preset, batch_size, sequence_length, timed steps, sides)
 CASES: dict[str, tuple[str, int, int, int, tuple[str, ...]]] = {
     "124M, 16 x 128": ("gpt2", 16, 128, 3, (*OURS, *PEERS)),
     "124M, 4 x 512": ("gpt2", 4, 512, 3, (*OURS, *PEERS)),
     "small preset, 4 x 128": ("small", 4, 128, 60, (*OURS, *PEERS)),
 }
-GPU_CASES: dict[str, tuple[str, int, int, int, tuple[str, ...]]] = {
-    "GPU: 124M, 32 x 1024": ("gpt2", 32, 1024, 30, ("ours", COMPILED, *PEERS)),
-    "GPU: 124M, 1 x 128": ("gpt2", 1, 128, 500, ("ours", COMPILED, *PEERS)),
-}
-ALL_CASES = CASES | GPU_CASES
 
 
 def child(job: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +58,6 @@ def text_of(job: dict[str, Any]) -> Any:
 
 def ours(job: dict[str, Any]) -> tuple[list[float], list[float]]:
     """`gpt2core.Trainer` with the settings of params.yaml, as the stage sets it up."""
-    import torch
 
     from benchmarks.trained import params_of, trainer_of
     from gpt2core.runtime import pick_runtime, set_threads
@@ -80,10 +73,8 @@ def ours(job: dict[str, Any]) -> tuple[list[float], list[float]]:
         {
             **never,
             "model.preset": job["preset"],
+            "model.drop_rate": drop_rate(job),
             "train.optimizer": "adamw",
-            "train.compile": "on"
-            if torch.cuda.is_available() and job["length"] > 128
-            else "auto",  # as a long run has it
             "train.eval_batches": 1,
             "train.sample_tokens": 0,
             "train.stop": {"max_steps": WARM_UP + job["steps"], "target_loss": None},
@@ -127,6 +118,13 @@ class Split:
 
     def read(self, start: int, stop: int) -> Any:
         return self.tokens[start:stop].astype("uint16")
+
+
+def drop_rate(job: dict[str, Any]) -> float:
+    """The preset's, for every side: a recipe may set another."""
+    from gpt2core.config import GPTConfig
+
+    return GPTConfig.from_preset(job["preset"]).drop_rate
 
 
 def hugging_face_model(job: dict[str, Any]) -> Any:
@@ -233,7 +231,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    preset, batch, length, steps, sides = ALL_CASES[name]
+    preset, batch, length, steps, sides = CASES[name]
     base = {"preset": preset, "batch": batch, "length": length, "steps": steps}
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in ("matmul rate", *sides)}
     for _ in range(arguments.repeats):
@@ -254,7 +252,7 @@ def table(rows: dict[str, Any]) -> list[str]:
         "| case | side | tokens/s | ours is | of the bf16 matmul rate | peak memory | runs |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in (name for name in ALL_CASES if name in rows):
+    for name in (name for name in CASES if name in rows):
         row = rows[name]
         for side, result in row["sides"].items():
             if "failed" in result:
@@ -279,20 +277,17 @@ def report(rows: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--cases", nargs="*", choices=list(ALL_CASES), metavar="NAME")
+    parser.add_argument("--cases", nargs="*", choices=list(CASES), metavar="NAME")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(child(json.loads(arguments.child))))
         return
-    import torch
-
-    at_hand = list(GPU_CASES if torch.cuda.is_available() else CASES)
     arguments.line = f"python -m benchmarks.training --repeats {arguments.repeats}"
     if arguments.cases:
         arguments.line += f" --cases {' '.join(map(repr, arguments.cases))}"
     rows: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
-    for name in arguments.cases or at_hand:
+    for name in arguments.cases or CASES:
         rows[name] = run_case(name, arguments)
         print(*table({name: rows[name]})[2:], sep="\n", flush=True)
         ROWS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

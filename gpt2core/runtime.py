@@ -1,6 +1,5 @@
 """Device, precision, threads, determinism and process group of a run."""
 
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -105,9 +104,7 @@ def _physical_cores() -> int:
 
 
 def set_determinism(deterministic: bool) -> None:
-    """Same bits on every run, also on a GPU; to be called before the first product of matrices there."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+    """Same bits on every run; on a GPU cuBLAS also asks for CUBLAS_WORKSPACE_CONFIG in the environment."""
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
 

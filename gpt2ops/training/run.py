@@ -56,6 +56,8 @@ def set_up(params: Params, interrupted: Callable[[], bool]) -> Training:
     """
     threads = runtime.set_threads(params.run.threads)
     run = runtime.pick_runtime(params.run.device, params.run.precision)
+    if params.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
     runtime.set_determinism(params.run.deterministic)
     keep_compiled_kernels()
     if "RANK" in os.environ:
