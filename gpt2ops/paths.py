@@ -1,5 +1,6 @@
 """Names of the pipeline's inputs and outputs, relative to the project; `dvc.yaml` lists the same (a test compares)."""
 
+import os
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
@@ -24,3 +25,12 @@ REPORT_PDF = Path("reports/report.pdf")
 MLRUNS = Path("mlruns")
 FINETUNED = Path("project")  # in the output folder of `gpt2 finetune`: the project that made what lies there
 WORKSPACES = Path("workspaces")  # a folder for each flow run
+
+
+def project_root() -> Path:
+    """The folder that holds `mlruns/`: GPT2_PROJECT_ROOT (a flow run's workspace has it set), else the working one."""
+    return Path(os.environ.get("GPT2_PROJECT_ROOT") or Path.cwd()).resolve()
+
+
+def mlruns() -> Path:
+    return project_root() / MLRUNS

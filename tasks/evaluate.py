@@ -18,9 +18,10 @@ from gpt2core.storage.files import write_json
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops import paths
 from gpt2ops.params.schema import Params, load_params
+from gpt2ops.pipeline.final_metrics import evaluation_metrics
 from gpt2ops.process.console import say
 from gpt2ops.process.stage import run_stage
-from gpt2ops.tracking.api import evaluation_metrics, tracked_run
+from gpt2ops.tracking.api import tracked_run
 from gpt2ops.training.initial_model import best_model, initial_model
 
 SPLITS = ("train", "val", "test")

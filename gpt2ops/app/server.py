@@ -105,7 +105,7 @@ def project_examples() -> Sequence[str]:
     """The prompts that the project's own samples are written to."""
     from gpt2ops import paths
     from gpt2ops.params.schema import load_params
-    from gpt2ops.tracking.store import project_root
+    from gpt2ops.paths import project_root
 
     file = project_root() / paths.PARAMS
     prompts = load_params(file).sample.prompts if file.is_file() else []

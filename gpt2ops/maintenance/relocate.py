@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2core.errors import UserError
+from gpt2ops.paths import mlruns
 from gpt2ops.tracking.artifact_paths import Change, change_places, misplaced, old_folder, store_of
-from gpt2ops.tracking.store import is_local, mlruns, one_line, redact, tracking_uri
+from gpt2ops.tracking.store import is_local, one_line, redact, tracking_uri
 
 BACKUP = "mlflow.db.before-relocate"
 

@@ -13,9 +13,10 @@ from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json, sha256_file
 from gpt2core.training import checkpoint
 from gpt2ops import paths
+from gpt2ops.paths import mlruns
 from gpt2ops.pipeline.cache import cache_directory
 from gpt2ops.pipeline.lockfile import read_stages
-from gpt2ops.tracking.store import is_local, mlruns, one_line, stored_run_id
+from gpt2ops.tracking.store import is_local, one_line, stored_run_id
 
 STEP_FORM = "step-*"
 
@@ -233,7 +234,7 @@ def md5_file(path: Path) -> str:
 
 def verify_store() -> Verification:
     """Run SQLite's integrity_check on the MLflow database."""
-    from gpt2ops.tracking.local_store import database, open_database
+    from gpt2ops.maintenance.local_store import database, open_database
 
     try:
         with open_database(database()) as connection:

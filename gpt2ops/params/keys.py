@@ -1,6 +1,7 @@
 """What params.yaml calls an argument of the library."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from gpt2core.errors import UserError
 from gpt2ops.params.problems import FLAG_WORDS, YAML
@@ -27,3 +28,14 @@ def in_stage_words(stage: str, error: UserError, flags: Mapping[str, str]) -> Us
         return flags.get(key, key)
 
     return error.spelled(name, FLAG_WORDS if flags else YAML)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"batch_size": 16}}` -> `{"train.batch_size": 16}`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -11,9 +11,9 @@ from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json
 from gpt2core.storage.hf import RELEASED
 from gpt2ops import paths
+from gpt2ops.pipeline.final_metrics import report_metrics
 from gpt2ops.pipeline.results import read_report
-from gpt2ops.tracking.api import report_metrics
-from gpt2ops.tracking.download import split_model_uri
+from gpt2ops.registry.download import split_model_uri
 from gpt2ops.tracking.store import stored_run_id
 
 WEIGHTS = "model.safetensors"

@@ -11,10 +11,11 @@ from gpt2ops.params.schema import Params
 from gpt2ops.process.console import say
 from gpt2ops.registry.champion import make_champion, registry_lock
 from gpt2ops.registry.champion_score import find_champion
+from gpt2ops.registry.download import BEST_CHECKPOINT
 from gpt2ops.registry.gate import GateDecision, HeldOut, held_out_of, judge
 from gpt2ops.registry.versions import FreshProcess, Versions, create_version, find_version, log_models, write_expected
 from gpt2ops.sampling.page import log_samples
-from gpt2ops.tracking.api import BEST_CHECKPOINT, TrackedRun
+from gpt2ops.tracking.api import TrackedRun
 from gpt2ops.tracking.store import one_line
 
 

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import UserError
+from gpt2ops.paths import mlruns
+from gpt2ops.registry.download import split_model_uri
 from gpt2ops.registry.models import registered_versions, store_exists
-from gpt2ops.tracking.download import split_model_uri
-from gpt2ops.tracking.store import connect, mlruns, one_line, redact, tracking_uri
+from gpt2ops.tracking.store import connect, one_line, redact, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

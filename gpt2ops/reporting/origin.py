@@ -4,6 +4,7 @@ import json
 import shlex
 from typing import Any
 
+from gpt2ops.params.keys import flatten
 from gpt2ops.params.schema import Params
 from gpt2ops.reporting.blocks import (
     Block,
@@ -23,7 +24,7 @@ from gpt2ops.reporting.blocks import (
 from gpt2ops.reporting.inputs import Inputs
 from gpt2ops.reporting.results import SPLIT_NAMES
 from gpt2ops.reporting.runs import Comparison
-from gpt2ops.tracking.store import flatten, is_local, redact, tracking_uri
+from gpt2ops.tracking.store import is_local, redact, tracking_uri
 
 MAX_FILES = 10
 MAX_VALUE = 600  # characters of a setting

@@ -7,18 +7,17 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json
 from gpt2ops import paths
 from gpt2ops.params.schema import Params, load_params
-from gpt2ops.pipeline.results import read_report
+from gpt2ops.pipeline.final_metrics import report_metrics
+from gpt2ops.pipeline.run_origin import origin_tags
 from gpt2ops.process.console import say
-from gpt2ops.tracking.download import BEST_CHECKPOINT
 from gpt2ops.tracking.journal import open_journal, run_of, spool, take_journal, waiting_journals
 from gpt2ops.tracking.link import RunLink, known_run, pending_run
-from gpt2ops.tracking.origin import origin_tags
 from gpt2ops.tracking.run import TrackedRun
 from gpt2ops.tracking.sender import Sender
 from gpt2ops.tracking.store import (
@@ -35,17 +34,6 @@ from gpt2ops.tracking.store import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-__all__ = [
-    "BEST_CHECKPOINT",
-    "TrackedRun",
-    "evaluation_metrics",
-    "link_cached_run",
-    "report_metrics",
-    "start_run",
-    "tracked_run",
-    "tracking_uri",
-]
 
 _RESUME_TAG = "resume_key"
 
@@ -155,61 +143,6 @@ def tracked_run(*, wait: bool = True) -> Iterator[TrackedRun]:
         yield tracked
 
 
-def link_cached_run(run_id: str, flow_run_id: str) -> str:
-    """A second run for a flow run whose inputs are unchanged: parameters and final metrics of `run_id`, and a link.
-
-    Returns its id. Raises UserError where the store cannot be used.
-    """
-    client = connect()
-    from mlflow.entities import Metric, Param
-
-    origin = known_run(client, run_id)
-    tags = {**origin_tags(), "cached_from": run_id, "prefect_flow_run_id": flow_run_id}
-    if origin is None:
-        params = load_params()
-        run = client.create_run(experiment_id(client, params.run.experiment), tags=tags)
-        with TrackedRun(RunLink.to(client, run)) as tracked:
-            tracked.log_params(params)
-            tracked.log_metrics(report_metrics())
-        return str(run.info.run_id)
-    run = client.create_run(
-        origin.info.experiment_id, run_name=f"{origin.info.run_name} (cached)", tags={**_own_tags(origin), **tags}
-    )
-    metrics = [
-        Metric(metric.key, metric.value, metric.timestamp, metric.step)
-        for metric in origin.data._metric_objs
-        if not metric.key.startswith("system/")
-    ]
-    client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in origin.data.params.items()])
-    for start in range(0, len(metrics), 1000):
-        client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
-    client.set_terminated(run.info.run_id, "FINISHED")
-    return str(run.info.run_id)
-
-
-def report_metrics(project: Path = Path()) -> dict[str, float]:
-    """Final metrics from the reports: train.json's names, and `evaluate/<split>_<name>` from evaluate.json."""
-    metrics: dict[str, Any] = {}
-    if (project / paths.TRAIN_METRICS).exists():
-        metrics.update(read_report(project / paths.TRAIN_METRICS, "finetune", ()))
-    if (project / paths.EVALUATE_METRICS).exists():
-        metrics.update(evaluation_metrics(read_report(project / paths.EVALUATE_METRICS, "evaluate", ())))
-    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-
-
-def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of evaluate.json, as MLflow metrics in one group."""
-    metrics: dict[str, float] = {}
-    for split in ("train", "val", "test"):
-        scores = evaluation.get(split)
-        for name, value in scores.items() if isinstance(scores, dict) else ():
-            metrics[f"evaluate/{split}_{name}"] = value
-    for name in ("verbatim_recall", "generalisation_gap"):
-        if evaluation.get(name) is not None:
-            metrics[f"evaluate/{name}"] = evaluation[name]
-    return metrics
-
-
 def _read_run_record() -> dict[str, str]:
     try:
         record = read_json(paths.RUN)
@@ -248,8 +181,3 @@ def _restore_run(client: "MlflowClient", record: Mapping[str, str]) -> TrackedRu
         tracked.log_metrics({key: value for key, value in row.items() if key != "step"}, step=row["step"])
     tracked.log_metrics(report_metrics())
     return tracked
-
-
-def _own_tags(run: "Run") -> dict[str, str]:
-    """Tags of a run but for MLflow's bookkeeping, which belongs to that run alone."""
-    return {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}

@@ -8,14 +8,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from gpt2ops import paths
+from gpt2ops.params.keys import flatten
 from gpt2ops.params.schema import Params
+from gpt2ops.pipeline.run_origin import UNKNOWN
 from gpt2ops.process.console import say
-from gpt2ops.tracking.journal import Journal, open_journal, spool
+from gpt2ops.process.system_metrics import SystemMetrics
+from gpt2ops.tracking.journal import NEXT, Journal, open_journal, spool
 from gpt2ops.tracking.link import RunLink
-from gpt2ops.tracking.origin import UNKNOWN
 from gpt2ops.tracking.sender import TAG_LIMIT, Sender
-from gpt2ops.tracking.store import flatten, is_local, one_line, redact, tracking_uri
-from gpt2ops.tracking.system_metrics import SystemMetrics
+from gpt2ops.tracking.store import is_local, one_line, redact, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -124,7 +125,7 @@ class TrackedRun:
         """Log the machine's load until `finish`."""
         if self._system is None:
             self._sender.start()
-            self._system = SystemMetrics(self._journal.add)
+            self._system = SystemMetrics(lambda metrics: self._journal.add(metrics, NEXT))
 
     def flush(self) -> bool:
         """Send what waits; False where the store fails: then it is on the disk."""

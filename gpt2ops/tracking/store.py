@@ -14,11 +14,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json
-from gpt2ops import paths
+from gpt2ops.paths import mlruns, project_root
 from gpt2ops.process.redact import redact as redact
 from gpt2ops.process.startup import quick_imports
 from gpt2ops.tracking.artifact_paths import change_places, misplaced
@@ -40,15 +40,6 @@ _MLFLOW_SETTINGS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # a pickle runs whatever its author liked
     "GIT_PYTHON_REFRESH": "quiet",
 }
-
-
-def project_root() -> Path:
-    """The folder that holds `mlruns/`: GPT2_PROJECT_ROOT (a flow run's workspace has it set), else the working one."""
-    return Path(os.environ.get("GPT2_PROJECT_ROOT") or Path.cwd()).resolve()
-
-
-def mlruns() -> Path:
-    return project_root() / paths.MLRUNS
 
 
 def tracking_uri() -> str:
@@ -321,14 +312,3 @@ def remember_restored_run(old_run_id: str, run_id: str) -> None:
 
 def _restored_runs_file() -> Path:
     return mlruns() / "restored_runs.json"
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"train": {"batch_size": 16}}` -> `{"train.batch_size": 16}`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

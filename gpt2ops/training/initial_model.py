@@ -53,7 +53,7 @@ def best_model() -> GPT:
 def resolve_model(name: str) -> str:
     """The directory of a registered model, `models:/NAME@ALIAS`; other names are returned as they are."""
     if name.startswith("models:/"):
-        from gpt2ops.tracking.download import registered_model_directory
+        from gpt2ops.registry.download import registered_model_directory
 
         return str(registered_model_directory(name))
     return name

@@ -19,7 +19,7 @@ from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.storage.files import sha256_file
-from gpt2ops.tracking.download import BEST_CHECKPOINT, WEIGHTS, checkpoint_directory
+from gpt2ops.registry.download import BEST_CHECKPOINT, WEIGHTS, checkpoint_directory
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "c" * 40

@@ -22,11 +22,12 @@ from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json, write_json
 from gpt2ops import paths
 from gpt2ops.params.schema import parse_params
+from gpt2ops.paths import mlruns
+from gpt2ops.registry.download import BEST_CHECKPOINT, checkpoint_directory
 from gpt2ops.tracking.api import start_run, tracked_run
-from gpt2ops.tracking.download import BEST_CHECKPOINT, checkpoint_directory
 from gpt2ops.tracking.journal import NEXT, Journal, Point, plan_of, read_records, spool
 from gpt2ops.tracking.link import BEGUN_AS_TAG
-from gpt2ops.tracking.store import connect, experiment_id, mlruns, stored_run_id
+from gpt2ops.tracking.store import connect, experiment_id, stored_run_id
 from tests.support.mlflow_server import Proxy, steps
 from tests.support.tracked_project import history, params_with
 from tests.support.waiting import HANGS, wait_until

@@ -155,7 +155,7 @@ from gpt2core.training.checkpoint import newest_valid
 from gpt2core.importing import import_model
 from gpt2core.data.tokens import open_tokens
 from gpt2ops.tracking.store import connect
-from gpt2ops.tracking.download import registered_model_directory
+from gpt2ops.registry.download import registered_model_directory
 
 tokens = open_tokens(golden / "tokens")
 tokens.verify()

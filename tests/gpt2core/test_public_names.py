@@ -17,8 +17,10 @@ FUNCTIONS = {"evaluate", "generate", "perplexity", "stream"}
 # Every submodule imported first: a module of the same name would take the place of a name that loads on first use.
 IMPORT_ALL = """
 import importlib, pkgutil, gpt2core
+from importlib.util import find_spec
 for found in pkgutil.walk_packages(gpt2core.__path__, "gpt2core."):
-    importlib.import_module(found.name)
+    if find_spec("triton") or not found.name.endswith(".rows.fused"):  # it comes with PyTorch's CUDA build
+        importlib.import_module(found.name)
 """
 
 

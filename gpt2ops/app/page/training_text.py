@@ -9,8 +9,8 @@ from gpt2core.evaluation.overlap import Corpus, longest_overlap
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops import paths
 from gpt2ops.params.schema import Params, load_params
+from gpt2ops.paths import project_root
 from gpt2ops.sampling.texts import passages
-from gpt2ops.tracking.store import project_root
 
 
 class TrainingText:

@@ -9,8 +9,8 @@ from pathlib import Path
 from gpt2core.errors import UserError
 from gpt2core.storage.hf import RELEASED, find_weights
 from gpt2ops import paths
+from gpt2ops.paths import project_root
 from gpt2ops.registry.models import NO_MODELS, ModelVersion, registered_versions, store_exists
-from gpt2ops.tracking.store import project_root
 
 REGISTERED = "models:/"
 VERSIONS_SHOWN = 20
@@ -71,7 +71,7 @@ class ProjectModels:
     def _registered(self, name: str) -> Path:
         if not store_exists():
             raise UserError(f"There is no model {name!r}: {NO_MODELS}")
-        from gpt2ops.tracking.download import registered_model_directory
+        from gpt2ops.registry.download import registered_model_directory
 
         try:
             return registered_model_directory(name, store="the registry")

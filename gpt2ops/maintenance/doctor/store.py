@@ -13,9 +13,10 @@ from typing import Any
 from gpt2ops import paths
 from gpt2ops.maintenance import presence
 from gpt2ops.maintenance.doctor.finding import LOOK, OK, WRONG, Finding
+from gpt2ops.maintenance.local_store import database, open_database
+from gpt2ops.paths import mlruns
 from gpt2ops.tracking.artifact_paths import misplaced, old_folder, path_of, store_of
-from gpt2ops.tracking.local_store import database, open_database
-from gpt2ops.tracking.store import is_local, mlruns, one_line, redact, tracking_uri
+from gpt2ops.tracking.store import is_local, one_line, redact, tracking_uri
 
 SERVER_SECONDS = 2.0
 CHECK_SECONDS = 1.0  # for SQLite's quick_check, which reads the whole file
@@ -191,7 +192,7 @@ def models(root: Path) -> Iterator[Finding]:
 
 def waiting_metrics(root: Path) -> Iterator[Finding]:
     """Metrics that MLflow did not take when they were measured."""
-    from gpt2ops.tracking.spool import undelivered
+    from gpt2ops.maintenance.spool import undelivered
 
     waiting = undelivered() if is_local() and database().exists() else {}
     for run_id, count in waiting.items():

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from gpt2ops.maintenance import presence
 from gpt2ops.maintenance.garbage.files import Garbage, size_of
+from gpt2ops.maintenance.local_store import database, open_database
+from gpt2ops.maintenance.spool import is_run_id, records_to_send, spooled_journals
+from gpt2ops.paths import mlruns
 from gpt2ops.tracking.artifact_paths import path_of
-from gpt2ops.tracking.local_store import database, open_database
-from gpt2ops.tracking.spool import is_run_id, records_to_send, spooled_journals
-from gpt2ops.tracking.store import mlruns
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from gpt2ops.corpora import hub as hub_dataset
 from gpt2ops.corpora import sources
 from gpt2ops.maintenance import rerun
 from gpt2ops.params.schema import parse_params
-from gpt2ops.tracking.download import checkpoint_directory
+from gpt2ops.registry.download import checkpoint_directory
 
 OUT = ["..", "../x", "a/..", "a/../x", "../../etc/x", "/etc", "a/b/..", "a/b/../../x", "a//b", "a/b/c/d", "-x/y", ""]
 

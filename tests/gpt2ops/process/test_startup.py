@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 # In a process that looks as if it were `python -m tasks.finetune`. Libraries come first: some change what they like.
 IMPORT_ALL = """
 import gc, importlib, json, logging, os, pkgutil, signal, sys, threading
+from importlib.util import find_spec
 for library in ("torch", "torch._dynamo", "mlflow.pyfunc", "mlflow.pytorch", "prefect", "dvc.repo", "gradio", "pandas",
                 "matplotlib.pyplot", "datasets"):
     importlib.import_module(library)
@@ -50,7 +51,8 @@ def look(name):
 for package in ("gpt2core", "gpt2ops", "tasks", "flows"):
     look(package)
     for found in pkgutil.walk_packages(sys.modules[package].__path__, package + "."):
-        look(found.name)
+        if find_spec("triton") or not found.name.endswith(".rows.fused"):  # it comes with PyTorch's CUDA build
+            look(found.name)
 print(json.dumps({"modules": modules, "changes": changes}))
 """
 

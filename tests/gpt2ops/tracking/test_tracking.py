@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from flows.engine.cached_run import link_cached_run
 from gpt2core.errors import UserError
 from gpt2core.storage.files import write_json
 from gpt2ops import paths
 from gpt2ops.params.schema import parse_params
-from gpt2ops.tracking.api import link_cached_run, start_run, tracked_run
+from gpt2ops.tracking.api import start_run, tracked_run
 from gpt2ops.tracking.store import connect, experiment_id, redact, store_lock, tracking_uri
 from tests.support.tracked_project import history, params_with
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import sha256_file
+from gpt2ops.paths import mlruns
 from gpt2ops.process.console import say
-from gpt2ops.tracking.store import connect, is_local, mlruns, one_line, redact, tracking_uri
+from gpt2ops.tracking.store import connect, is_local, one_line, redact, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

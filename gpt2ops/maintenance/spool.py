@@ -4,8 +4,8 @@ import sqlite3
 from collections import Counter
 from pathlib import Path
 
+from gpt2ops.maintenance.local_store import database, open_database
 from gpt2ops.tracking.journal import Point, Record, journal_entries, plan_of, read_records, run_of, spool
-from gpt2ops.tracking.local_store import database, open_database
 from gpt2ops.tracking.store import stored_run_id
 
 

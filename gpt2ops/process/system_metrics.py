@@ -4,13 +4,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from gpt2ops.tracking.journal import NEXT
-
 
 class SystemMetrics:
     """Samples CPU, memory, disk, network and GPU by MLflow's monitors, until `stop`, and gives `add` the metrics."""
 
-    def __init__(self, add: Callable[[dict[str, float], str], None], interval_seconds: float = 5.0) -> None:
+    def __init__(self, add: Callable[[dict[str, float]], None], interval_seconds: float = 5.0) -> None:
         self._add = add
         self._interval_seconds = interval_seconds
         self._monitors = _monitors()
@@ -33,7 +31,7 @@ class SystemMetrics:
             monitor.collect_metrics()
             metrics.update({f"system/{key}": value for key, value in monitor.aggregate_metrics().items()})
             monitor.clear_metrics()
-        self._add(metrics, NEXT)
+        self._add(metrics)
 
 
 def _monitors() -> list[Any]:
