@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # A capture takes about as long as a dozen plain steps.
 MIN_NEW_TOKENS = 32
 FIRST_WINDOW = 256  # tokens attended to; doubled, with a new graph, once it is full
-_capturing = threading.Lock()  # CUDA makes one graph at a time
+capturing = threading.Lock()  # CUDA makes one graph at a time
 MOST_FUSED_ROWS = 4  # with more, cuBLAS reads the weights once for all rows
 WARM_UPS = 2  # libraries allocate their workspaces in the first runs, which must not be captured
 
@@ -140,7 +140,7 @@ class _Step:
     def _capture(self) -> None:
         device = self._store.device
         # The context manager restores the thread's stream if the capture fails.
-        with _capturing, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+        with capturing, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
             try:
                 capture_stream = torch.cuda.Stream(device)
                 capture_stream.wait_stream(torch.cuda.current_stream(device))

@@ -4,11 +4,14 @@ Python takes longer to launch these twenty to sixty kernels one by one than a GP
 Shapes: B rows, V vocab_size.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from gpt2core.decoding.logits import warpers
 from gpt2core.decoding.request import DecodingRequest
+from gpt2core.decoding.rows.graphed import capturing
 from gpt2core.decoding.stopping import StopTest
 from gpt2core.decoding.strategies.choice import choose_unchecked
 
@@ -45,11 +48,12 @@ class GraphedChoice:
         self._unfinished = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         self._results: tuple[Tensor, Tensor] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._may_capture = logits.is_cuda
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B,), to be used before the next call, and the step's state as the host reads it, int64 (B + 3,)."""
         self._logits.copy_(logits)
-        if self._graph is None and logits.is_cuda:
+        if self._graph is None and self._may_capture:
             self._capture()
         if self._graph is not None:
             self._graph.replay()
@@ -82,6 +86,12 @@ class GraphedChoice:
         graph = torch.cuda.CUDAGraph()
         if generator is not None:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._results = self._body()
-        self._graph = graph
+        try:
+            with capturing, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._results = self._body()
+            self._graph = graph
+        except RuntimeError as error:
+            self._may_capture = False
+            drawn.graphsafe_set_state(drawn.clone_state())  # else it would refuse to draw outside a graph
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"no CUDA graph could be made, kernels are launched one by one: {reason}", stacklevel=2)
