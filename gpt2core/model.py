@@ -162,17 +162,13 @@ class GPT(nn.Module):
         elif seen:
             mask = _causal_mask(T, seen + T, token_ids.device)
         x = self.drop(self.wte(token_ids) + self.wpe(positions))
-        if not self.training or cache is not None:
-            for block in self.h:
-                x = block(x, mask, cache)
-            return self.ln_f(x)
-        run = compiled_block() if self.compiled else Block.__call__
+        in_training = self.training and cache is None
+        run = compiled_block() if self.compiled and in_training else Block.__call__
         for block in self.h:
-            x = (
-                checkpoint(run, block, x, mask, use_reentrant=False)
-                if self.gradient_checkpointing
-                else run(block, x, mask)
-            )
+            if self.gradient_checkpointing and in_training:
+                x = checkpoint(run, block, x, mask, use_reentrant=False)
+            else:
+                x = run(block, x, mask, cache)
         return self.ln_f(x)
 
     def set_drop_rate(self, drop_rate: float) -> None:

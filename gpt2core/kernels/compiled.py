@@ -14,8 +14,8 @@ from gpt2core.kernels.head_loss import padded_head_loss
 
 
 @cache
-def compiled_block() -> Callable[[nn.Module, Tensor, Tensor | None], Tensor]:
-    """(block, x (B, T, C), mask) -> (B, T, C)."""
+def compiled_block() -> Callable[..., Tensor]:
+    """(block, x (B, T, C), mask, cache) -> (B, T, C), without a cache."""
     return torch.compile(_call, dynamic=False)
 
 
@@ -25,6 +25,6 @@ def compiled_head_loss() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return torch.compile(padded_head_loss, dynamic=False)
 
 
-def _call(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    y: Tensor = block(x, mask)
+def _call(block: nn.Module, x: Tensor, mask: Tensor | None, cache: None = None) -> Tensor:
+    y: Tensor = block(x, mask, cache)
     return y

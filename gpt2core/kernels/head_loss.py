@@ -67,7 +67,7 @@ def padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def padded_head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """`head_loss` by torch's operators, for any device."""
+    """Mean cross-entropy in nats of x (N, C) under a head `weight` (V, C), for targets (N,) int64, on any device."""
     vocab_size = len(weight)
     logits = padded_logits(x, weight)
     if torch.compiler.is_compiling():  # aligned rows: a slice would be read twice as slowly

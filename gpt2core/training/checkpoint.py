@@ -49,6 +49,7 @@ class Weights:
         return Weights(self.config, {name: tensor.to(device, copy=True) for name, tensor in self.tensors.items()})
 
     def save_pretrained(self, directory: Path) -> None:
+        """As `GPT.save_pretrained`."""
         write_model(self.config, self.tensors, directory)
 
 

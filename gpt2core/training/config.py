@@ -56,7 +56,7 @@ class TrainSettings:
     )
     cuda_graph: Literal["auto", "on", "off"] = setting(
         "auto",
-        "Launch a whole update at once, for GPUs that wait for Python; auto: for steps of at most 16,384 tokens.",
+        "Launch a whole update at once, for GPUs that wait for Python; auto: for steps of at most 65,536 tokens.",
     )
     log_interval: int = setting(10, "Steps between rows of the history, the log file and MLflow.", ge=1)
     eval_batches: int | None = setting(20, "Batches of each split at an evaluation; null: the whole split.", ge=1)

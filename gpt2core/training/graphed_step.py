@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gpt2core.errors import UserError
+from gpt2core.kernels.graphed_call import GraphedCall
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
 from gpt2core.training.config import TrainerConfig
@@ -69,8 +70,7 @@ class GraphedStep(TrainStep):
         for group in self.optimizer.param_groups:
             group["lr"] = torch.tensor(float(group["lr"]), dtype=kind, device=device)
             group["capturable"] = True
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._may_capture = device.type == "cuda"
+        self._call = GraphedCall[None](device)
         self._inputs: tuple[Tensor, Tensor] | None = None
         self._skipped = torch.zeros((), dtype=torch.bool, device=device)
         self._numbers = torch.zeros(2, device=device)  # loss and norm
@@ -84,21 +84,13 @@ class GraphedStep(TrainStep):
             token_ids, targets = (torch.from_numpy(array).to(self.run.device) for array in batch)
             self._inputs = token_ids, targets
         note = None
-        if self._graph is None and self._may_capture:
-            try:
-                self._graph = self._capture()
-            except RuntimeError as error:
-                self._may_capture = False
-                _end_capture_of_random_numbers(self.run.device)
-                note = f"CUDA graph capture failed, kernels are launched one by one: {str(error).splitlines()[0]}"
+        if self._call.can_capture and (reason := self._call.capture(self._compute, self._warm_up)):
+            note = f"CUDA graph capture failed, kernels are launched one by one: {reason}"
         self._begin(step)
         for held, array in zip(self._inputs, batch, strict=True):
             held.copy_(torch.from_numpy(array))
         self._skipped.fill_(monitor.is_excluded(step))
-        if self._graph is not None:
-            self._graph.replay()
-        else:
-            self._compute()
+        self._call(self._compute)
         train_loss, grad_norm = self._numbers.tolist()
         decision = monitor.decide(step, train_loss, grad_norm)
         return StepResult(train_loss, grad_norm, replace(decision, note=decision.note or note))
@@ -108,7 +100,7 @@ class GraphedStep(TrainStep):
 
     def restore(self, saved: GPT, optimizer: dict[str, Tensor], scaler: dict[str, float]) -> None:
         super().restore(saved, optimizer, scaler)
-        self._graph = None  # it holds the addresses of the replaced moments
+        self._call.forget()  # its graph holds the addresses of the replaced moments
 
     def _compute(self) -> None:
         """Forward, backward and update without synchronising with the host."""
@@ -123,22 +115,7 @@ class GraphedStep(TrainStep):
         self._numbers[0].copy_(loss)
         self._numbers[1].copy_(norm)
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
+    def _warm_up(self) -> None:
         self._skipped.fill_(True)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                self._compute()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # A thread may be copying a checkpoint to the disk meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for _ in range(WARM_UPS):
             self._compute()
-        return graph
-
-
-def _end_capture_of_random_numbers(device: torch.device) -> None:
-    """After a failed capture torch's generator would refuse to draw outside a graph."""
-    generator = torch.cuda.default_generators[torch.cuda._utils._get_device_index(device, optional=True)]
-    generator.graphsafe_set_state(generator.clone_state())

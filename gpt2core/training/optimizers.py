@@ -28,8 +28,8 @@ def build_optimizers(
     """AdamW or Adafactor over all, or Muon over the blocks' matrices and AdamW over the rest. Only matrices decay.
 
     Adafactor (arXiv 1804.04235) stores a row and a column in place of a matrix's second moments, so training takes half
-    of AdamW's memory; its learning rate is relative to the size of each matrix. `muon` is the
-    kind of Muon that is fast on the model's device.
+    of AdamW's memory; its learning rate is relative to the size of each matrix. `muon` is the kind of Muon
+    that is fast on the model's device.
     """
     named = dict(model.named_parameters())
     matrices = {key for key, parameter in named.items() if parameter.ndim >= 2}

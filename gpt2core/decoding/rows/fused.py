@@ -20,6 +20,7 @@ WEIGHTS_AT_A_TIME, LINEAR_WARPS = 4096, 8  # of a linear layer, in one program
 
 @triton.jit
 def _embed(tokens, place, padding, wte, wpe, x, C, BLOCK_C: tl.constexpr):  # type: ignore[no-untyped-def]
+    """x (B, C) = wte[tokens (B, 1)] + wpe[place (1,) - padding (B, 1)]."""
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK_C)
     inside = columns < C
@@ -61,9 +62,8 @@ def _linear_add(y, weight, bias, x, K, N, BLOCK_K: tl.constexpr, BLOCK_N: tl.con
     inside, wanted = columns < K, outputs < N
     w = tl.load(weight + outputs[:, None] * K + columns[None, :], mask=wanted[:, None] & inside[None, :], other=0.0)
     h = tl.load(y + row * K + columns, mask=inside, other=0.0).to(tl.float32)
-    added = tl.sum(w.to(tl.float32) * h[None, :], axis=1) + tl.load(bias + outputs, mask=wanted, other=0.0).to(
-        tl.float32
-    )
+    offset = tl.load(bias + outputs, mask=wanted, other=0.0).to(tl.float32)
+    added = tl.sum(w.to(tl.float32) * h[None, :], axis=1) + offset
     before = tl.load(x + row * N + outputs, mask=wanted, other=0.0).to(tl.float32)
     tl.store(x + row * N + outputs, (before + added.to(w.dtype).to(tl.float32)).to(w.dtype), mask=wanted)
 
@@ -149,7 +149,5 @@ def _blocks(linear: nn.Linear, rows: int) -> tuple[dict[str, Any], tuple[int, in
     """Block sizes of a linear layer, and the grid for `rows`."""
     inputs = triton.next_power_of_2(linear.in_features)
     outputs = max(1, WEIGHTS_AT_A_TIME // inputs)
-    return {"BLOCK_K": inputs, "BLOCK_N": outputs, "num_warps": LINEAR_WARPS}, (
-        triton.cdiv(linear.out_features, outputs),
-        rows,
-    )
+    grid = (triton.cdiv(linear.out_features, outputs), rows)
+    return {"BLOCK_K": inputs, "BLOCK_N": outputs, "num_warps": LINEAR_WARPS}, grid

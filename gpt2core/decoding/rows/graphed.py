@@ -7,7 +7,6 @@ that do not exist yet (PyTorch's notes on CUDA graphs; pytorch-labs/gpt-fast `mo
 Shapes: B rows, S tokens of the window, L n_layer, H n_head, D head_dim, C n_embd, V vocab_size.
 """
 
-import threading
 import warnings
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from gpt2core.decoding.packed.policy import is_plain
 from gpt2core.decoding.rows.cached import CachedRows
+from gpt2core.kernels.graphed_call import GraphedCall
 from gpt2core.kernels.head_loss import padded
 from gpt2core.model import GPT, Block
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 # A capture takes about as long as a dozen plain steps.
 MIN_NEW_TOKENS = 32
 FIRST_WINDOW = 256  # tokens attended to; doubled, with a new graph, once it is full
-capturing = threading.Lock()  # CUDA makes one graph at a time
 MOST_FUSED_ROWS = 4  # with more, cuBLAS reads the weights once for all rows
 WARM_UPS = 2  # libraries allocate their workspaces in the first runs, which must not be captured
 
@@ -82,9 +81,7 @@ class _Step:
         self._padding = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         self._numbers = torch.arange(self._window, device=device)
         self._head = padded(model.lm_head.weight.detach(), model.lm_head.weight.dtype)  # (P, C)
-        self._results: tuple[Tensor, Tensor] | None = None
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._may_capture = device.type == "cuda"
+        self._call = GraphedCall[tuple[Tensor, Tensor]](device)
 
     def fits(self, store: Tensor, place: int) -> bool:
         same = store.data_ptr() == self._store.data_ptr() and store.shape == self._store.shape
@@ -96,14 +93,9 @@ class _Step:
         self._place.fill_(place)
         if padding is not None:
             self._padding.copy_(padding[:, None])
-        if self._graph is None and self._may_capture:
-            self._capture()
-        if self._graph is not None:
-            self._graph.replay()
-        else:
-            self._results = self._body()
-        assert self._results is not None
-        hidden, logits = self._results
+        if self._call.can_capture and (reason := self._call.capture(self._body, self._warm_up)):
+            warnings.warn(f"no CUDA graph could be made, kernels are launched one by one: {reason}", stacklevel=2)
+        hidden, logits = self._call(self._body)
         return hidden.clone(), logits.clone()
 
     def _body(self) -> tuple[Tensor, Tensor]:
@@ -136,26 +128,6 @@ class _Step:
         k, v = kept[:, :, :, : self._window].unbind(0)
         y = F.scaled_dot_product_attention(qkv[0].to(kept.dtype), k, v, attn_mask=mask)  # (B, H, 1, D)
         return attn.c_proj(y.transpose(1, 2).reshape(B, 1, C))
-
-    def _capture(self) -> None:
-        device = self._store.device
-        # The context manager restores the thread's stream if the capture fails.
-        with capturing, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
-            try:
-                capture_stream = torch.cuda.Stream(device)
-                capture_stream.wait_stream(torch.cuda.current_stream(device))
-                with torch.cuda.stream(capture_stream):
-                    self._warm_up()
-                torch.cuda.current_stream(device).wait_stream(capture_stream)
-                graph = torch.cuda.CUDAGraph()
-                # Other threads of a server may use the GPU meanwhile.
-                with torch.cuda.graph(graph, stream=capture_stream, capture_error_mode="thread_local"):
-                    self._results = self._body()
-                self._graph = graph
-            except RuntimeError as error:
-                self._may_capture = False
-                reason = str(error).splitlines()[0]
-                warnings.warn(f"no CUDA graph could be made, kernels are launched one by one: {reason}", stacklevel=2)
 
     def _warm_up(self) -> None:
         try:

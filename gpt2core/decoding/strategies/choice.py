@@ -1,6 +1,6 @@
 """How a step's tokens are chosen from its scores, and how the host learns of them.
 
-Shapes: B rows, V vocab_size.
+Shapes: B rows, L tokens so far, V vocab_size.
 """
 
 import torch
@@ -31,7 +31,8 @@ def choose(scores: Tensor, unfinished: Tensor, request: DecodingRequest, late: b
 
 def choose_unchecked(scores: Tensor, unfinished: Tensor, request: DecodingRequest) -> tuple[Tensor, Tensor]:
     """`choose` without waiting for a GPU; where a flag is set, the token is of no use."""
-    forbidden = finite = None
+    no = unfinished.new_zeros(())
+    forbidden, finite = no, ~no
     if request.processors:
         forbidden = (scores.amax(-1).isneginf() & unfinished).any()
     if request.options.do_sample:
@@ -40,9 +41,12 @@ def choose_unchecked(scores: Tensor, unfinished: Tensor, request: DecodingReques
         chosen = _draw(torch.where(finite, probabilities, 1.0), request.generator)
     else:
         chosen = scores.argmax(-1)
-    no = unfinished.new_zeros(())
-    flags = torch.stack([no if forbidden is None else forbidden, no if finite is None else ~finite])
-    return torch.where(unfinished, chosen, request.options.pad_id), flags.long()
+    return torch.where(unfinished, chosen, request.options.pad_id), torch.stack([forbidden, ~finite]).long()
+
+
+def state_of(chosen: Tensor, flags: Tensor, unfinished: Tensor) -> Tensor:
+    """A step as the host reads it, int64 (B + 3,): tokens (B,), flags (2,), whether one of unfinished (B,) is left."""
+    return torch.cat([chosen, flags, unfinished.any()[None].long()])
 
 
 def is_going_on(state: list[int], request: DecodingRequest) -> bool:
@@ -87,6 +91,27 @@ class Host:
         if self._ready:
             self._ready[place].synchronize()
         return self._copies[place].tolist()
+
+
+class TokenBuffer:
+    """Token ids (B, L) in a buffer of `max_length` columns, so that a step does not copy the earlier tokens."""
+
+    def __init__(self, ids: Tensor, max_length: int) -> None:
+        self._store = ids.new_empty(len(ids), max_length)
+        self._store[:, : ids.shape[1]] = ids
+        self._length = ids.shape[1]
+
+    @property
+    def ids(self) -> Tensor:
+        return self._store[:, : self._length]
+
+    def append(self, tokens: Tensor) -> None:
+        """A token a row, (B,)."""
+        self._store[:, self._length] = tokens
+        self._length += 1
+
+    def drop_last(self) -> None:
+        self._length -= 1
 
 
 def check_choice(scores: Tensor, unfinished: Tensor) -> None:

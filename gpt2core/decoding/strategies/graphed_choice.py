@@ -11,9 +11,9 @@ from torch import Tensor
 
 from gpt2core.decoding.logits import warpers
 from gpt2core.decoding.request import DecodingRequest
-from gpt2core.decoding.rows.graphed import capturing
 from gpt2core.decoding.stopping import StopTest
-from gpt2core.decoding.strategies.choice import choose_unchecked
+from gpt2core.decoding.strategies.choice import TokenBuffer, choose_unchecked, state_of
+from gpt2core.kernels.graphed_call import GraphedCall
 
 # A capture takes about as long as a dozen steps without one.
 MIN_NEW_TOKENS = 32
@@ -44,54 +44,34 @@ class GraphedChoice:
 
     def __init__(self, request: DecodingRequest, logits: Tensor) -> None:
         """`logits` (B, V) give the shape."""
-        self._request, self._logits = request, torch.empty_like(logits)
+        generator = request.generator
+        assert not isinstance(generator, list)
+        self._request, self._generator, self._logits = request, generator, torch.empty_like(logits)
         self._unfinished = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-        self._results: tuple[Tensor, Tensor] | None = None
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._may_capture = logits.is_cuda
+        self._call = GraphedCall[tuple[Tensor, Tensor]](logits.device, generator)
 
-    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B,), to be used before the next call, and the step's state as the host reads it, int64 (B + 3,)."""
+    def __call__(self, text: TokenBuffer, logits: Tensor) -> Tensor:
+        """Append a token a row after logits (B, V); the step's state, to be read before the next call."""
         self._logits.copy_(logits)
-        if self._graph is None and self._may_capture:
-            self._capture()
-        if self._graph is not None:
-            self._graph.replay()
-        else:
-            self._results = self._body()
-        assert self._results is not None
-        return self._results
+        if self._call.can_capture and (reason := self._call.capture(self._body, self._warm_up)):
+            warnings.warn(f"no CUDA graph could be made, kernels are launched one by one: {reason}", stacklevel=2)
+        chosen, state = self._call(self._body)
+        text.append(chosen)
+        return state
 
     def _body(self) -> tuple[Tensor, Tensor]:
+        """Tokens (B,), and the step's state."""
         scores = self._logits
         for processor in self._request.processors:
             scores = processor(scores, scores)  # its first argument, the text, is not looked at
         chosen, flags = choose_unchecked(scores, self._unfinished, self._request)
         self._unfinished &= ~self._request.finished(chosen[:, None])
-        return chosen, torch.cat([chosen, flags, self._unfinished.any()[None].long()])
+        return chosen, state_of(chosen, flags, self._unfinished)
 
-    def _capture(self) -> None:
-        generator = self._request.generator
-        assert not isinstance(generator, list)
-        drawn = generator if generator is not None else torch.cuda.default_generators[self._logits.device.index]
+    def _warm_up(self) -> None:
+        drawn = self._generator or torch.cuda.default_generators[self._logits.device.index]
         before = drawn.get_state()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                self._body()
-        torch.cuda.current_stream().wait_stream(stream)
+        for _ in range(WARM_UPS):
+            self._body()
         drawn.set_state(before)  # the draws of a seed are those without a graph
         self._unfinished.fill_(True)
-        graph = torch.cuda.CUDAGraph()
-        if generator is not None:
-            graph.register_generator_state(generator)
-        try:
-            with capturing, torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._results = self._body()
-            self._graph = graph
-        except RuntimeError as error:
-            self._may_capture = False
-            drawn.graphsafe_set_state(drawn.clone_state())  # else it would refuse to draw outside a graph
-            reason = str(error).splitlines()[0]
-            warnings.warn(f"no CUDA graph could be made, kernels are launched one by one: {reason}", stacklevel=2)

@@ -9,7 +9,7 @@ from torch import Tensor
 from gpt2core.decoding.output import Decoded
 from gpt2core.decoding.request import DecodingRequest
 from gpt2core.decoding.rows.cached import Rows
-from gpt2core.decoding.strategies.choice import Host, choose, is_going_on, reads_late
+from gpt2core.decoding.strategies.choice import Host, TokenBuffer, choose, is_going_on, reads_late, state_of
 from gpt2core.decoding.strategies.graphed_choice import GraphedChoice, can_graph_choice
 
 
@@ -22,28 +22,21 @@ def sample(rows: Rows, request: DecodingRequest) -> Decoded:
         expanded = torch.arange(len(ids), device=ids.device).repeat_interleave(copies)
         rows.select(expanded)
         ids, logits = ids[expanded], logits[expanded]
-    text = _TokenBuffer(ids, request.max_length)
+    text = TokenBuffer(ids, request.max_length)
     host = Host(late=reads_late(ids.device))
-    graphed = GraphedChoice(request, logits) if can_graph_choice(request, ids.device) else None
     steps = _Steps(request, ids, host.late)
+    choose_next = GraphedChoice(request, logits) if can_graph_choice(request, ids.device) else steps
     while True:
-        if graphed is not None:
-            chosen, state = graphed(logits)
-            text.append(chosen)
-        else:
-            chosen, flags = steps.choose(text.ids, logits)
-            text.append(chosen)
-            state = steps.state(text.ids, flags)
-        known = host.read(state)
+        known = host.read(choose_next(text, logits))
         last = text.ids.shape[1] >= request.max_length
         going_on = known is None or is_going_on(known, request)
         if going_on and last and host.late:
             is_going_on(host.rest(), request)
         if not going_on or last:
             break
-        logits = rows.append(chosen[:, None])
+        logits = rows.append(text.ids[:, -1:])
     if host.late and not going_on:
-        text.drop(1)  # chosen before the end was known
+        text.drop_last()  # chosen before the end was known
     return steps.decoded(text.ids, text.ids.shape[1] - ids.shape[1])
 
 
@@ -57,11 +50,11 @@ class _Steps:
         self._logits: list[Tensor] = []
         self._log_probs: list[Tensor] = []
 
-    def choose(self, ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """A token a row (B,) after ids (B, L) with logits (B, V), and its flags."""
+    def __call__(self, text: TokenBuffer, logits: Tensor) -> Tensor:
+        """Append a token a row after logits (B, V); the step's state."""
         options, scores = self._request.options, logits
         for processor in self._request.processors:
-            scores = processor(ids, scores)
+            scores = processor(text.ids, scores)
         chosen, flags = choose(scores, self._unfinished, self._request, self._late)
         if options.output_scores:
             self._scores.append(scores)
@@ -70,12 +63,9 @@ class _Steps:
         if options.output_log_probs:
             picked = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
             self._log_probs.append(torch.where(self._unfinished, picked, 0.0))
-        return chosen, flags
-
-    def state(self, ids: Tensor, flags: Tensor) -> Tensor:
-        """The step as the host reads it, int64 (B + 3,): last tokens of ids (B, L), flags, whether a row goes on."""
-        self._unfinished = self._unfinished & ~self._request.finished(ids)
-        return torch.cat([ids[:, -1], flags, self._unfinished.any()[None].long()])
+        text.append(chosen)
+        self._unfinished = self._unfinished & ~self._request.finished(text.ids)
+        return state_of(chosen, flags, self._unfinished)
 
     def decoded(self, ids: Tensor, count: int) -> Decoded:
         """What was chosen, of the first `count` steps."""
@@ -86,23 +76,3 @@ class _Steps:
             logits=tuple(self._logits[:count]) if options.output_logits else None,
             log_probs=torch.stack(self._log_probs[:count], dim=1) if options.output_log_probs else None,
         )
-
-
-class _TokenBuffer:
-    """Token ids (B, L) in a buffer of `max_length` columns, so that a step does not copy the earlier tokens."""
-
-    def __init__(self, ids: Tensor, max_length: int) -> None:
-        self._store = ids.new_empty(len(ids), max_length)
-        self._store[:, : ids.shape[1]] = ids
-        self._length = ids.shape[1]
-
-    @property
-    def ids(self) -> Tensor:
-        return self._store[:, : self._length]
-
-    def append(self, tokens: Tensor) -> None:
-        self._store[:, self._length] = tokens
-        self._length += 1
-
-    def drop(self, count: int) -> None:
-        self._length -= count

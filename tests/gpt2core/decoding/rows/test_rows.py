@@ -19,6 +19,7 @@ from gpt2core.decoding.rows.branching import BranchingRows
 from gpt2core.decoding.rows.cached import CachedRows
 from gpt2core.decoding.rows.graphed import GraphedRows
 from gpt2core.decoding.rows.kv_cache import KVCache
+from gpt2core.kernels.graphed_call import GraphedCall
 from gpt2core.model import GPT
 
 
@@ -242,7 +243,7 @@ def test_a_graph_that_cannot_be_made_costs_speed_and_says_so(model, monkeypatch)
 
     def step(*arguments: object) -> graphed_rows._Step:
         made = plain(*arguments)
-        made._may_capture = True
+        made._call = GraphedCall(torch.device("cuda"))
         return made
 
     plain = graphed_rows._Step

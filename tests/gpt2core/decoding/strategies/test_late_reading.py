@@ -8,6 +8,7 @@ import torch
 from gpt2core.config import GPTConfig
 from gpt2core.decoding import generate
 from gpt2core.decoding.strategies import graphed_choice, sampling
+from gpt2core.decoding.strategies.choice import TokenBuffer
 from gpt2core.decoding.strategies.graphed_choice import GraphedChoice, can_graph_choice
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
@@ -74,9 +75,9 @@ def test_the_body_of_the_graph_chooses_the_same_tokens(
     used = []
 
     class Watched(GraphedChoice):
-        def __call__(self, logits: torch.Tensor) -> Any:
+        def __call__(self, text: TokenBuffer, logits: torch.Tensor) -> torch.Tensor:
             used.append(True)
-            return super().__call__(logits)
+            return super().__call__(text, logits)
 
     monkeypatch.setattr(sampling, "reads_late", lambda device: True)
     monkeypatch.setattr(graphed_choice, "MIN_NEW_TOKENS", 4)
