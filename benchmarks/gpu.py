@@ -27,14 +27,21 @@ Job = dict[str, Any]
 Found = dict[str, Any]
 
 
-def sizes(job: Job, preset: str = "gpt2") -> Any:
-    """The config of `preset`, without dropout; in a dry run one of the same shape that a CPU trains in no time."""
-    from dataclasses import replace
+def changes_of(job: Job) -> dict[str, Any]:
+    """No dropout, for any side; in a dry run a model of the same shape that a CPU trains in no time."""
+    tiny = {"vocab_size": 300, "n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 64}
+    return {"drop_rate": 0.0, **(tiny if job["dry"] else {})}
 
+
+def sizes(job: Job, preset: str = "gpt2") -> Any:
     from gpt2core.config import GPTConfig
 
-    config = GPTConfig.from_preset(preset, drop_rate=0.0)
-    return replace(config, vocab_size=300, n_layer=2, n_head=2, n_embd=16, block_size=64) if job["dry"] else config
+    return GPTConfig.from_preset(preset, **changes_of(job))
+
+
+def peer_job(job: Job, **values: Any) -> Job:
+    """As `benchmarks.training` takes it."""
+    return {"preset": "gpt2", "changes": changes_of(job), **values}
 
 
 def trained_model(job: Job, preset: str = "gpt2") -> Any:
@@ -83,35 +90,13 @@ def train_ours(job: Job, batch: int, length: int, steps: int) -> Found:
 
 
 def train_peer(job: Job, batch: int, length: int, steps: int, side: str) -> Found:
-    """`transformers.Trainer`, with dropout off as ours has it."""
-    import benchmarks.training as training
+    """`transformers.Trainer`, as benchmarks.training has it."""
+    from benchmarks.training import child
 
     if job["dry"]:
         batch, length, steps = 2, 32, 2
-    training.hugging_face_model = lambda _: hugging_face(job)
-    training.text_of = lambda asked: training_text(job, asked)
-    found = training.child({"side": side, "preset": "gpt2", "batch": batch, "length": length, "steps": steps})
+    found = child(peer_job(job, side=side, batch=batch, length=length, steps=steps))
     return {"seconds": found["seconds"], "peak": found["peak"], "tokens": batch * length}
-
-
-def training_text(job: Job, asked: Job) -> Any:
-    import numpy as np
-
-    rows = (1 + asked["steps"]) * asked["batch"]
-    return np.random.default_rng(0).integers(0, sizes(job).vocab_size, (rows, asked["length"] + 1), dtype=np.int64)
-
-
-def hugging_face(job: Job) -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = sizes(job)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=config.vocab_size, n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd,
-            n_positions=config.block_size, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            bos_token_id=0, eos_token_id=0,
-        )
-    )  # fmt: skip
 
 
 def memorise(job: Job) -> Found:
@@ -163,7 +148,9 @@ def decode(job: Job, batch: int, side: str, options: dict[str, Any], new: int = 
         def run() -> None:
             generate(model, ids, max_new_tokens=new, eos_token_id=None, pad_token_id=0, **options)
     else:
-        peer = hugging_face(job).eval().to(job["device"], dtype)
+        from benchmarks.training import hugging_face_model
+
+        peer = hugging_face_model(peer_job(job)).eval().to(job["device"], dtype)
         peer.generation_config.eos_token_id, peer.generation_config.pad_token_id = None, 0
 
         def run() -> None:
@@ -217,14 +204,14 @@ def saving(job: Job) -> Found:
 
 def run_of_steps(job: Job, cut: int | None) -> tuple[dict[str, Any], list[float]]:
     """The weights after 60 steps, saved at 20 and 40, and the seconds between steps; `cut`: interrupted and resumed."""
-    from benchmarks.training import Split
+    from benchmarks.training import Split, text_of
     from gpt2core.runtime import pick_runtime
     from gpt2core.training.config import TrainerConfig
     from gpt2core.training.events import TrainerEvents
     from gpt2core.training.trainer import Trainer
 
     rows, length = (2, 16) if job["dry"] else (16, 1024)
-    text = training_text(job, {"steps": 59, "batch": rows, "length": length})
+    text = text_of(peer_job(job, steps=59, batch=rows, length=length))
     ends: list[float] = []
 
     class Batches:

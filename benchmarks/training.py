@@ -53,7 +53,7 @@ def text_of(job: dict[str, Any]) -> Any:
     import numpy as np
 
     rows = (WARM_UP + job["steps"]) * job["batch"]
-    return np.random.default_rng(0).integers(0, 50257, (rows, job["length"] + 1), dtype=np.int64)
+    return np.random.default_rng(0).integers(0, config_of(job).vocab_size, (rows, job["length"] + 1), dtype=np.int64)
 
 
 def ours(job: dict[str, Any]) -> tuple[list[float], list[float]]:
@@ -73,7 +73,7 @@ def ours(job: dict[str, Any]) -> tuple[list[float], list[float]]:
         {
             **never,
             "model.preset": job["preset"],
-            "model.drop_rate": drop_rate(job),
+            "model.drop_rate": config_of(job).drop_rate,
             "train.optimizer": "adamw",
             "train.eval_batches": 1,
             "train.sample_tokens": 0,
@@ -120,22 +120,21 @@ class Split:
         return self.tokens[start:stop].astype("uint16")
 
 
-def drop_rate(job: dict[str, Any]) -> float:
-    """The preset's, for every side: a recipe may set another."""
+def config_of(job: dict[str, Any]) -> Any:
+    """The sizes and the dropout of every side: the preset's, with the job's own `changes`."""
     from gpt2core.config import GPTConfig
 
-    return GPTConfig.from_preset(job["preset"]).drop_rate
+    return GPTConfig.from_preset(job["preset"], **job.get("changes", {}))
 
 
 def hugging_face_model(job: dict[str, Any]) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from gpt2core.config import GPTConfig
-
-    config = GPTConfig.from_preset(job["preset"])
+    config = config_of(job)
     return GPT2LMHeadModel(
         GPT2Config(
-            n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd, n_positions=config.block_size,
+            vocab_size=config.vocab_size, n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd,
+            n_positions=config.block_size, bos_token_id=0, eos_token_id=0,
             resid_pdrop=config.drop_rate, embd_pdrop=config.drop_rate, attn_pdrop=config.drop_rate,
         )
     )  # fmt: skip
@@ -193,9 +192,7 @@ def loop(job: dict[str, Any]) -> tuple[list[float], list[float]]:
 
 def matmul_shapes(job: dict[str, Any]) -> tuple[list[tuple[int, int, int]], float]:
     """(rows, in, out) of every matrix of the model, and the floating-point operations of a step in them."""
-    from gpt2core.config import GPTConfig
-
-    config = GPTConfig.from_preset(job["preset"])
+    config = config_of(job)
     n, c, f = job["batch"] * job["length"], config.n_embd, config.feed_forward_width
     shapes = [(n, c, 3 * c), (n, c, c), (n, c, f), (n, f, c)] * config.n_layer + [(n, c, config.vocab_size)]
     return shapes, sum(6.0 * rows * width * out for rows, width, out in shapes)

@@ -48,11 +48,17 @@ def imported_modules(module: str) -> set[str]:
     return {name for name in found if name in TREES and name != module}
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def import_circle() -> list[str]:
+    """The modules of one circle of imports, empty where there is none."""
     try:
         TopologicalSorter({module: imported_modules(module) for module in TREES}).prepare()
     except CycleError as error:
-        pytest.fail(f"import circle: {' <- '.join(error.args[1])}")
+        return list(error.args[1])
+    return []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert import_circle() == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)

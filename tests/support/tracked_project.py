@@ -1,13 +1,15 @@
 """A project's folder with a real MLflow store in SQLite, for tests that track runs in this process."""
 
 import shutil
+from typing import Any
 
 import pytest
 
 from gpt2core.storage.files import write_json
 from gpt2ops import paths
 from gpt2ops.params.schema import parse_params
-from gpt2ops.tracking.store import connect
+from gpt2ops.paths import mlruns
+from gpt2ops.tracking.store import connect, experiment_id
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +58,13 @@ def params_with(**train):
 def history(run, key):
     points = connect().get_metric_history(run.run_id, key)
     return [(point.step, point.value) for point in sorted(points, key=lambda point: (point.step, point.timestamp))]
+
+
+def runs_of(experiment: str) -> list[Any]:
+    client = connect()
+    return list(client.search_runs([experiment_id(client, experiment)]))
+
+
+def spooled() -> list[str]:
+    """What lies in the spool."""
+    return [path.name for path in (mlruns() / "spool").iterdir() if not path.name.startswith(".")]
