@@ -31,6 +31,7 @@ class TrainerView(Protocol):
 
     config: TrainerConfig
     step: int
+    saved_step: int | None  # of the newest checkpoint; None at the start of a run that does not resume
     total_steps: int
     batch_size: int
     sequence_length: int

@@ -68,7 +68,8 @@ class TrainingLog(TrainerEvents):
                 self._show(f"warning: {self.path} cannot be written ({error.strerror}); training continues")
 
     def on_start(self, trainer: TrainerView) -> None:
-        start = f"resuming after step {trainer.step}" if trainer.step else "starting"
+        # An interrupted run may have its checkpoint at step 0.
+        start = "starting" if trainer.saved_step is None else f"resuming after step {trainer.step}"
         self.say(
             f"{start}: {trainer.batch_size} x {trainer.sequence_length} = {trainer.tokens_per_step:,} tokens a step, "
             f"{trainer.batches_per_epoch:,} batches an epoch, at most {trainer.total_steps:,} steps"

@@ -15,6 +15,8 @@ from gpt2ops.params.schema import Params
 from gpt2ops.training.log import ProgressBar, TrainingLog
 from gpt2ops.training.pace import Pace
 from gpt2ops.training.references import LossReference, published_for
+from gpt2ops.training.run import describe_saved
+from tests.support.training import make_trainer
 
 ROOT = Path(__file__).resolve().parents[3]
 REFERENCE = LossReference(50257, 6.25, published_for(7_000_000, "bundled"))
@@ -44,6 +46,23 @@ def test_an_evaluation_says_where_its_loss_stands(log: TrainingLog, capsys: pyte
     assert lines[3].endswith("train_eval_loss 4.5800, below token frequencies by 1.67")
     assert "val_perplexity 7.2e+86, " in lines[4]
     assert [line[21:] for line in log.path.read_text().splitlines()] == lines
+
+
+def test_a_run_interrupted_before_its_first_step_resumes_from_the_checkpoint_it_says_is_saved(
+    log: TrainingLog, tmp_path: Path
+) -> None:
+    first = make_trainer(tmp_path)
+    first.interrupted = lambda: True
+    first.listeners = (log,)
+    stopped = first.fit()
+    assert (stopped.stop_reason, stopped.steps) == ("interrupted", 0)
+    assert describe_saved(first.saved_step, stopped.steps) == "the checkpoint is saved"
+    again = make_trainer(tmp_path)
+    again.listeners = (log,)
+    assert again.resume()
+    again.fit()
+    starts = [line for line in log.path.read_text().splitlines() if " tokens a step, " in line]
+    assert [start[21:].split(":")[0] for start in starts] == ["starting", "resuming after step 0"]
 
 
 def trainer_at(step: int) -> Any:
