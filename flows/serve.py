@@ -23,9 +23,9 @@ from pathlib import Path
 
 import psutil
 
+from flows.engine.login import VARIABLE, auth_string, make_login, place_of
 from flows.engine.pool import (
     POOL,
-    auth_string,
     cancel_running,
     close_abandoned,
     create_pool,
@@ -53,14 +53,21 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def serve(prefect_port: int, mlflow_port: int) -> None:
     """Start the services, print how to use them, and wait for a signal. Raises UserError where a service fails."""
+    login = os.environ[VARIABLE] = auth_string() or make_login(ROOT)  # this process's own requests need it too
     end_orphans()
     check_port(prefect_port, "--prefect-port")
     check_port(mlflow_port, "--mlflow-port")
     api = f"http://{HOST}:{prefect_port}/api"
     store = open_store()
-    environment = {**SERVER_ENVIRONMENT, **os.environ, "PREFECT_API_URL": api, "PYTHONUNBUFFERED": "1"}
-    if login := auth_string():  # of the server: its clients need it too
-        environment["PREFECT_API_AUTH_STRING"] = login
+    environment = {
+        **SERVER_ENVIRONMENT,
+        **os.environ,
+        "PREFECT_API_URL": api,
+        "PREFECT_UI_API_URL": "/api",  # by whatever name the page was opened
+        "PREFECT_SERVER_API_AUTH_STRING": login,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{prefect_port}",
+        "PYTHONUNBUFFERED": "1",
+    }
     if not is_remote(store):
         environment[MLFLOW_PAGE] = f"http://{HOST}:{mlflow_port}"
     services = Services(ROOT, ROOT / paths.LOGS, environment)
@@ -68,7 +75,7 @@ def serve(prefect_port: int, mlflow_port: int) -> None:
         try:
             say("serve: starting Prefect's server and MLflow's")
             server = services.start(
-                "prefect-server", "prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)
+                "prefect-server", "flows.engine.prefect_server", "--host", HOST, "--port", str(prefect_port)
             )
             mlflow = None if is_remote(store) else start_mlflow(services, store, mlflow_port)
             services.wait_until(server, lambda: answers(f"{api}/health"))
@@ -87,7 +94,9 @@ def serve(prefect_port: int, mlflow_port: int) -> None:
             services.wait_until(worker, lambda: worker_is_online(api))
             if mlflow:
                 services.wait_until(mlflow, lambda: answers(f"http://{HOST}:{mlflow_port}/health"))
-            ready = welcome(prefect_port, f"http://{HOST}:{mlflow_port}" if mlflow else redact(store))
+            ready = welcome(
+                prefect_port, f"http://{HOST}:{mlflow_port}" if mlflow else redact(store), place_of(login, ROOT)
+            )
             if waiting:
                 ready += f"\n  {queue_line(waiting, paused=is_paused(api))}\n"
             say(ready)  # in one write: a reader of one line has all of them
@@ -187,14 +196,14 @@ def answers(url: str) -> bool:
     return True
 
 
-def welcome(prefect_port: int, mlflow: str) -> str:
+def welcome(prefect_port: int, mlflow: str, login: str) -> str:
     here = f"cd {shlex.quote(str(ROOT))}"
     if prefect_port != DEFAULT_PREFECT_PORT:  # the one in prefect.toml
         here += f" && export PREFECT_API_URL=http://{HOST}:{prefect_port}/api"
     return "\n".join(
         [
             "",
-            f"  Prefect  http://{HOST}:{prefect_port}",
+            f"  Prefect  http://{HOST}:{prefect_port}  (its page asks for a login: {login})",
             f"  MLflow   {mlflow}",
             "",
             "  Start a run from another terminal, with this Python environment active:",

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
+from flows.engine.login import auth_string
 from gpt2core.errors import UserError
 
 POOL = "local"
@@ -20,21 +21,22 @@ _CANCEL_SECONDS = 40.0
 _ATTEMPTS = 5
 
 
-def create_pool(api: str) -> None:
-    """Create the pool with one slot: other flow runs wait. An existing pool keeps its settings."""
-    from prefect.workers.process import ProcessWorker
+# A flow run's own `job_variables`, such as its command, are refused: each runs as the worker runs it.
+_JOB_TEMPLATE = {
+    "job_configuration": {"env": {}, "stream_output": True},
+    "variables": {"type": "object", "properties": {}, "additionalProperties": False},
+}
 
-    pool = {
-        "name": POOL,
-        "type": "process",
-        "concurrency_limit": 1,
-        "base_job_template": ProcessWorker.get_default_base_job_template(),
-    }
+
+def create_pool(api: str) -> None:
+    """Create the pool with one slot: other flow runs wait. An existing pool keeps its number of slots."""
+    pool = {"name": POOL, "type": "process", "concurrency_limit": 1, "base_job_template": _JOB_TEMPLATE}
     try:
         request("POST", f"{api}/work_pools/", pool)
     except urllib.error.HTTPError as error:
-        if error.code != 409:  # it exists
+        if error.code != 409:
             raise UserError(f"Prefect's server refuses the work pool {POOL}: {error}") from None
+        request("PATCH", f"{api}/work_pools/{POOL}", {"base_job_template": _JOB_TEMPLATE})
 
 
 def worker_name() -> str:
@@ -118,18 +120,6 @@ def _unfinished(api: str) -> list[dict[str, Any]]:
 def _set_state(api: str, flow_run: dict[str, Any], kind: str, message: str) -> None:
     state = {"type": kind, "name": kind.capitalize(), "message": message}
     request("POST", f"{api}/flow_runs/{flow_run['id']}/set_state", {"state": state, "force": True})
-
-
-def auth_string() -> str | None:
-    """`user:password` of Prefect's API, set for the client or only for the server; None where there is none."""
-    from prefect.settings import get_current_settings
-
-    for name in ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"):
-        if value := os.environ.get(name):
-            return value
-    settings = get_current_settings()
-    found = settings.api.auth_string or settings.server.api.auth_string
-    return found.get_secret_value() if found else None
 
 
 def _login() -> dict[str, str]:

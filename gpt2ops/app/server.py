@@ -1,6 +1,5 @@
 """Serves the page of a project until it is interrupted."""
 
-import ipaddress
 import os
 import socket
 import threading
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 from gpt2core.decoding.packed.linear import Weights
 from gpt2core.errors import UserError
 from gpt2ops.app.launch import launch, prepare_gradio
+from gpt2ops.process.local_requests import LocalRequests, is_loopback
 
 EXAMPLES = ("To be, or not to be", "Once upon a time", "The")
 AUTH_VARIABLE = "GPT2_APP_AUTH"
@@ -19,6 +19,8 @@ def serve(models: Sequence[str], weights: Weights, host: str, port: int, auth: s
     login = read_login(host, auth or os.environ.get(AUTH_VARIABLE))
     port = check_port(host, port)
     prepare_gradio()
+
+    from starlette.middleware import Middleware
 
     from gpt2ops.app.page.page import build_page
     from gpt2ops.app.page.training_text import TrainingText
@@ -38,6 +40,7 @@ def serve(models: Sequence[str], weights: Weights, host: str, port: int, auth: s
         server_name=host,
         server_port=port,
         auth=login,
+        app_kwargs={} if login else {"middleware": [Middleware(LocalRequests)]},
         prevent_thread_lock=True,
     )
     shown = f"[{host}]" if ":" in host else host
@@ -67,15 +70,6 @@ def read_login(host: str, auth: str | None) -> tuple[str, str] | None:
     if not (user and colon and password):
         raise UserError("--auth must be user:password, both not empty.")
     return user, password
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_port(host: str, port: int) -> int:

@@ -41,7 +41,7 @@ def test_the_servers_that_make_serve_starts_are_told_to_listen_here_only() -> No
     assert serve.HOST == "127.0.0.1"
     calls = [node for node in ast.walk(ast.parse((ROOT / "flows/serve.py").read_text())) if isinstance(node, ast.Call)]
     starts = [ast.unparse(call) for call in calls if ast.unparse(call.func) == "services.start"]
-    servers = [line for line in starts if "'server'" in line]
+    servers = [line for line in starts if "server'" in line]
     assert len(servers) == 2
     assert all("'--host', HOST" in line for line in servers)
 

@@ -1,14 +1,23 @@
 """The flow through a real server, pool and worker, as `python -m flows.serve` starts them, in a copy of the project."""
 
+import json
 import re
 import shutil
 import socket
+import stat
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import dotenv
+import httpx
 import psutil
 import pytest
 
+from flows.engine.login import ENV_FILE, VARIABLE
 from tests.support.flow_server import ENDLESS, TINY, Served, Server, mlflow_runs
 from tests.support.waiting import wait_until
 
@@ -137,3 +146,90 @@ def test_a_start_after_a_kill_clears_up_and_goes_on_with_the_queue(tmp_path: Pat
     finally:
         code = served.stop()
     assert code == 0
+
+
+# What any page may send without asking first: "text/plain" needs no preflight.
+SEND = """async ([url, body, mode]) => {
+  try {
+    const answer = await fetch(url, {method: "POST", mode, headers: {"Content-Type": "text/plain"}, body});
+    return answer.type === "opaque" ? "opaque" : answer.status + " " + await answer.text();
+  } catch (error) { return "refused"; }
+}"""
+
+
+class _Empty(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None: ...
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@contextmanager
+def foreign_page(browser: Any) -> Iterator[Any]:
+    """A page of another site, in a real browser."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Empty) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.goto(f"http://localhost:{server.server_port}/")
+        yield page
+        page.close()
+        server.shutdown()
+
+
+def send(page: Any, url: str, body: str, mode: str = "cors") -> str:
+    """What the page's script reads: status and text, `opaque`, or `refused` by the browser."""
+    answer: str = page.evaluate(SEND, [url, body, mode])
+    return answer
+
+
+def test_a_page_of_another_site_can_neither_read_nor_start_anything(server: Server, browser: Any) -> None:
+    with foreign_page(browser) as page:
+        assert send(page, f"{server.api}/flow_runs/filter", "{}") == "refused"
+        deployment = server.request("GET", "deployments/name/fine-tune/local")["id"]
+        start = json.dumps({"name": "from-a-page", "parameters": TINY})
+        send(page, f"{server.api}/deployments/{deployment}/create_flow_run", start, mode="no-cors")
+    assert server.post("flow_runs/filter", {"flow_runs": {"name": {"any_": ["from-a-page"]}}}) == []
+
+
+FOREIGN = [("Host", "rebound.example:4200"), ("Origin", "http://evil.example"), ("Origin", "null")]
+
+
+@pytest.mark.parametrize(("header", "value"), [*FOREIGN, ("Origin", "http://localhost:1")])
+def test_who_knows_the_login_is_refused_from_another_site_all_the_same(server: Server, header: str, value: str) -> None:
+    login = tuple(dotenv.dotenv_values(server.root / ENV_FILE)[VARIABLE].split(":"))
+    body: dict[str, Any] = {"json": {}, "auth": login}
+    assert httpx.post(f"{server.api}/flow_runs/count", **body).status_code == 200
+    assert httpx.post(f"{server.api}/flow_runs/count", headers={header: value}, **body).status_code == 403
+
+
+@pytest.mark.parametrize(("header", "value"), FOREIGN)
+def test_mlflows_server_refuses_another_site(server: Server, header: str, value: str) -> None:
+    address = f"http://127.0.0.1:{server.mlflow_port}/ajax-api/2.0/mlflow/experiments/create"
+    assert httpx.post(address, json={"name": "foreign"}, headers={header: value}).status_code == 403
+
+
+def test_without_the_login_nothing_is_answered(server: Server) -> None:
+    assert httpx.post(f"{server.api}/flow_runs/filter", json={}).status_code == 401
+    assert stat.S_IMODE((server.root / ENV_FILE).stat().st_mode) == 0o600
+
+
+def test_a_flow_run_cannot_bring_a_command_of_its_own(server: Server) -> None:
+    deployment = server.request("GET", "deployments/name/fine-tune/local")["id"]
+    touched = server.root / "touched"
+    run = {"parameters": TINY, "job_variables": {"command": f"touch {touched}"}}
+    with pytest.raises(OSError, match="422|409"):
+        server.post(f"deployments/{deployment}/create_flow_run", run)
+    assert not touched.exists()
+
+
+@pytest.mark.pages
+def test_prefects_page_asks_for_the_login_and_then_shows_the_runs(server: Server, browser: Any, completed: str) -> None:
+    page = browser.new_page()
+    page.goto(server.api.removesuffix("/api").replace("127.0.0.1", "localhost"))
+    page.get_by_placeholder("admin:pass").fill(str(dotenv.dotenv_values(server.root / ENV_FILE)[VARIABLE]))
+    page.keyboard.press("Enter")
+    page.get_by_text("Flow Runs").first.wait_for()
+    page.goto(page.url.split("/v2/")[0] + f"/v2/runs/flow-run/{completed}")
+    page.get_by_text("Completed").first.wait_for()

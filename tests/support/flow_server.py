@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import dotenv
 import psutil
 import pytest
 
+from flows.engine.login import ENV_FILE, VARIABLE
 from flows.engine.pool import request
 from flows.engine.workspace import copy_project
 from tests.support.waiting import HANGS, wait_until
@@ -39,7 +42,8 @@ ENDLESS = {
 class Server:
     """What a user's other terminal sees: the project's folder and the address that `flows.serve` printed."""
 
-    def __init__(self, root: Path, port: int, environment: dict[str, str]) -> None:
+    def __init__(self, root: Path, ports: tuple[int, int], environment: dict[str, str]) -> None:
+        port, self.mlflow_port = ports
         self.root = root
         self.given = {name: (root / name).read_bytes() for name in ("params.yaml", "dvc.yaml")}
         self.api = f"http://127.0.0.1:{port}/api"
@@ -53,10 +57,15 @@ class Server:
         )  # fmt: skip
 
     def post(self, path: str, body: Any) -> Any:
-        return request("POST", f"{self.api}/{path}", body)
+        return self.request("POST", path, body)
+
+    def request(self, method: str, path: str, body: Any = None) -> Any:
+        """With the login that `flows.serve` wrote into the project's `.env`."""
+        with mock.patch.dict(os.environ, {VARIABLE: dotenv.dotenv_values(self.root / ENV_FILE)[VARIABLE]}):
+            return request(method, f"{self.api}/{path}", body)
 
     def submit(self, parameters: dict[str, Any]) -> str:
-        deployment = request("GET", f"{self.api}/deployments/name/fine-tune/local")["id"]
+        deployment = self.request("GET", "deployments/name/fine-tune/local")["id"]
         return str(self.post(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"])
 
     def state(self, flow_run: str) -> dict[str, Any]:
@@ -108,7 +117,7 @@ class Served:
             )  # fmt: skip
         wait_until(lambda: self.process.poll() is not None or "Ctrl-C stops" in self.said())
         assert self.process.poll() is None, self.said()
-        return Server(self.root, self.ports[0], self.environment)
+        return Server(self.root, self.ports, self.environment)
 
     def said(self) -> str:
         return self.output.read_text()

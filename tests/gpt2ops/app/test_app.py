@@ -89,6 +89,20 @@ def server(project: Path) -> Iterator[str]:
     assert (project / "server.log").read_text() == "gpt2: interrupted\n"
 
 
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [("Host", "rebound.example"), ("Host", "[::"), ("Origin", "http://evil.example"), ("Origin", "null")],
+)
+def test_a_page_of_another_site_is_refused(server: str, header: str, value: str) -> None:
+    assert httpx.get(f"{server}/config").status_code == 200
+    assert (
+        httpx.get(f"{server}/config", headers={"Host": "[::1]:7860", "Origin": "http://[::1]:7860"}).status_code == 200
+    )
+    refused = httpx.get(f"{server}/config", headers={header: value})
+    assert refused.status_code == 403
+    assert header in refused.text
+
+
 class Visit:
     """A tab with the page open, and what went on in it."""
 
