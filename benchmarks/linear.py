@@ -25,7 +25,7 @@ from gpt2core.data.writer import write_tokens
 from gpt2core.runtime import Runtime
 from gpt2core.training.events import TrainerEvents
 from gpt2core.training.trainer import Trainer
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from gpt2ops.tracking.api import start_run
 from gpt2ops.training.log import MLflowRows
 

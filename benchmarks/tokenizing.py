@@ -27,7 +27,7 @@ from gpt2core.data.tokens import MANIFEST, TOKEN_DTYPE, open_tokens
 from gpt2core.data.writer import write_tokens
 from gpt2core.storage.files import write_json
 from gpt2core.tokenizer import Tokenizer
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 
 COMMAND_SECONDS = 900
 SHARDS, SHARD = 10, 100_000_000

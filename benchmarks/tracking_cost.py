@@ -18,8 +18,8 @@ from gpt2core.data.corpus import read_corpus
 from gpt2core.data.tokens import open_tokens
 from gpt2core.data.writer import write_tokens
 from gpt2core.runtime import Runtime
-from gpt2ops import paths
 from gpt2ops.params.schema import Params
+from gpt2ops.pipeline import paths
 from gpt2ops.tracking.api import start_run
 from gpt2ops.training.log import MLflowRows
 

@@ -157,7 +157,7 @@ def tokenized(folder: Path) -> Path:
     """The bundled plays, split as the default run splits them."""
     from gpt2core.data.corpus import read_corpus
     from gpt2core.data.writer import write_tokens
-    from gpt2ops import paths
+    from gpt2ops.pipeline import paths
 
     write_tokens(
         folder / "tokens",

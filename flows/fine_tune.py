@@ -43,8 +43,8 @@ from flows.engine.overrides import (
 from flows.engine.progress import FlowProgress
 from flows.engine.workspace import open_workspace, remove_workspace
 from gpt2core.errors import UserError
-from gpt2ops import paths
 from gpt2ops.params.schema import load_params
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.lockfile import mend
 from gpt2ops.process.signals import FLOW_PROCESS
 from gpt2ops.process.startup import end_imports

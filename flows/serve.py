@@ -36,11 +36,13 @@ from flows.engine.pool import (
 )
 from flows.engine.services import MLFLOW_PAGE, Service, Services, end, listener
 from gpt2core.errors import UserError
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
+from gpt2ops.process.redact import redact
 from gpt2ops.process.served import left_by_serving
 from gpt2ops.process.startup import end_imports
-from gpt2ops.tracking.store import connect, redact, tracking_uri
+from gpt2ops.store.address import tracking_uri
+from gpt2ops.store.client import connect
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"

@@ -6,9 +6,9 @@ if __name__ == "__main__":
     start_process()
 
 from gpt2core.storage.files import replaced_directory, write_json
-from gpt2ops import paths
 from gpt2ops.corpora.sources import collect
 from gpt2ops.params.schema import load_params
+from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
 from gpt2ops.process.stage import run_stage
 

@@ -16,8 +16,8 @@ from gpt2core.model import GPT
 from gpt2core.runtime import Runtime, pick_runtime, set_threads
 from gpt2core.storage.files import write_json
 from gpt2core.tokenizer import Tokenizer
-from gpt2ops import paths
 from gpt2ops.params.schema import Params, load_params
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.final_metrics import evaluation_metrics
 from gpt2ops.process.console import say
 from gpt2ops.process.stage import run_stage

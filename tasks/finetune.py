@@ -16,8 +16,8 @@ from gpt2core.storage.files import replaced_directory, write_json
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.training.events import TrainResult
 from gpt2core.training.trainer import Trainer
-from gpt2ops import paths
 from gpt2ops.params.schema import load_params
+from gpt2ops.pipeline import paths
 from gpt2ops.process.signals import Interruption, spawn_ranks
 from gpt2ops.process.stage import run_stage
 from gpt2ops.training.run import TrackedTraining, Training, describe_saved, set_up, train_metrics

@@ -6,8 +6,8 @@ if __name__ == "__main__":
     start_process()
 
 from gpt2core.storage.files import replaced_directory
-from gpt2ops import paths
 from gpt2ops.params.schema import load_params
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.results import read_report, read_rows
 from gpt2ops.process.console import say
 from gpt2ops.process.stage import run_stage

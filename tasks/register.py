@@ -7,13 +7,13 @@ if __name__ == "__main__":
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import sha256_file, write_json
-from gpt2ops import paths
 from gpt2ops.params.schema import load_params
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.results import read_report
 from gpt2ops.process.stage import run_stage
 from gpt2ops.registry.register import register
+from gpt2ops.store.client import fluent_mlflow
 from gpt2ops.tracking.api import tracked_run
-from gpt2ops.tracking.store import fluent_mlflow
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ if __name__ == "__main__":
     start_process()
 
 from gpt2core.storage.files import write_together
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
 from gpt2ops.process.stage import run_stage
 from gpt2ops.reporting.inputs import read_inputs

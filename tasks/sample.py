@@ -8,8 +8,8 @@ if __name__ == "__main__":
 from gpt2core.data.tokens import open_split
 from gpt2core.runtime import set_threads
 from gpt2core.storage.files import json_text, write_together
-from gpt2ops import paths
 from gpt2ops.params.schema import load_params
+from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
 from gpt2ops.process.stage import run_stage
 from gpt2ops.sampling.page import log_samples, samples_page

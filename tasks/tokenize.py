@@ -11,8 +11,8 @@ from typing import Any
 from gpt2core.data.corpus import read_corpus
 from gpt2core.data.writer import write_tokens
 from gpt2core.errors import UserError
-from gpt2ops import paths
 from gpt2ops.params.schema import Data, load_params
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.results import read_report
 from gpt2ops.process.console import progress_bar, say
 from gpt2ops.process.stage import run_stage

@@ -13,14 +13,14 @@ import sys
 from typing import TYPE_CHECKING
 
 from gpt2core.storage.files import read_json
-from gpt2ops import paths
 from gpt2ops.params.schema import load_params
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.final_metrics import report_metrics
 from gpt2ops.pipeline.run_origin import origin_tags
 from gpt2ops.process.stage import run_stage
+from gpt2ops.store.client import connect, experiment_id
 from gpt2ops.tracking.link import RunLink, known_run
 from gpt2ops.tracking.run import TrackedRun
-from gpt2ops.tracking.store import connect, experiment_id
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -14,7 +14,8 @@ from typing import Any
 from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
 
 from flows.engine.services import MLFLOW_PAGE
-from gpt2ops.tracking.store import redact, tracking_uri
+from gpt2ops.process.redact import redact
+from gpt2ops.store.address import tracking_uri
 from gpt2ops.training.status import STATUS, LiveStatus, read_status
 
 UPDATE_SECONDS = 5.0

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core.storage.files import read_json
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 
 _TRAIN_ROWS = (
     "train_loss",

@@ -15,8 +15,8 @@ import yaml
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import atomic_path, write_text
-from gpt2ops import paths
 from gpt2ops.params.editing import merged, with_values
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.cache import cache_directory
 
 WORKSPACES = paths.WORKSPACES

@@ -97,9 +97,9 @@ def check_port(host: str, port: int) -> int:
 
 def project_examples() -> Sequence[str]:
     """The prompts that the project's own samples are written to."""
-    from gpt2ops import paths
     from gpt2ops.params.schema import load_params
-    from gpt2ops.paths import project_root
+    from gpt2ops.pipeline import paths
+    from gpt2ops.pipeline.paths import project_root
 
     file = project_root() / paths.PARAMS
     prompts = load_params(file).sample.prompts if file.is_file() else []

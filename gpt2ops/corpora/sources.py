@@ -20,10 +20,10 @@ from gpt2core.data.corpus import COMPRESSIONS, SUFFIXES, check_file, file_format
 from gpt2core.errors import UserError
 from gpt2core.storage.files import sha256_file, with_home
 from gpt2core.tokenizer import check_unicode
-from gpt2ops import paths
 from gpt2ops.corpora.globbing import matching_files
 from gpt2ops.corpora.http import download
 from gpt2ops.params.schema import Data
+from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
 from gpt2ops.process.redact import check_no_secret, filled_in, redact
 

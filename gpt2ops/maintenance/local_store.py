@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from gpt2ops.paths import mlruns
+from gpt2ops.pipeline.paths import mlruns
 
 
 def database() -> Path:

@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 
 from gpt2core.storage.files import read_json
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from gpt2ops.process.served import other_processes
 from gpt2ops.process.signals import is_alive
 from gpt2ops.process.stage import LOCK
-from gpt2ops.tracking.store import stored_run_id
+from gpt2ops.tracking.restored_runs import stored_run_id
 
 RECENT_SECONDS = 600.0  # a younger file or folder may still be in use
 _STAGE = re.compile(r"(?:tasks|gpt2ops\.stages)\.(\w+)")  # a module: of a checkout, of a project elsewhere

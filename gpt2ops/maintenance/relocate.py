@@ -1,6 +1,6 @@
 """`gpt2 relocate`: updates the absolute artifact paths in the MLflow store after the project was moved or copied.
 
-The first run in the new folder updates them too (`gpt2ops.tracking.store.connect`); this command does it before a model
+The first run in the new folder updates them too (`gpt2ops.store.client.connect`); this command does it before a model
 is loaded, reports each change, and keeps a copy of the earlier database.
 """
 
@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2core.errors import UserError
-from gpt2ops.paths import mlruns
-from gpt2ops.tracking.artifact_paths import Change, change_places, misplaced, old_folder, store_of
-from gpt2ops.tracking.store import is_local, one_line, redact, tracking_uri
+from gpt2ops.pipeline.paths import mlruns
+from gpt2ops.process.redact import redact
+from gpt2ops.store.address import is_local, tracking_uri
+from gpt2ops.store.artifact_paths import Change, change_places, misplaced, old_folder, store_of
+from gpt2ops.store.errors import one_line
 
 BACKUP = "mlflow.db.before-relocate"
 

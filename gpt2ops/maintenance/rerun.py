@@ -15,14 +15,14 @@ import yaml
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json, sha256_file, write_json, write_text
-from gpt2ops import paths
 from gpt2ops.params.editing import with_values
-from gpt2ops.paths import mlruns
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.cache import cache_directory, restore
 from gpt2ops.pipeline.code_version import CODE, code_root, code_sha256, digest
+from gpt2ops.pipeline.paths import mlruns
 from gpt2ops.registry.models import registered_versions
 from gpt2ops.registry.runs import Run
-from gpt2ops.tracking.store import connect
+from gpt2ops.store.client import connect
 
 MARKER = Path("rerun.json")
 # Stages that train and measure a model; a second version of the same model would only confuse the registry.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gpt2ops.maintenance.local_store import database, open_database
 from gpt2ops.tracking.journal import Point, Record, journal_entries, plan_of, read_records, run_of, spool
-from gpt2ops.tracking.store import stored_run_id
+from gpt2ops.tracking.restored_runs import stored_run_id
 
 
 def spooled_journals() -> dict[str, list[Path]]:

@@ -12,11 +12,13 @@ from gpt2core.data import tokens
 from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json, sha256_file
 from gpt2core.training import checkpoint
-from gpt2ops import paths
-from gpt2ops.paths import mlruns
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.cache import cache_directory
 from gpt2ops.pipeline.lockfile import read_stages
-from gpt2ops.tracking.store import is_local, one_line, stored_run_id
+from gpt2ops.pipeline.paths import mlruns
+from gpt2ops.store.address import is_local
+from gpt2ops.store.errors import one_line
+from gpt2ops.tracking.restored_runs import stored_run_id
 
 STEP_FORM = "step-*"
 

@@ -13,10 +13,10 @@ from gpt2core.decoding.options import SAMPLING_VALUES
 from gpt2core.errors import UserError
 from gpt2core.tokenizer import check_unicode
 from gpt2core.training.config import StopSettings, TrainSettings
-from gpt2ops import paths
 from gpt2ops.params.decoding import DecodingSetting
 from gpt2ops.params.problems import user_error
 from gpt2ops.params.recipes import CHOSEN, DEFAULT, DROP_RATES, recipe_of, with_recipe
+from gpt2ops.pipeline import paths
 
 BY_RECIPE: Any = None  # null, or the key left out: what `train.recipe` says
 

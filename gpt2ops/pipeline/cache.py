@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from gpt2core.errors import UserError
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 
 _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 

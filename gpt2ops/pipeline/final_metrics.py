@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.results import read_report
 
 

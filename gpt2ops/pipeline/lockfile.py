@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 import zc.lockfile
 
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from gpt2ops.process.startup import end_imports
 
 RWLOCK = Path(".dvc/tmp/rwlock")

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from gpt2core.storage.files import read_json, sha256_file
-from gpt2ops import paths
-from gpt2ops.paths import project_root
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.code_version import code_commit, code_sha256, package_version
+from gpt2ops.pipeline.paths import project_root
 
 UNKNOWN = "unknown"
 

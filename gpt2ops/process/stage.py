@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from gpt2core.errors import UserError
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.cache import Restored, restore_outputs
 from gpt2ops.process.console import say
 from gpt2ops.process.failures import failure_line

@@ -19,9 +19,9 @@ import yaml
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import write_text
-from gpt2ops import paths
 from gpt2ops.params.editing import with_values
 from gpt2ops.params.schema import parse_params
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.code_version import CODE, PACKAGE, code_root, digest
 
 PIPELINE = Path("dvc.yaml")

@@ -5,8 +5,8 @@ from importlib.resources import files
 from pathlib import PureWindowsPath
 from typing import Any
 
+from gpt2ops.process.redact import redact
 from gpt2ops.publishing.model_facts import ModelFacts
-from gpt2ops.tracking.store import redact
 
 TEMPLATE = files("gpt2ops.publishing") / "templates" / "model_card.md"
 # Named corpora in English, and their names on the Hub.

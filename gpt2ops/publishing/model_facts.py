@@ -10,11 +10,11 @@ from gpt2core.data.tokens import open_tokens
 from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json
 from gpt2core.storage.hf import RELEASED
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.final_metrics import report_metrics
 from gpt2ops.pipeline.results import read_report
 from gpt2ops.registry.download import split_model_uri
-from gpt2ops.tracking.store import stored_run_id
+from gpt2ops.tracking.restored_runs import stored_run_id
 
 WEIGHTS = "model.safetensors"
 
@@ -124,7 +124,7 @@ def _data_sheet(project: Path = Path()) -> dict[str, Any]:
 def _settings(run_id: str) -> dict[str, str]:
     """Parameters of an MLflow run; empty if the run or its store cannot be read."""
     from gpt2ops.registry.models import store_exists
-    from gpt2ops.tracking.store import connect
+    from gpt2ops.store.client import connect
 
     if not store_exists():
         return {}

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gpt2ops.process.console import say
-from gpt2ops.tracking.store import store_lock
+from gpt2ops.store.address import store_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

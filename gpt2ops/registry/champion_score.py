@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import UserError
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
 from gpt2ops.registry.gate import Champion, HeldOut, held_out_of
 from gpt2ops.registry.versions import Versions
-from gpt2ops.tracking.store import one_line
+from gpt2ops.store.errors import one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

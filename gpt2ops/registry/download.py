@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import sha256_file
-from gpt2ops.paths import mlruns
+from gpt2ops.pipeline.paths import mlruns
 from gpt2ops.process.console import say
-from gpt2ops.tracking.store import connect, is_local, one_line, redact, tracking_uri
+from gpt2ops.process.redact import redact
+from gpt2ops.store.address import is_local, tracking_uri
+from gpt2ops.store.client import connect
+from gpt2ops.store.errors import one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import UserError
-from gpt2ops.paths import mlruns
+from gpt2ops.pipeline.paths import mlruns
 from gpt2ops.registry.champion import ALIAS, champions, make_champion, read_history, registry_lock
-from gpt2ops.tracking.store import connect, is_local, one_line
+from gpt2ops.store.address import is_local
+from gpt2ops.store.client import connect
+from gpt2ops.store.errors import one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -6,8 +6,8 @@ from typing import Any
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import sha256_file
-from gpt2ops import paths
 from gpt2ops.params.schema import Params
+from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
 from gpt2ops.registry.champion import make_champion, registry_lock
 from gpt2ops.registry.champion_score import find_champion
@@ -15,8 +15,8 @@ from gpt2ops.registry.download import BEST_CHECKPOINT
 from gpt2ops.registry.gate import GateDecision, HeldOut, held_out_of, judge
 from gpt2ops.registry.versions import FreshProcess, Versions, create_version, find_version, log_models, write_expected
 from gpt2ops.sampling.page import log_samples
+from gpt2ops.store.errors import one_line
 from gpt2ops.tracking.api import TrackedRun
-from gpt2ops.tracking.store import one_line
 
 
 def register(

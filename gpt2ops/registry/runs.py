@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import UserError
-from gpt2ops.paths import mlruns
+from gpt2ops.pipeline.paths import mlruns
+from gpt2ops.process.redact import redact
 from gpt2ops.registry.download import split_model_uri
 from gpt2ops.registry.models import registered_versions, store_exists
-from gpt2ops.tracking.store import connect, one_line, redact, tracking_uri
+from gpt2ops.store.address import tracking_uri
+from gpt2ops.store.client import connect
+from gpt2ops.store.errors import one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import gpt2core
 from gpt2core.errors import UserError
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from gpt2ops.process.startup import quick_imports
-from gpt2ops.tracking.store import one_line, tracking_uri
+from gpt2ops.store.address import tracking_uri
+from gpt2ops.store.errors import one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from gpt2ops.tracking.store import redact
+from gpt2ops.process.redact import redact
 
 GAP = re.compile(r"\n(?:[ \t]*\n){4,}")
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2ops import paths
 from gpt2ops.params.schema import Params, load_params
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.results import read_report, read_rows
 
 

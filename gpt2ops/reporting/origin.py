@@ -6,6 +6,7 @@ from typing import Any
 
 from gpt2ops.params.keys import flatten
 from gpt2ops.params.schema import Params
+from gpt2ops.process.redact import redact
 from gpt2ops.reporting.blocks import (
     Block,
     Cell,
@@ -24,7 +25,7 @@ from gpt2ops.reporting.blocks import (
 from gpt2ops.reporting.inputs import Inputs
 from gpt2ops.reporting.results import SPLIT_NAMES
 from gpt2ops.reporting.runs import Comparison
-from gpt2ops.tracking.store import is_local, redact, tracking_uri
+from gpt2ops.store.address import is_local, tracking_uri
 
 MAX_FILES = 10
 MAX_VALUE = 600  # characters of a setting

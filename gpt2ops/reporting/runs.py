@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from gpt2ops.process.redact import redact
+from gpt2ops.store.address import tracking_uri
+from gpt2ops.store.errors import one_line
 from gpt2ops.tracking.api import TrackedRun
-from gpt2ops.tracking.store import one_line, redact, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

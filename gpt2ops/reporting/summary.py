@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core.errors import UserError
-from gpt2ops import paths
 from gpt2ops.params.schema import load_params
-from gpt2ops.paths import mlruns
+from gpt2ops.pipeline import paths
+from gpt2ops.pipeline.paths import mlruns
 from gpt2ops.pipeline.results import read_report
 from gpt2ops.process.console import say
+from gpt2ops.process.redact import redact
 from gpt2ops.process.stage import run_stage
-from gpt2ops.tracking.store import is_local, redact, tracking_uri
+from gpt2ops.store.address import is_local, tracking_uri
 
 VERDICTS = {
     "generalising": "the model has learned from its training text and rarely repeats it word for word",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpt2core.storage.files import read_json
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from gpt2ops.tracking.api import TrackedRun
 
 TABLE = "samples/table.json"

@@ -11,25 +11,20 @@ from typing import TYPE_CHECKING
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json
-from gpt2ops import paths
 from gpt2ops.params.schema import Params, load_params
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.final_metrics import report_metrics
 from gpt2ops.pipeline.run_origin import origin_tags
 from gpt2ops.process.console import say
+from gpt2ops.process.redact import redact
+from gpt2ops.store.address import tracking_uri
+from gpt2ops.store.client import connect, experiment_id
+from gpt2ops.store.errors import StoreAwayError, is_away, one_line
 from gpt2ops.tracking.journal import open_journal, run_of, spool, take_journal, waiting_journals
 from gpt2ops.tracking.link import RunLink, known_run, pending_run
+from gpt2ops.tracking.restored_runs import remember_restored_run
 from gpt2ops.tracking.run import TrackedRun
 from gpt2ops.tracking.sender import Sender
-from gpt2ops.tracking.store import (
-    StoreAwayError,
-    connect,
-    experiment_id,
-    is_away,
-    one_line,
-    redact,
-    remember_restored_run,
-    tracking_uri,
-)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

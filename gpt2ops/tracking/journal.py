@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt2core.storage.files import read_json, write_text
 from gpt2ops.params.schema import Params
-from gpt2ops.paths import mlruns
+from gpt2ops.pipeline.paths import mlruns
 from gpt2ops.process.console import say
 
 if TYPE_CHECKING:

@@ -10,17 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import UserError
 from gpt2ops.process.console import say
+from gpt2ops.process.redact import redact
+from gpt2ops.store.address import tracking_uri
+from gpt2ops.store.client import connect, experiment_id
+from gpt2ops.store.errors import is_away, one_line
 from gpt2ops.tracking.journal import plan_of, read_records, run_of, spool, waiting_journals
-from gpt2ops.tracking.store import (
-    connect,
-    experiment_id,
-    is_away,
-    one_line,
-    redact,
-    remember_restored_run,
-    restored_runs,
-    tracking_uri,
-)
+from gpt2ops.tracking.restored_runs import remember_restored_run, restored_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

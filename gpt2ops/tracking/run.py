@@ -7,16 +7,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from gpt2ops import paths
 from gpt2ops.params.keys import flatten
 from gpt2ops.params.schema import Params
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.run_origin import UNKNOWN
 from gpt2ops.process.console import say
+from gpt2ops.process.redact import redact
 from gpt2ops.process.system_metrics import SystemMetrics
+from gpt2ops.store.address import is_local, tracking_uri
+from gpt2ops.store.errors import one_line
 from gpt2ops.tracking.journal import NEXT, Journal, open_journal, spool
 from gpt2ops.tracking.link import RunLink
 from gpt2ops.tracking.sender import TAG_LIMIT, Sender
-from gpt2ops.tracking.store import is_local, one_line, redact, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

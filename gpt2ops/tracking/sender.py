@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpt2ops.process.console import say
+from gpt2ops.store.errors import is_away, one_line
 from gpt2ops.tracking.journal import Journal, Point, Record
-from gpt2ops.tracking.store import is_away, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,8 +9,8 @@ import yaml
 
 from gpt2core.storage.files import read_json
 from gpt2core.training.checkpoint import STATE, step_directories, step_of
-from gpt2ops import paths
 from gpt2ops.params.schema import Params
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.code_version import code_sha256
 
 # Settings that do not change the weights after a given step: when to stop, what to log, what to keep.

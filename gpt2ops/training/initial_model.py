@@ -8,8 +8,8 @@ from gpt2core.config import GPT2_VOCAB_SIZE, GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.storage.hf import RELEASED
-from gpt2ops import paths
 from gpt2ops.params.schema import Params
+from gpt2ops.pipeline import paths
 
 
 def initial_model(params: Params) -> GPT:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.training.events import Row, TrainerEvents, TrainerView
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from gpt2ops.tracking.api import TrackedRun
 from gpt2ops.training.pace import Pace
 from gpt2ops.training.references import LossReference

@@ -21,8 +21,8 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2core.training.config import TrainerConfig, TrainSettings
 from gpt2core.training.events import TrainResult
 from gpt2core.training.trainer import Trainer
-from gpt2ops import paths
 from gpt2ops.params.schema import Params, check_sequence_length
+from gpt2ops.pipeline import paths
 from gpt2ops.process.failures import failure_line
 from gpt2ops.tracking.api import start_run
 from gpt2ops.training.environment import environment

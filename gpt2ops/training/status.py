@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gpt2core.storage.files import read_json, write_text
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 
 STATUS = paths.LOGS / "live_status.json"
 

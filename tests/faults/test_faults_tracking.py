@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from gpt2core.storage.files import write_json
-from gpt2ops import paths
-from gpt2ops.paths import mlruns
+from gpt2ops.pipeline import paths
+from gpt2ops.pipeline.paths import mlruns
+from gpt2ops.store.client import connect, experiment_id
 from gpt2ops.tracking.api import start_run, tracked_run
-from gpt2ops.tracking.store import connect, experiment_id
 from gpt2ops.training.log import TrainingLog
 from tests.support.full_disk import Filler
 from tests.support.mlflow_server import Proxy, steps

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from gpt2core.errors import UserError
-from gpt2ops.paths import mlruns
+from gpt2ops.pipeline.paths import mlruns
 from gpt2ops.registry.download import BEST_CHECKPOINT, checkpoint_directory
+from gpt2ops.store.client import connect
 from gpt2ops.tracking.api import start_run
 from gpt2ops.tracking.journal import plan_of, read_records, spool
-from gpt2ops.tracking.store import connect
 from tests.support.mlflow_server import Proxy
 from tests.support.tracked_project import params_with, runs_of, spooled
 from tests.support.waiting import HANGS, wait_until

@@ -17,12 +17,13 @@ import pytest
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json, write_json
-from gpt2ops import paths
 from gpt2ops.params.schema import parse_params
+from gpt2ops.pipeline import paths
+from gpt2ops.store.client import connect, experiment_id
 from gpt2ops.tracking.api import start_run, tracked_run
 from gpt2ops.tracking.journal import NEXT, Journal, Point, plan_of, read_records, spool
 from gpt2ops.tracking.link import BEGUN_AS_TAG
-from gpt2ops.tracking.store import connect, experiment_id, stored_run_id
+from gpt2ops.tracking.restored_runs import stored_run_id
 from tests.support.mlflow_server import Proxy, steps
 from tests.support.tracked_project import history, runs_of, spooled
 

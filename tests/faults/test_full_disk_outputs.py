@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gpt2core.storage.files import write_together
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from gpt2ops.process.failures import failure_line
 from tasks import plot
 

@@ -14,7 +14,7 @@ import pytest
 from flows import serve
 from flows.engine import pool
 from gpt2core.errors import UserError
-from gpt2ops.tracking.store import connect
+from gpt2ops.store.client import connect
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYWHERE = re.compile(r"(?<![\d.])0\.0\.0\.0(?![\d.])|--host \"?::")

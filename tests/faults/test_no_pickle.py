@@ -154,7 +154,7 @@ from gpt2core import GPT
 from gpt2core.training.checkpoint import newest_valid
 from gpt2core.importing import import_model
 from gpt2core.data.tokens import open_tokens
-from gpt2ops.tracking.store import connect
+from gpt2ops.store.client import connect
 from gpt2ops.registry.download import registered_model_directory
 
 tokens = open_tokens(golden / "tokens")
@@ -250,7 +250,7 @@ def test_a_registered_model_with_a_pickle_in_it_is_refused_and_not_run(name, tmp
     import mlflow.pytorch
     from mlflow.exceptions import MlflowException
 
-    from gpt2ops.tracking.store import fluent_mlflow
+    from gpt2ops.store.client import fluent_mlflow
 
     monkeypatch.delenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

@@ -11,9 +11,9 @@ import yaml
 from pydantic import BaseModel
 
 from gpt2core.training.config import TrainerConfig, TrainSettings
-from gpt2ops import paths
 from gpt2ops.params.recipes import CHOSEN
 from gpt2ops.params.schema import Params, load_params, parse_params
+from gpt2ops.pipeline import paths
 
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2ops.tracking.store import connect, experiment_id
+from gpt2ops.store.client import connect, experiment_id
 from tests.support.command import Result, run_here
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from gpt2core.storage.files import write_json
-from gpt2ops import paths
 from gpt2ops.params.schema import parse_params
-from gpt2ops.paths import mlruns
-from gpt2ops.tracking.store import connect, experiment_id
+from gpt2ops.pipeline import paths
+from gpt2ops.pipeline.paths import mlruns
+from gpt2ops.store.client import connect, experiment_id
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ from gpt2core.data.tokens import open_split
 from gpt2core.errors import UserError
 from gpt2core.evaluation.overlap import Corpus, longest_overlap
 from gpt2core.tokenizer import Tokenizer
-from gpt2ops import paths
 from gpt2ops.params.schema import Params, load_params
-from gpt2ops.paths import project_root
+from gpt2ops.pipeline import paths
+from gpt2ops.pipeline.paths import project_root
 from gpt2ops.sampling.texts import passages
 
 

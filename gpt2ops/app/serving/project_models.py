@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gpt2core.errors import UserError
 from gpt2core.storage.hf import RELEASED, find_weights
-from gpt2ops import paths
-from gpt2ops.paths import project_root
+from gpt2ops.pipeline import paths
+from gpt2ops.pipeline.paths import project_root
 from gpt2ops.registry.models import NO_MODELS, ModelVersion, registered_versions, store_exists
 
 REGISTERED = "models:/"

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Exits 1 where something is wrong."""
     from gpt2ops.maintenance.doctor.examine import examine, safely
     from gpt2ops.maintenance.doctor.finding import WRONG
-    from gpt2ops.paths import project_root
+    from gpt2ops.pipeline.paths import project_root
 
     root = project_root()
     found = safely("mend", lambda: mend(root)) if arguments.mend else []

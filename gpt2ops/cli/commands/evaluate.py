@@ -16,10 +16,10 @@ from gpt2core.model import GPT
 from gpt2core.runtime import Runtime, pick_runtime, set_threads
 from gpt2core.storage.files import with_home
 from gpt2core.tokenizer import Tokenizer
-from gpt2ops import paths
 from gpt2ops.cli.output import number, put, put_json, put_table
 from gpt2ops.params.decoding import flag_of
 from gpt2ops.params.problems import FLAG_WORDS
+from gpt2ops.pipeline import paths
 from gpt2ops.training.initial_model import load_model
 
 SPLITS = ("train", "val", "test")

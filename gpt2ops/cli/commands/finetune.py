@@ -13,12 +13,12 @@ from typing import Any
 from gpt2core.config import PRESETS
 from gpt2core.errors import UserError
 from gpt2core.storage.files import atomic_path, read_json, with_home
-from gpt2ops import paths
 from gpt2ops.cli.flags.finetune import FLAGS, flag_names
 from gpt2ops.cli.output import put, put_json
 from gpt2ops.params.editing import parse_assignments
 from gpt2ops.params.problems import FLAG_WORDS
 from gpt2ops.params.recipes import DEFAULT, RECIPES
+from gpt2ops.pipeline import paths
 from gpt2ops.projects.pipeline import INTERRUPTED, InterruptedPipelineError, PipelineError, run_stages
 from gpt2ops.projects.project import is_project, params_text, write_project
 from gpt2ops.projects.settings import combined, from_model, from_preset, of_text, registry_name

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     from contextlib import nullcontext
 
     from gpt2ops.maintenance.garbage.collect import collect, exclusive_access, remove
-    from gpt2ops.paths import project_root
+    from gpt2ops.pipeline.paths import project_root
 
     root = project_root()
     with exclusive_access(root) if arguments.yes else nullcontext():

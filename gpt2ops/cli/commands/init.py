@@ -8,7 +8,7 @@ from typing import Any
 from gpt2core.config import PRESETS
 from gpt2core.errors import UserError
 from gpt2core.storage.files import with_home, write_text
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.code_version import package_version
 from gpt2ops.projects.project import in_git, is_project, params_text, published, write_pipeline, write_project
 from gpt2ops.projects.settings import combined, first_words, from_model, from_preset, local_files

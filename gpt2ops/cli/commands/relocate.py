@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
 def as_text(found: Any, dry_run: bool) -> str:
     from collections import Counter
 
-    from gpt2ops.paths import mlruns
+    from gpt2ops.pipeline.paths import mlruns
 
     if not found.changes:
         return f"every path in {mlruns() / 'mlflow.db'} is in this folder; nothing to mend\n"

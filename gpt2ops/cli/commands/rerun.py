@@ -58,8 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
     except PipelineError:
         sys.exit(1)
     from gpt2core.storage.files import read_json
-    from gpt2ops import paths
-    from gpt2ops.tracking.store import stored_run_id
+    from gpt2ops.pipeline import paths
+    from gpt2ops.tracking.restored_runs import stored_run_id
 
     again = find_run(stored_run_id(read_json(folder / paths.RUN)["run_id"]))
     result = compare(wanted, again, folder)

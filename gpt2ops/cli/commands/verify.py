@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Exits 1 where a file is damaged. Raises UserError for a path that has no hashes, or where nothing is to check."""
     from gpt2core.errors import UserError
     from gpt2ops.maintenance.verify import verify_path, verify_project
-    from gpt2ops.paths import project_root
+    from gpt2ops.pipeline.paths import project_root
 
     root = project_root()
     groups = [verify_path(path, root) for path in arguments.paths] if arguments.paths else [verify_project(root)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from gpt2core.errors import UserError
 from gpt2ops.maintenance.doctor import machine, processes, project, store
 from gpt2ops.maintenance.doctor.finding import WRONG, Check, Finding
-from gpt2ops.tracking.store import one_line
+from gpt2ops.store.errors import one_line
 
 
 def examine(root: Path) -> Iterator[Finding]:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2core.errors import UserError
-from gpt2ops import paths
 from gpt2ops.maintenance.doctor.finding import LOOK, OK, WRONG, Finding
-from gpt2ops.paths import mlruns
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.cache import cache_directory
 from gpt2ops.pipeline.code_version import PACKAGE, code_root
-from gpt2ops.tracking.store import is_local
+from gpt2ops.pipeline.paths import mlruns
+from gpt2ops.store.address import is_local
 
 if TYPE_CHECKING:
     from gpt2ops.params.schema import Params

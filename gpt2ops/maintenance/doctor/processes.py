@@ -6,10 +6,10 @@ from pathlib import Path
 
 import psutil
 
-from gpt2ops import paths
 from gpt2ops.maintenance import presence
 from gpt2ops.maintenance.doctor.finding import LOOK, OK, WRONG, Finding
 from gpt2ops.maintenance.garbage.files import half_written_paths
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.lockfile import RWLOCK
 from gpt2ops.process.served import left_by_serving
 from gpt2ops.process.signals import is_alive

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core.errors import UserError
-from gpt2ops import paths
 from gpt2ops.maintenance.doctor.finding import LOOK, OK, WRONG, Finding
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.cache import dvc_settings
 from gpt2ops.pipeline.lockfile import read_stages
+from gpt2ops.process.redact import redact
 from gpt2ops.projects.project import PIPELINE
-from gpt2ops.tracking.store import one_line, redact
+from gpt2ops.store.errors import one_line
 
 PREFECT_SECONDS = 1.5
 

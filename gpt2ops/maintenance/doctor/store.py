@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2ops import paths
 from gpt2ops.maintenance import presence
 from gpt2ops.maintenance.doctor.finding import LOOK, OK, WRONG, Finding
 from gpt2ops.maintenance.local_store import database, open_database
-from gpt2ops.paths import mlruns
-from gpt2ops.tracking.artifact_paths import misplaced, old_folder, path_of, store_of
-from gpt2ops.tracking.store import is_local, one_line, redact, tracking_uri
+from gpt2ops.pipeline import paths
+from gpt2ops.pipeline.paths import mlruns
+from gpt2ops.process.redact import redact
+from gpt2ops.store.address import is_local, tracking_uri
+from gpt2ops.store.artifact_paths import misplaced, old_folder, path_of, store_of
+from gpt2ops.store.errors import one_line
 
 SERVER_SECONDS = 2.0
 CHECK_SECONDS = 1.0  # for SQLite's quick_check, which reads the whole file
@@ -160,7 +162,7 @@ def close_abandoned(root: Path) -> list[Abandoned]:
         return []
     found, _ = abandoned_runs(root)
     if found:
-        from gpt2ops.tracking.store import connect
+        from gpt2ops.store.client import connect
 
         client = connect()
         for run in found:

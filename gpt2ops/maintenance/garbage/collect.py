@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2core.errors import UserError
-from gpt2ops import paths
 from gpt2ops.maintenance.garbage import files, store
 from gpt2ops.maintenance.garbage.files import Garbage
 from gpt2ops.maintenance.presence import stage_at_work
+from gpt2ops.pipeline import paths
 from gpt2ops.process.stage import LOCK
-from gpt2ops.tracking.store import is_local, one_line
+from gpt2ops.store.address import is_local
+from gpt2ops.store.errors import one_line
 
 PIPELINE = Path("dvc.yaml")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from gpt2core.storage.files import read_json
 from gpt2core.training.checkpoint import STATE, step_directories
-from gpt2ops import paths
 from gpt2ops.maintenance import presence
+from gpt2ops.pipeline import paths
 from gpt2ops.process.signals import is_alive
 
 _PARTIAL = re.compile(r"\.(?:.+\.)?(\d+)\.partial")  # written by `atomic_path`, with its process id

@@ -9,8 +9,8 @@ from gpt2ops.maintenance import presence
 from gpt2ops.maintenance.garbage.files import Garbage, size_of
 from gpt2ops.maintenance.local_store import database, open_database
 from gpt2ops.maintenance.spool import is_run_id, records_to_send, spooled_journals
-from gpt2ops.paths import mlruns
-from gpt2ops.tracking.artifact_paths import path_of
+from gpt2ops.pipeline.paths import mlruns
+from gpt2ops.store.artifact_paths import path_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def remove_deleted_runs(runs: Iterable[DeletedRun]) -> None:
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    from gpt2ops.tracking.store import connect, tracking_uri
+    from gpt2ops.store.address import tracking_uri
+    from gpt2ops.store.client import connect
 
     connect()
     store = SqlAlchemyStore(tracking_uri(), (mlruns() / "artifacts").as_uri())

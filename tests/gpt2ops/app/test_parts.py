@@ -17,7 +17,6 @@ from gpt2core.decoding.packed.model import PackedGPT
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
-from gpt2ops import paths
 from gpt2ops.app.page.alternatives import token_choices
 from gpt2ops.app.page.command_line import command_of
 from gpt2ops.app.page.fields import as_typed, default_of, field_specs, in_labels, read_setting, uses
@@ -33,6 +32,7 @@ from gpt2ops.app.serving.service import GenerationService
 from gpt2ops.cli.flags.decoding import decoding_setting
 from gpt2ops.cli.main import build_parser, main
 from gpt2ops.params.decoding import STRATEGIES, DecodingSetting
+from gpt2ops.pipeline import paths
 from gpt2ops.sampling.texts import write_texts
 
 TOKENIZER = Tokenizer()

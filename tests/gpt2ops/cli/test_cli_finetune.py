@@ -19,7 +19,7 @@ from gpt2ops.cli.commands.finetune import checked_params
 from gpt2ops.cli.main import build_parser
 from gpt2ops.params.schema import Params, load_params, parse_params
 from gpt2ops.registry.runs import find_run
-from gpt2ops.tracking.store import connect
+from gpt2ops.store.client import connect
 from tests.support.command import PROGRAM, Result, environment, run_here
 from tests.support.waiting import HANGS, wait_until
 

@@ -9,8 +9,8 @@ from gpt2ops.params.schema import parse_params
 from gpt2ops.registry.champion import champions, make_champion, read_history
 from gpt2ops.registry.models import promote, registered_versions, rollback
 from gpt2ops.registry.runs import find_run, list_runs
+from gpt2ops.store.client import connect, fluent_mlflow
 from gpt2ops.tracking.api import start_run
-from gpt2ops.tracking.store import connect, fluent_mlflow
 from tests.support.command import run_here
 
 PERPLEXITY = {"first": 40.0, "second": 30.0, "third": 35.0}

@@ -18,10 +18,10 @@ import yaml
 from gpt2core.data.corpus import read_corpus
 from gpt2core.data.tokens import open_split, open_tokens
 from gpt2core.errors import UserError
-from gpt2ops import paths
 from gpt2ops.corpora import hub as hub_dataset
 from gpt2ops.corpora import sources
 from gpt2ops.corpora.globbing import matching_files
+from gpt2ops.pipeline import paths
 from tasks import download, tokenize
 
 ROOT = Path(__file__).parents[3]

@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from gpt2ops.maintenance.doctor import machine as doctor_machine
-from gpt2ops.tracking.store import connect, experiment_id
+from gpt2ops.store.client import connect, experiment_id
 from tests.support.maintained import ROOT, Commands, copy_of, project_with_store
 
 STORE = Path("mlruns/mlflow.db")

@@ -16,9 +16,9 @@ from gpt2core.data.writer import write_tokens
 from gpt2core.model import GPT
 from gpt2core.storage.files import write_json
 from gpt2core.training.checkpoint import save_checkpoint
-from gpt2ops import paths
 from gpt2ops.params.schema import load_params
-from gpt2ops.tracking.store import connect, experiment_id
+from gpt2ops.pipeline import paths
+from gpt2ops.store.client import connect, experiment_id
 from gpt2ops.training.fingerprint import checkpoints_of, fingerprint_of
 from tests.support.maintained import Commands, copy_of, in_project, write_project
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gpt2core.storage.files import write_json
-from gpt2ops.tracking.store import connect, experiment_id
+from gpt2ops.store.client import connect, experiment_id
 from tests.support.maintained import Commands, copy_of, project_with_store
 
 LONG_AGO = time.time() - 86400

@@ -14,8 +14,8 @@ from gpt2core.config import GPTConfig
 from gpt2core.model import GPT
 from gpt2core.storage.files import sha256_file
 from gpt2ops.maintenance.relocate import BACKUP
-from gpt2ops.tracking.artifact_paths import old_folder, path_of, placed_in, store_of
-from gpt2ops.tracking.store import connect, experiment_id, fluent_mlflow
+from gpt2ops.store.artifact_paths import old_folder, path_of, placed_in, store_of
+from gpt2ops.store.client import connect, experiment_id, fluent_mlflow
 from tests.golden.make import IDS, export_settings
 from tests.support.maintained import Commands, in_project
 

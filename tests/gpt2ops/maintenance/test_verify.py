@@ -13,7 +13,7 @@ from gpt2core.data.writer import write_tokens
 from gpt2core.model import GPT
 from gpt2core.storage.files import sha256_file, write_json
 from gpt2core.training.checkpoint import save_checkpoint
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from tests.support.maintained import Commands, copy_of, in_project, write_project
 
 MAKE = """

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from gpt2core.errors import UserError
-from gpt2ops import paths
 from gpt2ops.params.recipes import CHOSEN, RECIPES
 from gpt2ops.params.schema import Params, load_params, parse_params
+from gpt2ops.pipeline import paths
 
 
 @pytest.mark.parametrize(

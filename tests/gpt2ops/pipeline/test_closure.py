@@ -26,11 +26,11 @@ NEUTRAL = {
     "gpt2ops.training.watch": "warnings and live status",
     "gpt2ops.training.fingerprint": "which checkpoints belong to a run",
     "gpt2ops.tracking.api": "the MLflow client",
-    "gpt2ops.tracking.store": "the MLflow client",
+    "gpt2ops.store*": "the MLflow client",
     "gpt2ops.registry.download": "the MLflow client",
     "gpt2ops.pipeline.final_metrics": "what MLflow is told of a report",
     "gpt2ops.pipeline.code_version": "which code ran, not what it did",
-    "gpt2ops.paths": "names of files, which dvc.yaml holds too: a test compares them",
+    "gpt2ops.pipeline.paths": "names of files, which dvc.yaml holds too: a test compares them",
     "gpt2core": "hands on names of its modules",
 }
 # What every stage imports by the schema, to check settings with, and what training prints samples with.

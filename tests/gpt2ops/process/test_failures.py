@@ -20,9 +20,9 @@ from gpt2core.runtime import pick_runtime
 from gpt2core.storage.hf import save_tensors
 from gpt2core.training.config import TrainerConfig
 from gpt2core.training.graphed_step import make_train_step
-from gpt2ops import paths
 from gpt2ops.cli.flags.finetune import add_arguments, flag_names
 from gpt2ops.params.schema import check_sequence_length
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.cache import restore
 from gpt2ops.pipeline.results import read_report, read_rows
 from gpt2ops.process.failures import failure_line

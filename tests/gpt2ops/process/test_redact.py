@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gpt2core.errors import UserError
-from gpt2ops import paths
 from gpt2ops.corpora import sources
 from gpt2ops.params.schema import parse_params
+from gpt2ops.pipeline import paths
 from gpt2ops.process.failures import failure_line
 from gpt2ops.process.redact import check_no_secret, filled_in, redact
 from tests.support.secret_run import USER, text_server

@@ -23,7 +23,7 @@ from gpt2core.importing import import_model
 from gpt2core.model import GPT
 from gpt2core.storage.files import write_json
 from gpt2core.tokenizer import Tokenizer
-from gpt2ops import paths
+from gpt2ops.pipeline import paths
 from gpt2ops.publishing import runtime_checks
 from gpt2ops.publishing.export import export_model, write_files
 from gpt2ops.publishing.model_card import model_card

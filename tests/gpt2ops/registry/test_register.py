@@ -19,13 +19,14 @@ from gpt2core.decoding import generate
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.storage.files import read_json, write_json
-from gpt2ops import paths
 from gpt2ops.params.schema import load_params
+from gpt2ops.pipeline import paths
 from gpt2ops.registry import register as registering
 from gpt2ops.registry.download import registered_model_directory
 from gpt2ops.reporting.summary import print_summary, summary_lines
+from gpt2ops.store.address import tracking_uri
+from gpt2ops.store.client import connect
 from gpt2ops.tracking.api import start_run
-from gpt2ops.tracking.store import connect, tracking_uri
 
 slow = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[3]

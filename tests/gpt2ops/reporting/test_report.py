@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from gpt2ops import paths
 from gpt2ops.params.schema import Params, parse_params
+from gpt2ops.pipeline import paths
 from gpt2ops.reporting.curves import MAX_POINTS, thinned
 from gpt2ops.reporting.inputs import Inputs
 from gpt2ops.reporting.render import render_html, render_pdf
 from gpt2ops.reporting.report import build_report
 from gpt2ops.reporting.runs import Comparison, OtherRun, compare
+from gpt2ops.store.client import connect, experiment_id
 from gpt2ops.tracking.link import RunLink
 from gpt2ops.tracking.run import TrackedRun
-from gpt2ops.tracking.store import connect, experiment_id
 
 SHA = "0123456789abcdef" * 4
 

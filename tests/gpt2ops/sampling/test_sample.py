@@ -18,14 +18,14 @@ from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.storage.files import write_json
 from gpt2core.tokenizer import Tokenizer
-from gpt2ops import paths
 from gpt2ops.params.decoding import STRATEGIES, DecodingSetting
 from gpt2ops.params.schema import Params, SampleSetting, parse_params
+from gpt2ops.pipeline import paths
 from gpt2ops.sampling.page import TABLE, log_samples, samples_page
 from gpt2ops.sampling.samples import measure, write_samples
 from gpt2ops.sampling.texts import Text
+from gpt2ops.store.client import connect
 from gpt2ops.tracking.api import start_run
-from gpt2ops.tracking.store import connect
 
 TOKENIZER = Tokenizer()
 ROOT = Path(__file__).resolve().parents[3]

@@ -166,7 +166,7 @@ def test_what_version_0_1_left_is_sent_once(tmp_path):
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "[1, 2]", "\ufeff{}", "", '{"a": '])
 def test_damaged_older_messages_and_notes_of_restored_runs_are_as_none(tmp_path, monkeypatch, content):
-    from gpt2ops.tracking.store import restored_runs
+    from gpt2ops.tracking.restored_runs import restored_runs
 
     monkeypatch.setenv("GPT2_PROJECT_ROOT", str(tmp_path))
     for name in ("mlruns/restored_runs.json", "run/messages.json"):

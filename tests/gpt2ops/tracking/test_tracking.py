@@ -13,10 +13,12 @@ import pytest
 from flows.engine.cached_run import link_cached_run
 from gpt2core.errors import UserError
 from gpt2core.storage.files import write_json
-from gpt2ops import paths
 from gpt2ops.params.schema import parse_params
+from gpt2ops.pipeline import paths
+from gpt2ops.process.redact import redact
+from gpt2ops.store.address import store_lock, tracking_uri
+from gpt2ops.store.client import connect, experiment_id
 from gpt2ops.tracking.api import start_run, tracked_run
-from gpt2ops.tracking.store import connect, experiment_id, redact, store_lock, tracking_uri
 from tests.support.tracked_project import history, params_with
 
 REPOSITORY = Path(__file__).parents[3]

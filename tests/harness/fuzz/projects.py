@@ -16,17 +16,17 @@ from gpt2core.data.writer import write_tokens
 from gpt2core.model import GPT
 from gpt2core.storage.files import sha256_file, write_json
 from gpt2core.training.checkpoint import save_checkpoint
-from gpt2ops import paths
 from gpt2ops.maintenance import presence
 from gpt2ops.maintenance.doctor.processes import locks
 from gpt2ops.maintenance.garbage import files as garbage_files
 from gpt2ops.maintenance.verify import verify_path, verify_project
 from gpt2ops.pipeline import cache as outputs
+from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.results import read_report, read_rows
 from gpt2ops.publishing.model_facts import gather_facts
 from gpt2ops.reporting.summary import summary_lines
 from gpt2ops.tracking.journal import Journal
-from gpt2ops.tracking.store import restored_runs
+from gpt2ops.tracking.restored_runs import restored_runs
 from gpt2ops.training.fingerprint import unfinished_run
 from gpt2ops.training.status import STATUS, read_status
 from tasks.tokenize import read_provenance

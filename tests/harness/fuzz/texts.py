@@ -18,10 +18,10 @@ from gpt2core.data.writer import write_tokens
 from gpt2core.errors import UserError
 from gpt2core.storage.files import replaced_directory, with_home, write_json
 from gpt2core.tokenizer import END_OF_TEXT, Tokenizer
-from gpt2ops import paths
 from gpt2ops.corpora import http as http_download
 from gpt2ops.corpora.sources import collect
 from gpt2ops.params.schema import parse_params
+from gpt2ops.pipeline import paths
 from tests.harness.fuzz.harness import Fault
 from tests.harness.fuzz.mutate import as_json, changed, odd_text, odd_value, spoiled
 
