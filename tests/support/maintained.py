@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2ops.projects.project import write_pipeline
 from gpt2ops.store.client import connect, experiment_id
 from tests.support.command import Result, run_here
 
@@ -24,8 +25,8 @@ class Commands:
 
 
 def write_project(root: Path) -> None:
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, root / name)
+    shutil.copy(ROOT / "params.yaml", root / "params.yaml")
+    write_pipeline(root)  # as `gpt2 init` does
     (root / ".dvc").mkdir()
     (root / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
     (root / "logs").mkdir()

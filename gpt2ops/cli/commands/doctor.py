@@ -14,7 +14,7 @@ registered models, flow runs and what was left behind. One line each:
   ok     as it should be
   look   something to know, or to tidy up
   wrong  a run would fail or lose something; the exit code is 1
-Nothing is changed, but by --mend."""
+Nothing is changed without --mend."""
 EXAMPLES = """\
 examples:
   gpt2 doctor

@@ -17,7 +17,7 @@ EXAMPLES = """\
 examples:
   gpt2 gc
   gpt2 gc --yes
-  gpt2 gc --checkpoints        also checkpoints of runs that could go on
+  gpt2 gc --checkpoints        also checkpoints of runs that could resume
 """
 
 

@@ -3,7 +3,7 @@
 import os
 import tomllib
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,21 @@ def _pipeline(root: Path) -> Iterator[Finding]:
         if not (root / name).exists():
             continue
         try:
-            read_stages(root / name)
+            stages = read_stages(root / name)
+            if name == PIPELINE and _is_older(root, stages):
+                text = "its stages are those of version 0.1 (`python -m tasks.STAGE`)"
+                yield Finding(WRONG, str(name), text, "`gpt2 init . --update`")
         except ValueError as error:
             remedy = (
                 "take it from git" if name == PIPELINE else "`gpt2 doctor --mend`; `dvc repro` then writes a new one"
             )
             yield Finding(WRONG, str(name), f"cannot be read ({' '.join(str(error).split())[:120]})", remedy)
+
+
+def _is_older(root: Path, stages: Mapping[str, Any]) -> bool:
+    """Whether the stages are modules `tasks.NAME`, which only a checkout has."""
+    commands = [str(stage.get("cmd")) for stage in stages.values() if isinstance(stage, dict)]
+    return any(" -m tasks." in command for command in commands) and not (root / "tasks").is_dir()
 
 
 def outputs(root: Path) -> Iterator[Finding]:

@@ -90,6 +90,11 @@ def damage_pages(root: Path) -> None:
     (root / STORE).write_bytes(content)
 
 
+def older_pipeline(root: Path) -> None:
+    file = root / "dvc.yaml"
+    file.write_text(file.read_text().replace("-P -m gpt2ops.stages.", "-m tasks."))
+
+
 SICK: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a store that is no database": (
         lambda root: (root / STORE).write_bytes(b"\0\xffnot sqlite" * 999), "mlflow", "cannot be read",
@@ -105,6 +110,7 @@ SICK: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "no params.yaml": (lambda root: (root / "params.yaml").unlink(), "params.yaml", "missing"),
     "no dvc.yaml": (lambda root: (root / "dvc.yaml").unlink(), "dvc.yaml", "missing"),
+    "dvc.yaml of 0.1": (older_pipeline, "dvc.yaml", "version 0.1"),
     "dvc.yaml of bytes": (lambda root: (root / "dvc.yaml").write_bytes(b"\xff\0"), "dvc.yaml", "cannot be read"),
     "dvc.lock in a merge": (lambda root: (root / "dvc.lock").write_text("<<<<<<< HEAD\na: 1\n"), "dvc.lock", "cannot"),
     "no .dvc": (lambda root: shutil.rmtree(root / ".dvc"), "dvc", ".dvc is missing"),
