@@ -215,7 +215,7 @@ def run_of_steps(job: Job, cut: int | None) -> tuple[dict[str, Any], list[float]
     ends: list[float] = []
 
     class Batches:
-        batch_size, sequence_length, batches_per_epoch = rows, length, 1000
+        batch_size, sequence_length, windows_per_epoch = rows, length, 1000 * rows
         split = Split(text)
 
         def batch(self, index: int) -> Any:

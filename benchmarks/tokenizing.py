@@ -94,7 +94,7 @@ def billion_tokens(job: dict[str, Any]) -> dict[str, Any]:
         batches = Batches(split, batch_size=4, sequence_length=1024, sampler="sequential")
         batches.batch(0)
         first = time.perf_counter() - before
-        last, reads = batches.batches_per_epoch - 1, {}
+        last, reads = batches.windows_per_epoch // batches.batch_size - 1, {}
         for place, around in (("start", 1), ("middle", last // 2), ("end", last - 500)):
             times = []
             for index in range(around, around + 500):

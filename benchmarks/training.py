@@ -84,7 +84,7 @@ def ours(job: dict[str, Any]) -> tuple[list[float], list[float]]:
     class Numbered:
         """Batches without a split: row after row."""
 
-        batch_size, sequence_length, batches_per_epoch = job["batch"], job["length"], 10**6
+        batch_size, sequence_length, windows_per_epoch = job["batch"], job["length"], 10**9
         split = Split(rows)
 
         def batch(self, index: int) -> Any:

@@ -3,6 +3,8 @@
 Shapes: B batch_size, T sequence_length.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from gpt2core.data.tokens import TokenSplit
@@ -11,14 +13,37 @@ from gpt2core.errors import UserError
 SAMPLERS = ("sequential", "shuffled", "sliding")
 
 
-class Batches:
-    """Batches of a split, numbered across epochs: epoch = index // batches_per_epoch.
+@dataclass(frozen=True)
+class Epochs:
+    """Epochs of `windows` windows in steps of `batch_size`: one may end within a batch."""
 
-    - sequential: consecutive windows of T tokens, the same in every epoch;
-    - shuffled: the same windows in a new order every epoch, a function of `seed` and epoch;
+    windows: int
+    batch_size: int
+
+    @property
+    def batches(self) -> float:
+        """Of one epoch."""
+        return self.windows / self.batch_size
+
+    def after(self, steps: int) -> float:
+        """Passes over the split."""
+        return steps * self.batch_size / self.windows
+
+    def end_at(self, step: int) -> bool:
+        """Whether the batch of `step` (from 1) has the last window of an epoch."""
+        return (step * self.batch_size) // self.windows > ((step - 1) * self.batch_size) // self.windows
+
+
+class Batches:
+    """Batches of a split, numbered across epochs. An epoch is `windows_per_epoch` windows of T tokens: all tokens.
+
+    - sequential: consecutive windows, the same in every epoch;
+    - shuffled: consecutive windows in a new order every epoch, a function of `seed` and epoch;
     - sliding: windows that start `stride` tokens apart (None: half a window), shuffled likewise.
 
-    Windows that do not fill a batch are skipped in that epoch. Raises UserError for a split too short for one batch.
+    Batches are always full: the last one of an epoch goes on with the next epoch's first windows. Where the text is no
+    whole number of windows, two of them overlap: the last two for `sequential`, in each epoch others for the rest.
+    Raises UserError for a split with fewer windows than one batch has.
     """
 
     def __init__(
@@ -39,13 +64,19 @@ class Batches:
         self._seed = seed
         self._shuffled = sampler != "sequential"
         self._stride = (stride or max(1, sequence_length // 2)) if sampler == "sliding" else sequence_length
+        if self._stride > sequence_length:
+            raise UserError(
+                key="stride",
+                value=stride,
+                rule="must not exceed {sequence_length} ({length}), or tokens between two windows are never trained",
+                length=sequence_length,
+            )
         # A window is T inputs and the one token after them.
-        num_windows = max(0, (len(split) - 1 - sequence_length) // self._stride + 1)
-        self._num_windows = num_windows
-        self.batches_per_epoch = num_windows // batch_size
-        self._order: tuple[int, np.ndarray] | None = None
-        if not self.batches_per_epoch:
-            needed = (batch_size - 1) * self._stride + sequence_length + 1
+        self._last_start = len(split) - 1 - sequence_length
+        self.windows_per_epoch = -(-self._last_start // self._stride) + 1 if self._last_start >= 0 else 0
+        self._epochs: dict[int, tuple[np.ndarray, int]] = {}  # of the last two used: a batch may have windows of both
+        if self.windows_per_epoch < batch_size:
+            needed = sequence_length + 1 + (max(0, batch_size - 2) * self._stride + 1 if batch_size > 1 else 0)
             raise UserError(
                 key="batch_size",
                 value=batch_size,
@@ -60,16 +91,27 @@ class Batches:
 
     def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Batch `index` >= 0: token_ids and targets, the same shifted by one token; each int64 (B, T)."""
-        epoch, position = divmod(index, self.batches_per_epoch)
-        rows = np.arange(position * self.batch_size, (position + 1) * self.batch_size)
-        windows = self._epoch_order(epoch)[rows] if self._shuffled else rows
-        starts = (windows.astype(np.int64) * self._stride).tolist()
+        windows = range(index * self.batch_size, (index + 1) * self.batch_size)
+        starts = [self._start(*divmod(window, self.windows_per_epoch)) for window in windows]
         tokens = np.stack([self.split.read(start, start + self.sequence_length + 1) for start in starts])
         tokens = tokens.astype(np.int64)  # (B, T + 1)
         return tokens[:, :-1].copy(), tokens[:, 1:].copy()
 
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        if self._order is None or self._order[0] != epoch:
-            generator = np.random.default_rng([self._seed, epoch])
-            self._order = (epoch, generator.permutation(np.arange(self._num_windows, dtype=np.uint32)))
-        return self._order[1]
+    def _start(self, epoch: int, position: int) -> int:
+        """First token of the window at `position` of an epoch."""
+        last = self.windows_per_epoch - 1
+        window, joint = position, last
+        if self._shuffled:
+            order, joint = self._epoch(epoch)
+            window = int(order[position])
+        # Windows from the joint on lie against the end of the text: they overlap with the one before it.
+        return window * self._stride - (last * self._stride - self._last_start if window >= joint else 0)
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, int]:
+        """Order of the windows, and the first that is moved."""
+        if epoch not in self._epochs:
+            generator, count = np.random.default_rng([self._seed, epoch]), self.windows_per_epoch
+            order = generator.permutation(np.arange(count, dtype=np.uint32))
+            self._epochs = {number: kept for number, kept in self._epochs.items() if number == epoch - 1}
+            self._epochs[epoch] = (order, int(generator.integers(1, count)) if count > 1 else 0)
+        return self._epochs[epoch]

@@ -36,7 +36,7 @@ class TrainerView(Protocol):
     batch_size: int
     sequence_length: int
     tokens_per_step: int
-    batches_per_epoch: int
+    batches_per_epoch: int  # rounded: an epoch may end within a batch
     history: list[Row]
 
     @property

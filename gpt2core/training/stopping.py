@@ -154,13 +154,13 @@ class StopRules:
         return "max_epochs" if by_epochs else "max_steps"
 
 
-def total_steps(config: TrainerConfig, batches_per_epoch: int) -> int:
-    """The length of the schedule: the smaller of max_steps and max_epochs."""
+def total_steps(config: TrainerConfig, batches_per_epoch: float) -> int:
+    """The length of the schedule: the smaller of max_steps and whole max_epochs."""
     limits = []
     if config.max_steps is not None:
         limits.append(config.max_steps)
     if config.max_epochs is not None:
-        limits.append(max(1, round(config.max_epochs * batches_per_epoch)))
+        limits.append(max(1, math.ceil(round(config.max_epochs * batches_per_epoch, 6))))
     return min(limits)
 
 

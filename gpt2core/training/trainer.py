@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core import runtime
-from gpt2core.data.batches import Batches
+from gpt2core.data.batches import Batches, Epochs
 from gpt2core.errors import UserError
 from gpt2core.evaluation.scores import Tokens
 from gpt2core.model import GPT
@@ -48,8 +48,9 @@ class Trainer:
         self.model, self.train_batches, self.config, self.run = model, train, config, run
         self.batch_size, self.sequence_length = train.batch_size, train.sequence_length
         self.tokens_per_step = self.batch_size * self.sequence_length
-        self.batches_per_epoch = train.batches_per_epoch
-        self.total_steps = total_steps(config, self.batches_per_epoch)
+        self.epochs = Epochs(train.windows_per_epoch, self.batch_size)
+        self.batches_per_epoch = round(self.epochs.batches)
+        self.total_steps = total_steps(config, self.epochs.batches)
         self.validation = Validation(model, train, val, run, config.micro_batch_size or self.batch_size)
         self.checkpoints, self.fingerprint = checkpoints, fingerprint
         self.listeners, self.interrupted = listeners if runtime.rank() == 0 else (), interrupted
@@ -144,13 +145,13 @@ class Trainer:
         if step % config.log_interval == 0 or ending:
             norm = grad_norm if math.isfinite(grad_norm) else None
             row = {"learning_rate": self.learning_rate, "grad_norm": norm, **self.interval.read()}
-        if step % (config.eval_interval or self.batches_per_epoch) == 0 or ending:
+        if (step % config.eval_interval == 0 if config.eval_interval else self.epochs.end_at(step)) or ending:
             evaluation = self._evaluate()
             if (score := self.rules.new_best(step, evaluation)) is not None:
                 self._save_best(score)
             reason = self.rules.after_evaluation(evaluation) or reason
             row |= evaluation
-        if config.sample_interval == "epoch" and step % self.batches_per_epoch == 0 and finite:
+        if config.sample_interval == "epoch" and self.epochs.end_at(step) and finite:
             self._sample()
         if row:
             row = dict.fromkeys(ROW_KEYS) | self._position() | row
@@ -174,7 +175,7 @@ class Trainer:
         return TrainResult(
             steps=self.step,
             tokens_seen=self.tokens_seen,
-            epochs=self.step / self.batches_per_epoch,
+            epochs=self.epochs.after(self.step),
             train_loss=self.smoothed_loss,
             train_loss_full=train_loss_full,
             val_loss=next((row["val_loss"] for row in reversed(self.history) if row["val_loss"] is not None), None),
@@ -292,7 +293,7 @@ class Trainer:
         return {
             "step": self.step,
             "tokens_seen": self.tokens_seen,
-            "epoch": round(self.step / self.batches_per_epoch, 4),
+            "epoch": round(self.epochs.after(self.step), 4),
         }
 
     def _note(self, message: str) -> None:

@@ -117,7 +117,10 @@ def _loss_words(history: History, train: Mapping[str, Any], metric: str) -> str:
     target = train.get("target_loss")
     against = f" (target {target:g} on {metric})" if target is not None else ""
     parts.append(f"Training stopped because {STOPS.get(train['stop_reason'], train['stop_reason'])}{against}")
-    return " ".join(parts) + f", after {duration_text(train.get('wall_seconds'))}."
+    end = f", after {duration_text(train.get('wall_seconds'))}."
+    if (step := train.get("extended_at")) is not None:
+        end += f" Until step {step:,} another length was planned: one run of this length gives other weights."
+    return " ".join(parts) + end
 
 
 def _levels(axes: Any, target: float | None, references: Sequence[tuple[str, float]]) -> list[tuple[str, float, str]]:

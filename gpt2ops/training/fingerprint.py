@@ -46,6 +46,7 @@ def fingerprint_of(params: Params, config: dict[str, Any], data_sha256: str, pre
         "seed": params.run.seed,
         "precision": precision,
         "kernels": params.run.kernels,
+        "epoch": "all tokens",  # versions up to 0.2 left out what did not fill the last batch
         "model.init": params.model.init,
         **{f"model.{key}": value for key, value in config.items()},
         **{f"train.{key}": value for key, value in train.items() if key not in NEUTRAL_TRAIN_KEYS},

@@ -160,6 +160,8 @@ class TrackedTraining:
         )
         if not self.training.resumed:
             self._start_over()
+        elif not trainer.ended:
+            self._resume()
         if trainer.ended:
             self.log.say("this run is finished, but DVC has not recorded its results: they are written again")
         self.tracked.log_dataset(self.training.tokens.manifest, split="train")
@@ -214,7 +216,24 @@ class TrackedTraining:
         if self.training.params.train.resume and (line := unfinished_run(trainer.checkpoints, trainer.fingerprint)):
             self.log.say(line)
         trainer.start_over()
-        trainer.extra = {"run_id": self.tracked.run_id, **recorded()}
+        trainer.extra = {"run_id": self.tracked.run_id, "length": length_of(self.training.params), **recorded()}
+
+    def _resume(self) -> None:
+        """Note what DVC knows now, and whether another length, so another schedule, was planned until here."""
+        extra, length = self.trainer.extra, length_of(self.training.params)
+        if extra.get("length", length) != length:
+            extra["extended_at"] = [*extra.get("extended_at", []), self.trainer.step]
+        extra |= {"length": length, **recorded()}
+        if extended := extra.get("extended_at"):
+            self.log.say(
+                f"another length was planned until step {extended[-1]:,}: the learning rates were those of that "
+                "schedule, so the weights will not be those of one run of this length"
+            )
+
+
+def length_of(params: Params) -> dict[str, Any]:
+    """The settings that the learning rate's schedule follows."""
+    return {"max_steps": params.train.stop.max_steps, "max_epochs": params.train.stop.max_epochs}
 
 
 def setup_lines(training: Training) -> list[str]:
@@ -231,7 +250,7 @@ def setup_lines(training: Training) -> list[str]:
         f"{train.batch_size} x {train.sequence_length} tokens a step",
         f"model: {_start_of(params)}, {trainer.model.num_parameters():,} parameters",
         f"tokens: {training.tokens.manifest['tokens']:,} in all, {len(split):,} in the train split",
-        f"batches an epoch: {trainer.train_batches.batches_per_epoch:,}",
+        f"batches an epoch: {trainer.epochs.batches:,.2f}".removesuffix(".00"),
     ]
 
 
@@ -257,12 +276,13 @@ def train_metrics(training: Training, result: TrainResult) -> dict[str, Any]:
     return {
         **vars(result),
         "target_loss": training.params.train.stop.target_loss,
+        "extended_at": max(trainer.extra.get("extended_at", []), default=None),
         "best_by": trainer.config.best_by,
         "device": str(training.run.device),
         "precision": training.run.precision,
         "n_params": trainer.model.num_parameters(),
         "train_tokens": len(trainer.train_batches.split),
-        "batches_per_epoch": trainer.train_batches.batches_per_epoch,
+        "batches_per_epoch": trainer.batches_per_epoch,
     }
 
 

@@ -48,6 +48,25 @@ def test_a_training_killed_after_its_end_is_not_trained_again(tmp_path: Path) ->
     assert len(runs_of(project)) == 2
 
 
+def test_an_extended_training_killed_after_its_end_is_not_trained_again(tmp_path: Path) -> None:
+    project = small_project(tmp_path / "project")
+    project.dvc("repro", "finetune")
+    recorded = project.report("metrics/train.json")
+    assert recorded["extended_at"] is None
+    longer = {**TINY["train"]["stop"], "target_loss": None, "max_steps": 3 * recorded["steps"]}
+    project.set_params({**TINY, "train": {**TINY["train"], "stop": longer}})
+    extended = project.run(sys.executable, "-m", "tasks.finetune").stdout  # its end; DVC never hears of it
+    assert f"resuming after step {recorded['steps']}" in extended
+    assert f"another length was planned until step {recorded['steps']}" in extended
+    best = project.root / "models/best/model.safetensors"
+    weights = best.read_bytes()
+    output = project.dvc("repro", "finetune").stdout
+    assert "written again" in output
+    assert "evaluation at step" not in output
+    assert best.read_bytes() == weights
+    assert project.report("metrics/train.json")["extended_at"] == recorded["steps"]
+
+
 def test_a_training_killed_before_its_first_checkpoint_leaves_no_run_behind(tmp_path: Path) -> None:
     stop = {"max_steps": 3000, "target_loss": None, "metric": "train_ema"}
     project = small_project(tmp_path / "project", checkpoint_interval=5000, eval_interval=5000, stop=stop)

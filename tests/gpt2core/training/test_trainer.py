@@ -142,14 +142,14 @@ def test_patience_counts_evaluations_without_a_new_best(tmp_path) -> None:
 def test_epochs_limit_a_run_and_evaluation_can_be_once_an_epoch(tmp_path) -> None:
     trainer = make_trainer(tmp_path, max_steps=None, max_epochs=2, eval_interval=None)
     result, heard = fit(trainer)
-    assert (result.stop_reason, result.steps) == ("max_epochs", 2 * trainer.train_batches.batches_per_epoch)
-    assert [row["step"] for row in heard.rows if row["val_loss"] is not None] == [31, 62]
+    assert (result.stop_reason, result.steps) == ("max_epochs", math.ceil(2 * trainer.epochs.batches))
+    assert [row["step"] for row in heard.rows if row["val_loss"] is not None] == [32, 63]  # 31.25 batches each
 
 
 def test_samples_can_come_once_an_epoch_beside_frequent_evaluations(tmp_path) -> None:
     trainer = make_trainer(tmp_path, max_steps=70, sample_interval="epoch")
     _, heard = fit(trainer)
-    assert [step for step, _ in heard.samples] == [31, 62]
+    assert [step for step, _ in heard.samples] == [32, 63]  # 31.25 batches each
 
 
 def test_a_shorter_run_leaves_the_checkpoints_of_a_longer_one(tmp_path) -> None:
