@@ -21,12 +21,15 @@ def read_hf_directory(directory: Path) -> Source:
     config = read_config(directory)
     notes = check_tokenizer(directory)
     tensors: dict[str, Tensor] = {}
-    files = _weight_files(directory)
+    files = _weight_files(directory, notes)
     for file in files:
         content = read_safetensors(file) if file.suffix == ".safetensors" else read_torch_file(file)
         if not isinstance(content, dict) or not all(isinstance(item, Tensor) for item in content.values()):
             raise UserError(f"{file} holds no state dict (names with tensors).")
         tensors.update(content)
+    head, wte = "lm_head.weight", "transformer.wte.weight"
+    if config.tie_word_embeddings and head in tensors and wte not in tensors and "wte.weight" not in tensors:
+        tensors[wte] = tensors[head]  # safetensors' `save_model` keeps one name of a shared tensor
     sizes = {name: getattr(config, name) for name in ("n_head", "n_layer", "n_embd", "block_size")}
     form = "safetensors" if files[0].suffix == ".safetensors" else "pytorch_model.bin"
     shards = f", {len(files)} shards" if len(files) > 1 else ""
@@ -34,14 +37,16 @@ def read_hf_directory(directory: Path) -> Source:
     return Source(f"a Hugging Face directory ({form}{shards})", tensors, sizes, settings, "config.json", notes)
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    for name in _WEIGHTS:
-        index = directory / f"{name}.index.json"
-        if index.exists():
-            names = _index_files(within(index, directory))
-            return [within(directory / file, directory) for file in names]
-        if (directory / name).exists():
-            return [within(directory / name, directory)]
+def _weight_files(directory: Path, notes: list[str]) -> list[Path]:
+    """The files that transformers would read; `notes` gets those that it, and so this, passes over."""
+    there = [name for weights in _WEIGHTS for name in (weights, f"{weights}.index.json") if (directory / name).exists()]
+    if there:
+        if there[1:]:
+            notes.append(f"passed over, as transformers does: {', '.join(there[1:])}")
+        chosen = within(directory / there[0], directory)
+        if not there[0].endswith(".index.json"):
+            return [chosen]
+        return [within(directory / file, directory) for file in _index_files(chosen)]
     if (directory / "adapter_config.json").exists():
         raise UserError(f"{directory} is a LoRA adapter; merge it into its model (`merge_and_unload()`) and save that.")
     raise UserError(f"{directory} has a config.json, but neither {' nor '.join(_WEIGHTS)}; fetch the weights as well.")

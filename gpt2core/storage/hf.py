@@ -3,6 +3,7 @@
 Tensors go in and out by name; `gpt2core.model` makes a model of them.
 """
 
+import logging
 import os
 import re
 import time
@@ -20,6 +21,8 @@ from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.extras import needs_extra
 from gpt2core.storage.files import atomic_path, inside, read_json, sha256_file, write_json
+
+log = logging.getLogger(__name__)
 
 # The hub's client resumes a download by itself; these attempts are for a hub that does not answer.
 DOWNLOAD_ATTEMPTS, DOWNLOAD_PAUSE_SECONDS = 3, 1.0
@@ -140,9 +143,15 @@ def read_config(directory: Path) -> GPTConfig:
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a directory's safetensors, one file or sharded. Raises UserError when damaged or absent."""
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
+    """All tensors of a directory's safetensors, one file or, where that is not there, its shards, as transformers does.
+
+    Raises UserError when damaged or absent.
+    """
+    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if whole.exists() and index.exists():
+        log.warning("%s is passed over with its shards: %s is there, which transformers reads too", index, whole.name)
+    files = [whole]
+    if index.exists() and not whole.exists():
         # Only the file's name counts: an index must not lead out of its directory.
         try:
             weight_map = read_json(inside(index, directory))["weight_map"]
@@ -151,8 +160,6 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
             raise
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{index} is damaged; fetch or save it again.") from None
-    else:
-        files = [directory / "model.safetensors"]
     tensors: dict[str, Tensor] = {}
     for path in files:
         if not path.exists():
@@ -209,7 +216,9 @@ def from_hf_state(tensors: dict[str, Tensor], *, tied: bool) -> dict[str, Tensor
             continue
         state[name] = tensor.t() if name.endswith(TRANSPOSED) else tensor
     head, wte = tensors.get("lm_head.weight"), state.get("wte.weight")
-    if tied and head is not None and wte is not None and not torch.equal(head, wte):
+    if tied and head is not None and wte is None:  # safetensors' `save_model` keeps one name of a shared tensor
+        state["wte.weight"] = head
+    elif tied and head is not None and wte is not None and not torch.equal(head, wte):
         raise UserError(
             "lm_head.weight differs from wte.weight, but config.json says they are tied; "
             'if the head is its own, write `"tie_word_embeddings": false` into config.json.'

@@ -224,6 +224,8 @@ def test_a_damaged_description_of_a_model_is_named(tmp_path, file, content, mess
     GPT(TINY).save_pretrained(tmp_path)
     if file == "config.json":
         content = (tmp_path / file).read_text().replace('"n_embd": 24', content)
+    else:
+        (tmp_path / "model.safetensors").unlink()  # of the two it would be read
     (tmp_path / file).write_text(content)
     with pytest.raises(UserError, match=message):
         GPT.from_pretrained(tmp_path)

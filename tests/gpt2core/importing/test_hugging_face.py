@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from gpt2core.errors import UserError
 from gpt2core.importing import import_model
 from gpt2core.importing.hub import fetch_from_hub
+from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
 from tests.support.foreign_models import spread
 
@@ -51,6 +52,39 @@ def test_shards_with_an_index(reference: GPT2LMHeadModel, tmp_path: Path) -> Non
     shard.unlink()
     with pytest.raises(UserError, match="model-00001.* is missing"):
         import_model(tmp_path)
+
+
+def test_of_two_saves_in_one_folder_the_one_that_transformers_reads(
+    reference: GPT2LMHeadModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older = GPT2LMHeadModel(reference.config)
+    older.save_pretrained(tmp_path, max_shard_size="1MB")
+    shards = {file.name: file.read_bytes() for file in tmp_path.glob("model*")}
+    reference.save_pretrained(tmp_path)  # it removes what the first left, other programs do not
+    for name, content in shards.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"older still")
+    expected = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(GPT.from_pretrained(tmp_path)(IDS), expected(IDS).logits, atol=1e-5, rtol=0)
+    assert "model.safetensors.index.json is passed over" in caplog.text
+    notes = assert_same(tmp_path, expected)
+    assert "passed over, as transformers does: model.safetensors.index.json, pytorch_model.bin" in notes
+
+
+@pytest.mark.parametrize("kept", ["lm_head.weight", "transformer.wte.weight"])
+def test_a_tied_model_may_keep_either_name_of_its_shared_matrix(
+    kept: str, directory: Path, reference: GPT2LMHeadModel
+) -> None:
+    file = directory / "model.safetensors"
+    save_model(reference, file)  # keeps one of the two names
+    state = load_file(file)
+    (shared,) = {"lm_head.weight", "transformer.wte.weight"} & state.keys()
+    state[kept] = state.pop(shared)
+    save_file(state, file, metadata={"format": "pt"})
+    assert_same(directory, reference)
+    with torch.no_grad():
+        torch.testing.assert_close(GPT.from_pretrained(directory)(IDS), reference(IDS).logits, atol=1e-5, rtol=0)
 
 
 def test_pytorch_model_bin_with_old_buffers_and_without_the_prefix(directory: Path, reference: GPT2LMHeadModel) -> None:
