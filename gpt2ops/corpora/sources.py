@@ -21,14 +21,13 @@ from gpt2core.errors import UserError
 from gpt2core.storage.files import sha256_file, with_home
 from gpt2core.tokenizer import check_unicode
 from gpt2ops.corpora.globbing import matching_files
-from gpt2ops.corpora.http import download
+from gpt2ops.corpora.http import DOWNLOADS, download
 from gpt2ops.params.schema import Data
 from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
 from gpt2ops.process.redact import check_no_secret, filled_in, redact
 
 BUNDLED_LICENCE = "public domain"
-DOWNLOADS = paths.RAW.parent / ".downloads"
 
 
 @dataclass(frozen=True)
@@ -232,9 +231,16 @@ def _named_set(data: Data, named: NamedSet, folder: Path) -> CollectedFiles:
     return CollectedFiles(named.licence, tuple(item.url for item in named.downloads), tuple(names))
 
 
+def urls_of(source: str) -> list[str]:
+    """What `data.source` downloads by address."""
+    return [item.url for item in NAMED_SETS[source].downloads] if source in NAMED_SETS else [source]
+
+
 def _fetch(item: Download, data: Data, target: Path) -> None:
     say(f"downloading {item.url}")
-    partial = download(filled_in(item.url, "data.source"), DOWNLOADS, item.sha256, shown=item.url)
+    partial = download(
+        filled_in(item.url, "data.source"), DOWNLOADS, item.sha256, shown=item.url, max_bytes=data.max_bytes
+    )
     shutil.move(partial, target)
     try:
         check_file(target, text_field=data.text_field)

@@ -10,16 +10,19 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json, sha256_file, write_json, write_text
 from gpt2ops.params.editing import with_values
+from gpt2ops.params.schema import load_params
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.cache import cache_directory, restore
 from gpt2ops.pipeline.code_version import CODE, code_root, code_sha256, digest
 from gpt2ops.pipeline.paths import mlruns
+from gpt2ops.process.redact import secrets_named
 from gpt2ops.registry.models import registered_versions
 from gpt2ops.registry.runs import Run
 from gpt2ops.store.client import connect
@@ -45,10 +48,11 @@ class RerunResult:
         return self.same_weights is not False and not self.differences
 
 
-def prepare(run: Run, folder: Path, *, any_code: bool) -> list[str]:
+def prepare(run: Run, folder: Path, *, any_code: bool, send_secrets: bool = False) -> list[str]:
     """Write the settings, code and text of `run` into `folder`; returns the stages to run there.
 
-    Raises UserError where the folder has other contents, or the settings, the code or the text are not available.
+    Raises UserError where the folder has other contents, the settings, the code or the text are not available, or the
+    text's address asks for secrets of this environment and `send_secrets` is not set: a shared store may name any.
     """
     if (folder / MARKER).is_file() and read_json(folder / MARKER).get("run_id") == run.run_id:
         return list(STAGES)  # an interrupted rerun, whose checkpoints are there
@@ -68,6 +72,8 @@ def prepare(run: Run, folder: Path, *, any_code: bool) -> list[str]:
     restored = _restore_text(run, folder)
     if not restored:
         stages.insert(0, "download")
+        if not send_secrets:
+            _refuse_secrets(folder)
     _use_absolute_names(run, folder, text=not restored)
     write_json(folder / MARKER, {"run_id": run.run_id})
     return stages
@@ -148,6 +154,15 @@ def _unpack(archive: bytes, folder: Path) -> None:
 
 
 # Text
+
+
+def _refuse_secrets(folder: Path) -> None:
+    source = load_params(folder / paths.PARAMS).data.source
+    if names := secrets_named(source):
+        raise UserError(
+            f"the run's text comes from {urlsplit(source).hostname}, with the value of {', '.join(names)} in the "
+            "address; if it may be sent there, run again with --send-secrets."
+        )
 
 
 def _restore_text(run: Run, folder: Path) -> bool:

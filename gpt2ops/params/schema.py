@@ -91,6 +91,8 @@ class Data(Section):
     """File or folder that DVC watches: a change there runs the download again."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Expected hash of a downloaded or single source file; required for a URL."""
+    max_bytes: int | None = Field(None, ge=1)
+    """Largest download; null: nine tenths of the free space."""
     text_field: str = Field("text", min_length=1)
     """Field of .jsonl, .parquet and hf: records that holds the text."""
     licence: str | None = None

@@ -35,7 +35,7 @@ class TextServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), TextHandler)
         self.content, self.token = content, token
         self.login = "Basic " + base64.b64encode(f"{USER}:{password}".encode()).decode()
-        self.served = 0
+        self.asked = self.served = 0
 
 
 class TextHandler(BaseHTTPRequestHandler):
@@ -46,6 +46,7 @@ class TextHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         known = self.headers.get("Authorization") == self.server.login and f"token={self.server.token}" in self.path
         body = self.server.content if known else b"who are you?"
+        self.server.asked += 1
         self.server.served += known
         self.send_response(200 if known else 401)
         self.send_header("Content-Length", str(len(body)))
@@ -122,11 +123,11 @@ def look(root: Path, folder: Path) -> list[str]:
     text = (root / "data/corpus/tiny.txt").read_bytes()
     wrong: list[str] = []
     with text_server(text, password, token) as texts, mlflow_server(folder / "server", admin) as mlflow:
-        source = f"http://{USER}:${{TEXT_PASSWORD}}@127.0.0.1:{texts.server_port}/tiny.txt?token=${{TEXT_TOKEN}}"
+        source = f"http://{USER}:${{GPT2_SECRET_PASSWORD}}@127.0.0.1:{texts.server_port}/tiny.txt?token=${{GPT2_SECRET_TOKEN}}"
         data = {**TINY["data"], "source": source, "sha256": hashlib.sha256(text).hexdigest()}
         project = Project(root, {**TINY, "data": data})
         project.git("init", "-q")
-        secret = {"TEXT_PASSWORD": password, "TEXT_TOKEN": token}
+        secret = {"GPT2_SECRET_PASSWORD": password, "GPT2_SECRET_TOKEN": token}
         in_address = {"MLFLOW_TRACKING_URI": f"http://{ADMIN}:{admin}@{mlflow}"}
         by_name = {"MLFLOW_TRACKING_URI": f"http://{mlflow}"}
         login = {"MLFLOW_TRACKING_USERNAME": ADMIN, "MLFLOW_TRACKING_PASSWORD": admin}

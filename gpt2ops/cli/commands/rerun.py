@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--any-code", action="store_true", help="with the code that is here, also if the run's was other"
     )
+    parser.add_argument(
+        "--send-secrets",
+        action="store_true",
+        help="fill in the GPT2_SECRET_... variables that the address of its text names",
+    )
     parser.add_argument("--json", action="store_true", help="the result as an object; all else goes to standard error")
 
 
@@ -47,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = with_home(arguments.directory or f"rerun-{wanted.run_id[:8]}")
     print(f"making {wanted.name} ({wanted.run_id[:8]}) again in {folder}", file=sys.stderr, flush=True)
     try:
-        for stage in prepare(wanted, folder, any_code=arguments.any_code):
+        for stage in prepare(wanted, folder, any_code=arguments.any_code, send_secrets=arguments.send_secrets):
             print(f"-- {stage}", file=sys.stderr, flush=True)
             run_stage(folder, stage, store=Path.cwd(), output_to_stderr=arguments.json)
             if stage == "tokenize":

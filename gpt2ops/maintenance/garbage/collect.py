@@ -54,6 +54,7 @@ def collect(root: Path, *, checkpoints_too: bool = False) -> Collected:
         raise UserError(f"{root} is no project (no {missing[0]}); change to a project's folder.")
     rules = {
         "leftovers": lambda: files.half_written(root),
+        "downloads": lambda: files.downloads(root),
         "checkpoints": lambda: files.checkpoints(root, unfinished_too=checkpoints_too),
         "workspaces": lambda: files.flow_runs(root, unfinished_too=checkpoints_too),
     }

@@ -101,6 +101,20 @@ def half_written(root: Path) -> list[Garbage]:
     ]
 
 
+def downloads(root: Path) -> list[Garbage]:
+    """Parts of downloads other than that of data.source, which the next run resumes.
+
+    Raises UserError where params.yaml cannot be read.
+    """
+    from gpt2ops.corpora.http import DOWNLOADS, partial_name
+    from gpt2ops.corpora.sources import urls_of
+    from gpt2ops.params.schema import load_params
+
+    left = [path for path in (root / DOWNLOADS).glob("*.partial") if path.is_file() and not _is_recent(path)]
+    kept = {partial_name(url) for url in urls_of(load_params(root / paths.PARAMS).data.source)} if left else set()
+    return [Garbage(path, "leftovers", "a part of a download") for path in sorted(left) if path.name not in kept]
+
+
 def checkpoints(root: Path, *, unfinished_too: bool) -> list[Garbage]:
     """Checkpoints of runs other than those of params.yaml and models/run.json.
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gpt2ops.params.schema import parse_params
 from gpt2ops.registry.champion import champions, make_champion, read_history
@@ -12,6 +13,7 @@ from gpt2ops.registry.runs import find_run, list_runs
 from gpt2ops.store.client import connect, fluent_mlflow
 from gpt2ops.tracking.api import start_run
 from tests.support.command import run_here
+from tests.support.secret_run import text_server
 
 PERPLEXITY = {"first": 40.0, "second": 30.0, "third": 35.0}
 
@@ -61,6 +63,20 @@ def gpt2(store: Path, capsys, monkeypatch):
     for name in ("MLFLOW_TRACKING_URI", "GPT2_PROJECT_ROOT", "GPT2_FLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     return lambda *arguments: run_here(capsys, monkeypatch, *arguments)
+
+
+def test_no_secret_goes_to_the_address_that_a_store_names_without_consent(gpt2, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPT2_SECRET_CORPUS", "hunter2")
+    with text_server(b"Words.", "", "hunter2") as server:
+        source = f"http://127.0.0.1:{server.server_port}/a.txt?token=${{GPT2_SECRET_CORPUS}}"
+        Path("params.yaml").write_text(yaml.safe_dump({"data": {"source": source, "sha256": "0" * 64}}))
+        with start_run(parse_params({})) as run:
+            pass
+        refused = gpt2("rerun", run.run_id, "--any-code", "--dir", "again")
+        assert (refused.code, server.asked) == (1, 0)
+        assert "127.0.0.1, with the value of GPT2_SECRET_CORPUS" in refused.err
+        assert "--send-secrets" in refused.err
 
 
 def test_runs_are_listed_newest_first_in_eighty_columns(gpt2) -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,7 @@ class Server(ThreadingHTTPServer):
     content = CONTENT
     ranges = True
     location = ""
+    says_its_length = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -58,7 +60,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if asked and server.ranges else 200)
         if asked and server.ranges:
             self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
-        self.send_header("Content-Length", str(len(body)))
+        if server.says_its_length:
+            self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", '"1"')
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if fault == "drop" else body)
@@ -155,6 +158,45 @@ def test_a_redirect_to_a_file_is_refused(server: Server, tmp_path: Path) -> None
 def test_a_redirect_within_http_is_followed(server: Server, tmp_path: Path) -> None:
     server.location, server.faults = server.url("b.txt"), ["redirect"]
     assert get(server, tmp_path) == CONTENT
+
+
+@pytest.mark.parametrize(
+    "target", ["http://127.0.0.1:{port}/b.txt", "http://[::ffff:127.0.0.1]:{port}/", "http://10.0.0.1/"]
+)
+def test_a_redirect_from_the_internet_to_this_machine_is_not_followed(
+    server: Server, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A proxy is asked for every address, and stands for the internet here.
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("no_proxy", "")
+    server.location, server.faults = target.format(port=server.server_port), ["redirect"]
+    with pytest.raises(UserError, match="an address of this machine or of a private network"):
+        download("http://93.184.216.34/a.txt", tmp_path, None, pause_seconds=0.001)
+    assert len(server.requested) == 1
+
+
+def test_a_redirect_to_no_address_is_one_line(server: Server, tmp_path: Path) -> None:
+    server.location, server.faults = "http://[::1", ["redirect"]
+    with pytest.raises(UserError, match=r"cannot be followed"):
+        get(server, tmp_path, None)
+
+
+@pytest.mark.parametrize("says_its_length", [True, False])
+def test_a_download_larger_than_its_limit_is_refused_and_leaves_nothing(
+    server: Server, says_its_length: bool, tmp_path: Path
+) -> None:
+    server.says_its_length = says_its_length
+    for limit in (1, len(CONTENT) - 1):
+        with pytest.raises(UserError, match=rf"no more than {limit:,} may be downloaded.*data\.max_bytes"):
+            download(server.url("a.txt"), tmp_path, None, max_bytes=limit)
+        assert list(tmp_path.iterdir()) == []
+    assert download(server.url("a.txt"), tmp_path, SHA256, max_bytes=len(CONTENT)).read_bytes() == CONTENT
+
+
+def test_no_download_fills_the_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2ops.corpora.http.FREE_SHARE", 1000 / shutil.disk_usage(tmp_path).free)
+    with pytest.raises(UserError, match="free space"):
+        get(server, tmp_path)
 
 
 def test_no_server_there_is_one_line_that_says_what_to_do(server: Server, tmp_path: Path) -> None:

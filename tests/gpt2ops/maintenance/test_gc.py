@@ -16,6 +16,7 @@ from gpt2core.data.writer import write_tokens
 from gpt2core.model import GPT
 from gpt2core.storage.files import write_json
 from gpt2core.training.checkpoint import save_checkpoint
+from gpt2ops.corpora.http import partial_name
 from gpt2ops.params.schema import load_params
 from gpt2ops.pipeline import paths
 from gpt2ops.store.client import connect, experiment_id
@@ -100,6 +101,19 @@ def test_what_killed_writes_left_goes_but_not_what_is_written_now_or_holds_the_o
         "data/.raw.partial",
     ]  # fmt: skip
     assert_collected(gpt2, project, expected)
+
+
+def test_a_part_of_a_download_goes_unless_the_next_run_would_resume_it(project, gpt2) -> None:
+    url = "https://host/a.txt"
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("source: bundled", f"source: {url}"))
+    resumable = make(project / "data/.downloads" / partial_name(url))
+    given_up = make(project / "data/.downloads" / partial_name("https://host/b.txt"))
+    for path in (resumable, given_up):
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    make(project / "data/.downloads" / partial_name("https://host/arriving.txt"))
+    assert_collected(gpt2, project, [given_up.relative_to(project).as_posix()])
+    assert resumable.exists()
 
 
 def save_run(folder: Path, fingerprint: dict[str, object], step: int, finished: str | None, run_id: str = "") -> str:

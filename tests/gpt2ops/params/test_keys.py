@@ -27,7 +27,7 @@ def test_an_argument_is_the_key_of_the_stage_s_own_section_first() -> None:
         (
             lambda: Batches(ArrayTokens(9, 0), batch_size=8, sequence_length=4, sampler="shuffled", seed=1),
             "batch_size (8) is too large: ",
-            "one batch needs 33 with train.sequence_length (4); ",
+            "one batch needs 30 with train.sequence_length (4); ",
         ),
     ],
 )

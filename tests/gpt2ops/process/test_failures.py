@@ -88,10 +88,10 @@ class TenTokens(list):
         (lambda: pick_runtime("cpu", "fp16"), "precision ('fp16')", "run.precision ('fp16')", "--precision (fp16)"),
         (
             lambda: Batches(TenTokens(range(10)), batch_size=2, sequence_length=16, sampler="shuffled"),
-            "batch_size (2) is too large: the train split has 10 tokens, and one batch needs 33 with sequence_length",
-            "train.batch_size (2) is too large: the train split has 10 tokens, and one batch needs 33 with "
+            "batch_size (2) is too large: the train split has 10 tokens, and one batch needs 18 with sequence_length",
+            "train.batch_size (2) is too large: the train split has 10 tokens, and one batch needs 18 with "
             "train.sequence_length (16)",
-            "--batch-size (2) is too large: the train split has 10 tokens, and one batch needs 33 with "
+            "--batch-size (2) is too large: the train split has 10 tokens, and one batch needs 18 with "
             "--block-size (16)",
         ),
         (
