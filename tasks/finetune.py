@@ -18,14 +18,14 @@ from gpt2core.training.events import TrainResult
 from gpt2core.training.trainer import Trainer
 from gpt2ops.params.schema import load_params
 from gpt2ops.pipeline import paths
-from gpt2ops.process.signals import Interruption, spawn_ranks
+from gpt2ops.process.signals import Interruption, is_rank, spawn_ranks
 from gpt2ops.process.stage import run_stage
 from gpt2ops.training.run import TrackedTraining, Training, describe_saved, set_up, train_metrics
 
 
 def main() -> None:
     params = load_params()
-    if params.run.nproc_per_node > 1 and "RANK" not in os.environ:
+    if params.run.nproc_per_node > 1 and not is_rank():
         spawn_ranks(params.run.nproc_per_node)
     with Interruption() as interruption:
         training = set_up(params, interruption.requested)

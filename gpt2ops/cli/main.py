@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from gpt2core.errors import as_one_line
-from gpt2ops.cli.output import use_plain_streams
+from gpt2ops.cli.output import printable, use_plain_streams
 from gpt2ops.process.failures import failure_line
 
 
@@ -182,7 +182,7 @@ def main() -> None:
         line = failure_line("gpt2", error)
         if line is None:
             raise
-        print(f"gpt2: error: {line}", file=sys.stderr)
+        print(f"gpt2: error: {printable(line)}", file=sys.stderr)
         sys.exit(1)
 
 

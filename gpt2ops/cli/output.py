@@ -1,6 +1,8 @@
 """What commands print: JSON, tables that fit the terminal, text in the terminal's encoding."""
 
 import json
+import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -10,16 +12,29 @@ WIDTH = 80  # columns that every terminal has
 MIN_COLUMN = 8
 
 
+# All but line breaks and tabs: an escape sequence in a name could move the cursor or change what stands above.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
 def use_plain_streams() -> None:
-    """Print a character that the terminal's encoding lacks as `?` instead of raising."""
+    """Print a character that the terminal's encoding lacks as `?` instead of raising; a closed stream takes nothing."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # as after `>&-`; the next file to be opened must not take its number
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
 
 
+def printable(text: str) -> str:
+    """`text` with control characters as escapes, such as `\\x1b`."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 def put(text: str) -> None:
-    """Write to standard output and flush; characters that its encoding lacks become `?`."""
+    """Write to standard output and flush: `?` for what its encoding lacks, no control characters to a terminal."""
+    text = printable(text) if sys.stdout.isatty() else text
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
     sys.stdout.flush()
@@ -47,6 +62,7 @@ def put_table(
     A table wider than the terminal has its column `shrink`, or else the widest of `left`, shortened. Output to a pipe
     is never shortened.
     """
+    rows = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
     excess = sum(widths) + 2 * (len(widths) - 1) - terminal_width() if sys.stdout.isatty() else 0
     while excess > 0:

@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+from gpt2core.errors import UserError
+from gpt2core.storage.files import with_home
+
 PARAMS = Path("params.yaml")
 DVC_LOCK = Path("dvc.lock")
 BUNDLED_CORPUS = Path("data/corpus/shakespeare-plays.txt")
@@ -30,6 +33,14 @@ WORKSPACES = Path("workspaces")  # a folder for each flow run
 def project_root() -> Path:
     """The folder that holds `mlruns/`: GPT2_PROJECT_ROOT (a flow run's workspace has it set), else the working one."""
     return Path(os.environ.get("GPT2_PROJECT_ROOT") or Path.cwd()).resolve()
+
+
+def user_cache() -> Path:
+    """This user's own folder for what several projects share. Raises UserError for an account without a home."""
+    base = with_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if not base.is_absolute():
+        raise UserError("this account has no home folder; set XDG_CACHE_HOME to a folder of your own.")
+    return base / "gpt2-workflow"
 
 
 def mlruns() -> Path:

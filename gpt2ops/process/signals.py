@@ -27,6 +27,11 @@ def spawn_ranks(count: int) -> NoReturn:
     os.execve(sys.executable, [sys.executable, *arguments], environment)
 
 
+def is_rank() -> bool:
+    """Whether torchrun started this process as one of several: a RANK alone may be left over from another program."""
+    return all(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE"))
+
+
 @contextmanager
 def handling(numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Install `handler` for these signals; the previous handlers come back at the end."""

@@ -11,7 +11,13 @@ from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.cache import Restored, restore_outputs
 from gpt2ops.process.console import say
 from gpt2ops.process.failures import failure_line
-from gpt2ops.process.signals import TerminatedError, keep_output_open, leave_with_parent, raise_when_asked_to_leave
+from gpt2ops.process.signals import (
+    TerminatedError,
+    is_rank,
+    keep_output_open,
+    leave_with_parent,
+    raise_when_asked_to_leave,
+)
 from gpt2ops.process.startup import end_imports
 
 LOCK = paths.LOGS / ".stage.lock"
@@ -100,4 +106,4 @@ def _holder() -> str:
 
 
 def _first_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    return not is_rank() or os.environ["RANK"] == "0"

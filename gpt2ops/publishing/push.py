@@ -1,5 +1,6 @@
 """Uploads an exported model to the Hugging Face Hub."""
 
+import glob
 import os
 import re
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def send(upload: Upload, repo_id: str, *, private: bool, token: str | None) -> s
         api.upload_folder(
             repo_id=repo_id,
             folder_path=upload.directory,
-            allow_patterns=[name for name, _ in upload.files],
+            allow_patterns=[glob.escape(name) for name, _ in upload.files],  # a file may be called `*`
             commit_message="Upload a GPT-2",
         )
     except Exception as error:  # the client raises many types

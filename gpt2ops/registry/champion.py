@@ -26,7 +26,7 @@ def registry_lock() -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     file = store_lock("register")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = FileLock(file)
     try:
         lock.acquire(timeout=1)

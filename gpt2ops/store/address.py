@@ -1,12 +1,10 @@
 """Where the MLflow store is: under `mlruns/`, or where MLFLOW_TRACKING_URI says."""
 
-import getpass
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
-from gpt2ops.pipeline.paths import mlruns, project_root
+from gpt2ops.pipeline.paths import mlruns, project_root, user_cache
 from gpt2ops.process.redact import redact
 
 
@@ -43,7 +41,7 @@ def store_lock(name: str) -> Path:
     if database := sqlite_file():
         return database.with_name(f".{database.name}.{name}.lock")
     uri = hashlib.sha256(redact(tracking_uri()).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"gpt2-{getpass.getuser()}" / f"{uri}.{name}.lock"
+    return user_cache() / "locks" / f"{uri}.{name}.lock"  # in a folder for all another user could hold it for ever
 
 
 def artifact_folder(database: Path) -> Path:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from gpt2core.data.tokens import TokenSet, TokenSplit, open_tokens
 from gpt2core.errors import UserError
 from gpt2core.evaluation.scores import unigram_loss
 from gpt2core.runtime import Runtime
-from gpt2core.storage.files import sha256_file, with_home
+from gpt2core.storage.files import sha256_file
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.training.config import TrainerConfig, TrainSettings
 from gpt2core.training.events import TrainResult
@@ -24,6 +25,7 @@ from gpt2core.training.trainer import Trainer
 from gpt2ops.params.schema import Params, check_sequence_length
 from gpt2ops.pipeline import paths
 from gpt2ops.process.failures import failure_line
+from gpt2ops.process.signals import is_rank
 from gpt2ops.tracking.api import start_run
 from gpt2ops.training.environment import environment
 from gpt2ops.training.fingerprint import checkpoints_of, fingerprint_of, recorded, unfinished_run, was_lost
@@ -60,7 +62,7 @@ def set_up(params: Params, interrupted: Callable[[], bool]) -> Training:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
     runtime.set_determinism(params.run.deterministic)
     keep_compiled_kernels()
-    if "RANK" in os.environ:
+    if is_rank():
         runtime.join_process_group(run.device)
     tokens = open_tokens(paths.TOKENS)
     if runtime.rank() == 0:
@@ -87,9 +89,8 @@ def set_up(params: Params, interrupted: Callable[[], bool]) -> Training:
 
 def keep_compiled_kernels() -> None:
     """Cache compiled kernels in the user's home: torch's default is a temporary directory, empty after a reboot."""
-    place = with_home("~/.cache/gpt2-workflow/compiled")
-    if place.is_absolute():  # an account may have no home
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place))
+    with suppress(UserError):  # an account may have no home
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.user_cache() / "compiled"))
 
 
 def check_new_model_fits(params: Params, device: str) -> None:

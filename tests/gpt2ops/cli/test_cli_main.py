@@ -1,6 +1,7 @@
 """The command as a whole: its help, its mistakes, its completion."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -39,6 +40,19 @@ def test_every_command_explains_itself_and_shows_how_it_is_used(name: str, gpt2)
 
 def test_a_word_that_resembles_no_command_gets_the_list_instead_of_a_wild_guess(gpt2) -> None:
     assert gpt2("frobnicate").is_one_line("unknown command 'frobnicate'; there are init, finetune", code=2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of Unix")
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("arguments", ["runs", "models", "doctor", "gc", "verify", "--version", "generate --help"])
+def test_output_that_is_closed_is_no_error_of_ours(arguments: str, closed: str, tmp_path) -> None:
+    command = f"{shlex.join(PROGRAM)} {arguments} {closed}"
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, 1)
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == (done.returncode == 1 and closed == ">&-")
 
 
 def test_the_version_is_that_of_the_package(gpt2) -> None:

@@ -79,6 +79,19 @@ def test_no_secret_goes_to_the_address_that_a_store_names_without_consent(gpt2, 
         assert "--send-secrets" in refused.err
 
 
+def test_a_name_of_a_run_cannot_steer_the_terminal(gpt2, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ids = []
+    for name in ("calm\x1b[2J\x9b31m", "other\rname\n\u202eemit"):
+        with start_run(parse_params({}), run_name=name) as run:
+            ids.append(run.run_id)
+    for arguments in (["runs"], ["compare", *ids]):
+        shown = gpt2(*arguments).out
+        assert "calm\\x1b[2J\\x9b31m" in shown
+        assert not {"\x1b", "\x9b", "\r", "\u202e"} & set(shown)
+    assert gpt2("runs", "--json").json[1]["name"] == "calm\x1b[2J\x9b31m"
+
+
 def test_runs_are_listed_newest_first_in_eighty_columns(gpt2) -> None:
     lines = gpt2("runs").out.splitlines()
     assert [line.split()[1] for line in lines] == ["NAME", "third", "second", "first"]

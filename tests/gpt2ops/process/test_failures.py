@@ -62,12 +62,28 @@ def test_ranks_that_fail_alike_say_so_once(capsys, monkeypatch) -> None:
 
     said = []
     for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
+        for name, value in {"RANK": rank, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}.items():
+            monkeypatch.setenv(name, value)
         with pytest.raises(SystemExit) as end:
             run_stage("finetune", main)
         assert end.value.code == 1
         said.append(capsys.readouterr().err.count("finetune: error"))
     assert said == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "left", [{"RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "x"}]
+)
+def test_ranks_left_in_the_environment_by_another_program_silence_nothing(left, capsys, monkeypatch) -> None:
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+
+    def main() -> None:
+        raise MemoryError
+
+    with pytest.raises(SystemExit):
+        run_stage("finetune", main)
+    assert capsys.readouterr().err.count("finetune: error") == 1
 
 
 def test_memory_that_pytorch_cannot_get_on_a_cpu_points_at_the_micro_batch() -> None:

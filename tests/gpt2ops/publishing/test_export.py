@@ -270,13 +270,19 @@ def push(server: Hub, directory: Path, repo_id: str, *flags: str, **variables: s
 
 @pytest.mark.slow
 def test_push_uploads_every_file_as_it_is(exported: Path, tmp_path: Path) -> None:
+    (exported / "*").write_text("a name that is a pattern, too")
+    (exported / ".env").write_text("HF_TOKEN=hf_secret")
     with hub() as server:
         result = push(server, exported, "me/plays", "--private", "--token-from-env", "MY_TOKEN", MY_TOKEN=TOKEN)
         assert result.returncode == 0, result.stderr
         assert result.stdout.startswith(f"published {server.address}/me/plays")
         assert server.repositories["me/plays"]["visibility"] == "private"
-        assert server.files == {f"me/plays/{file.name}": file.read_bytes() for file in exported.iterdir()}
+        assert server.files == {
+            f"me/plays/{file.name}": file.read_bytes() for file in exported.iterdir() if file.name != ".env"
+        }
         assert TOKEN not in result.stdout + result.stderr
+    (exported / "*").unlink()
+    (exported / ".env").unlink()
 
 
 def test_push_says_in_one_line_why_a_hub_refuses(gpt2, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -295,6 +295,8 @@ def test_who_shares_a_store_shares_its_locks(tmp_path, monkeypatch):
         assert "secret" not in str(lock("one", uri))
     assert lock("one", "http://127.0.0.1:5000") != lock("one", "http://127.0.0.1:5001")
     assert lock("one", "") != lock("other", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
+    assert lock("one", "http://127.0.0.1:5000").is_relative_to(tmp_path / "mine"), "another user may hold one elsewhere"
 
 
 def environment_with_project():
