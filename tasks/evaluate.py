@@ -32,6 +32,7 @@ def main() -> None:
     set_threads(params.run.threads)
     run = pick_runtime(params.run.device, params.run.precision)
     tokens = open_tokens(paths.TOKENS)
+    tokens.verify()
     with tracked_run() as tracked:
         result = evaluate_model(params, tokens, run)
         write_json(paths.EVALUATE_METRICS, result)

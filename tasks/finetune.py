@@ -12,7 +12,8 @@ import sys
 from typing import Any
 
 from gpt2core import runtime
-from gpt2core.storage.files import replaced_directory, write_json
+from gpt2core.storage.files import replaced_directory, sha256_file, write_json
+from gpt2core.storage.hf import WEIGHTS
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.training.events import TrainResult
 from gpt2core.training.trainer import Trainer
@@ -56,7 +57,7 @@ def write_outputs(trainer: Trainer, record: dict[str, Any], metrics: dict[str, A
         Tokenizer().save(partial)
     write_json(paths.HISTORY, trainer.history)
     write_json(paths.TRAIN_METRICS, metrics)
-    write_json(paths.RUN, record)
+    write_json(paths.RUN, {**record, "weights_sha256": sha256_file(paths.BEST_MODEL / WEIGHTS)})
 
 
 if __name__ == "__main__":

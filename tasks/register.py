@@ -5,8 +5,8 @@ if __name__ == "__main__":
 
     start_process()
 
-from gpt2core.errors import UserError
 from gpt2core.storage.files import sha256_file, write_json
+from gpt2core.storage.hf import WEIGHTS
 from gpt2ops.params.schema import load_params
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.results import read_report
@@ -14,17 +14,16 @@ from gpt2ops.process.stage import run_stage
 from gpt2ops.registry.register import register
 from gpt2ops.store.client import fluent_mlflow
 from gpt2ops.tracking.api import tracked_run
+from gpt2ops.training.initial_model import check_best_model
 
 
 def main() -> None:
     params = load_params()
     evaluation = read_report(paths.EVALUATE_METRICS, "evaluate", ("held_out", "verdict", "protocol", "data_sha256"))
     train = read_report(paths.TRAIN_METRICS, "finetune", ("target_reached",))
-    weights = paths.BEST_MODEL / "model.safetensors"
-    if not weights.exists():
-        raise UserError(f"{weights} is missing: run the stage finetune first (`dvc repro finetune`).")
+    check_best_model()
     with tracked_run(wait=False) as run, fluent_mlflow():
-        registered = register(params, run, evaluation, train, sha256_file(weights))
+        registered = register(params, run, evaluation, train, sha256_file(paths.BEST_MODEL / WEIGHTS))
         write_json(paths.REGISTERED, registered)
         run.log_artifact(paths.REGISTERED, "reports")
 

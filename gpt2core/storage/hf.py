@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # The hub's client resumes a download by itself; these attempts are for a hub that does not answer.
 DOWNLOAD_ATTEMPTS, DOWNLOAD_PAUSE_SECONDS = 3, 1.0
+WEIGHTS = "model.safetensors"
 RELEASED = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 # transformers keeps these as Conv1D, (in, out); nn.Linear is (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -60,7 +61,7 @@ def find_weights(name_or_directory: str | Path) -> Path:
         from huggingface_hub import constants, snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
-    patterns = ["config.json", "model.safetensors"]
+    patterns = ["config.json", WEIGHTS]
     with suppress(LocalEntryNotFoundError, FileNotFoundError):
         found = Path(snapshot_download(RELEASED[name], allow_patterns=patterns, local_files_only=True))
         if all((found / file).exists() for file in patterns):  # else a download was cut between the two
@@ -147,7 +148,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
 
     Raises UserError when damaged or absent.
     """
-    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    whole, index = directory / WEIGHTS, directory / f"{WEIGHTS}.index.json"
     if whole.exists() and index.exists():
         log.warning("%s is passed over with its shards: %s is there, which transformers reads too", index, whole.name)
     files = [whole]
@@ -283,7 +284,7 @@ def write_model(
 ) -> None:
     """Write the files of `GPT.save_pretrained`, each atomically; `parameters` have this library's names."""
     directory.mkdir(parents=True, exist_ok=True)
-    with atomic_path(directory / "model.safetensors") as partial:
+    with atomic_path(directory / WEIGHTS) as partial:
         save_tensors(to_hf_state(parameters, config, dtype), partial, metadata={"format": "pt"})
     values = {**hf_config(config), "dtype": str(dtype).removeprefix("torch.")}
     write_json(directory / "config.json", values)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,11 @@ from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json, sha256_file
 from gpt2core.training import checkpoint
 from gpt2ops.pipeline import paths
-from gpt2ops.pipeline.cache import cache_directory
+from gpt2ops.pipeline.cache import cache_directory, cached_files, cached_object
 from gpt2ops.pipeline.lockfile import read_stages
 from gpt2ops.pipeline.paths import mlruns
 from gpt2ops.store.address import is_local
 from gpt2ops.store.errors import one_line
-from gpt2ops.tracking.restored_runs import stored_run_id
 
 STEP_FORM = "step-*"
 
@@ -48,6 +48,8 @@ def verify_project(root: Path) -> Iterator[Verification]:
         yield verify_best(root)
     for output in tracked_outputs(root):
         yield verify_output(root, output)
+        if (cached := verify_cached(root, output)) is not None:
+            yield cached
     if is_local() and (mlruns() / "mlflow.db").is_file():
         yield verify_store()
 
@@ -72,6 +74,7 @@ def verify_path(path: Path, root: Path) -> list[Verification]:
         there = (root / output["path"]).resolve()
         if full in (there, *there.parents) or there in full.parents:
             found.append(verify_output(root, output))
+            found += [cached for cached in [verify_cached(root, output)] if cached is not None]
     if not found:
         raise UserError(f"{path} is no token set, checkpoint or output of the pipeline: it has no recorded hashes.")
     return found
@@ -135,20 +138,17 @@ def verify_checkpoint(directory: Path) -> Verification:
 
 
 def verify_best(root: Path) -> Verification:
-    """Compare models/best with the hash that its run registered."""
+    """Compare models/best with the hash in models/run.json."""
     weights = root / paths.BEST_MODEL / "model.safetensors"
     damage = []
     try:
-        registered = read_json(root / paths.REGISTERED)
-        record = read_json(root / paths.RUN)
-        same_run = registered["run_id"] == stored_run_id(record["run_id"])
-        expected = registered["weights_sha256"] if same_run else None
-    except (OSError, ValueError, KeyError, TypeError):
-        expected = None  # not registered yet: only dvc.lock has its hash
+        expected = read_json(root / paths.RUN).get("weights_sha256")
+    except (OSError, ValueError, AttributeError):
+        expected = None  # an earlier version's: only dvc.lock has its hash
     if not weights.is_file():
         damage.append(f"{weights} is missing")
     elif expected is not None and sha256_file(weights) != expected:
-        damage.append(f"{weights} is not what its run {registered['run_id'][:8]} registered (sha256)")
+        damage.append(f"{weights} is not what its run wrote (sha256)")
     damage += [] if damage else _layout_damage(weights)
     return Verification(str(root / paths.BEST_MODEL), "model", tuple(damage))
 
@@ -213,6 +213,20 @@ def verify_output(root: Path, output: dict[str, Any]) -> Verification:
     return Verification(output["path"], "output", tuple(damage))
 
 
+def verify_cached(root: Path, output: dict[str, Any]) -> Verification | None:
+    """Compare DVC's copies of an output with their names, which are their MD5; None where the cache has none."""
+    md5 = str(output["md5"])
+    try:
+        copies = {cached_object(root, md5)}
+    except (UserError, ValueError):
+        return None  # doctor says what is wrong with DVC's settings, `verify_output` what is with dvc.lock
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # a damaged list of a folder's files
+        copies |= {source for source, _ in cached_files(md5, Path(output["path"]), cache_directory(root))}
+    there = sorted(path for path in copies if path.is_file())
+    damage = [f"{path} is damaged" for path in there if md5_file(path) != path.parent.name + path.stem]
+    return Verification(f"{output['path']} in DVC's cache", "cache", tuple(damage)) if there else None
+
+
 def listing_md5(files: dict[str, str]) -> str:
     """DVC's hash of a folder: the MD5 of the JSON list of its files and their MD5s."""
     entries = [
@@ -223,7 +237,7 @@ def listing_md5(files: dict[str, str]) -> str:
 
 def listed_files(root: Path, md5: str) -> dict[str, str] | None:
     try:
-        entries = read_json(cache_directory(root) / "files" / "md5" / md5[:2] / md5[2:])
+        entries = read_json(cached_object(root, md5))
         return {entry["relpath"]: entry["md5"] for entry in entries}
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None

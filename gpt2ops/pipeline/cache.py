@@ -74,17 +74,26 @@ def restore(output: dict[str, Any], cache: Path) -> bool:
 
 def cached_files(md5: str, target: Path, cache: Path) -> Iterator[tuple[Path, Path]]:
     """Pairs of a file in the cache and its path in the project. The cache stores a folder as a JSON list of files."""
-    if not _MD5.fullmatch(md5):
-        raise ValueError(md5)
-    listing = cache / "files" / "md5" / md5[:2] / md5[2:]
+    listing = _object(cache, md5)
     if not md5.endswith(".dir"):
         yield listing, target
         return
     for entry in json.loads(listing.read_text(encoding="utf-8")):
         name = PurePosixPath(entry["relpath"])
-        if name.is_absolute() or ".." in name.parts or not _MD5.fullmatch(entry["md5"]):
+        if name.is_absolute() or ".." in name.parts:
             raise ValueError(name)
-        yield cache / "files" / "md5" / entry["md5"][:2] / entry["md5"][2:], target / entry["relpath"]
+        yield _object(cache, entry["md5"]), target / entry["relpath"]
+
+
+def cached_object(project: Path, md5: str) -> Path:
+    """DVC's copy of a file or a folder's list. Raises ValueError for no MD5, UserError as `dvc_settings`."""
+    return _object(cache_directory(project), md5)
+
+
+def _object(cache: Path, md5: str) -> Path:
+    if not _MD5.fullmatch(md5):
+        raise ValueError(md5)
+    return cache / "files" / "md5" / md5[:2] / md5[2:]
 
 
 def dvc_settings(project: Path = Path()) -> Mapping[str, Any]:

@@ -9,14 +9,12 @@ from gpt2core.config import GPTConfig
 from gpt2core.data.tokens import open_tokens
 from gpt2core.errors import UserError
 from gpt2core.storage.files import read_json
-from gpt2core.storage.hf import RELEASED
+from gpt2core.storage.hf import RELEASED, WEIGHTS
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.final_metrics import report_metrics
 from gpt2ops.pipeline.results import read_report
 from gpt2ops.registry.download import split_model_uri
 from gpt2ops.tracking.restored_runs import stored_run_id
-
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import sha256_file
+from gpt2core.storage.hf import WEIGHTS
 from gpt2ops.pipeline.paths import mlruns
 from gpt2ops.process.console import say
 from gpt2ops.process.redact import redact
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
 BEST_CHECKPOINT = "checkpoints/best"  # in a run's artifacts
-WEIGHTS = "model.safetensors"
 BLOCK_BYTES = 1 << 20
 ATTEMPTS, FIRST_PAUSE_SECONDS = 4, 1.0
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w-]{0,255}")  # as MLflow's own check has it

@@ -7,7 +7,8 @@ import torch
 from gpt2core.config import GPT2_VOCAB_SIZE, GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
-from gpt2core.storage.hf import RELEASED
+from gpt2core.storage.files import read_json, sha256_file
+from gpt2core.storage.hf import RELEASED, WEIGHTS
 from gpt2ops.params.schema import Params
 from gpt2ops.pipeline import paths
 
@@ -44,10 +45,25 @@ def load_model(name: str, key: str) -> GPT:
 
 
 def best_model() -> GPT:
-    """The best model of stage finetune. Raises UserError if that has not run."""
-    if not paths.BEST_MODEL.is_dir():
-        raise UserError(f"{paths.BEST_MODEL} is missing: run the stage finetune first (`dvc repro finetune`).")
+    """The best model of stage finetune. Raises UserError as `check_best_model`."""
+    check_best_model()
     return GPT.from_pretrained(paths.BEST_MODEL)
+
+
+def check_best_model() -> None:
+    """Raises UserError where the stage finetune has not run, or models/best has not the weights that it wrote."""
+    weights = paths.BEST_MODEL / WEIGHTS
+    if not weights.is_file():
+        raise UserError(f"{weights} is missing: run the stage finetune first (`dvc repro finetune`).")
+    try:
+        written = read_json(paths.RUN).get("weights_sha256")  # earlier versions kept none
+    except (OSError, ValueError, AttributeError):
+        written = None
+    if written is not None and sha256_file(weights) != written:
+        raise UserError(
+            f"{weights} is not what its run wrote (sha256): the file, or DVC's copy of it, is damaged; `gpt2 verify` "
+            "says which, and what to do."
+        )
 
 
 def resolve_model(name: str) -> str:

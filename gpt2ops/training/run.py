@@ -17,7 +17,7 @@ from gpt2core.data.tokens import TokenSet, TokenSplit, open_tokens
 from gpt2core.errors import UserError
 from gpt2core.evaluation.scores import unigram_loss
 from gpt2core.runtime import Runtime
-from gpt2core.storage.files import sha256_file
+from gpt2core.storage.files import read_json
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.training.config import TrainerConfig, TrainSettings
 from gpt2core.training.events import TrainResult
@@ -198,7 +198,7 @@ class TrackedTraining:
         self.tracked.log_metrics(
             {key: float(value) for key, value in metrics.items() if isinstance(value, bool | int | float)}
         )
-        self.tracked.set_tags({"weights_sha256": sha256_file(paths.BEST_MODEL / "model.safetensors")})
+        self.tracked.set_tags({"weights_sha256": read_json(paths.RUN)["weights_sha256"]})
         self._status = "FINISHED"
 
     def __exit__(

@@ -9,8 +9,8 @@ from gpt2ops.cli.output import put, put_json
 
 DESCRIPTION = """\
 Read files again and compare them with the hashes that were recorded with
-them: token sets, checkpoints, models/best, all that dvc.lock lists, and the
-MLflow database. Without PATH: everything in this project. Each damaged file is
+them: token sets, checkpoints, models/best, all that dvc.lock lists, DVC's own
+copies of it, and the MLflow database. Without PATH: everything in this project. Each damaged file is
 named, and the exit code is 1. Training checks its tokens by itself."""
 EXAMPLES = """\
 examples:
@@ -23,6 +23,7 @@ REMEDY = {
     "checkpoint": "nothing to do: a training takes the newest whole one; `gpt2 gc` removes what it set aside",
     "model": "`dvc checkout models/best`, or `dvc repro --force finetune`",
     "output": "`dvc checkout PATH` brings it back, unless a run was just cut: then `dvc repro`",
+    "cache": "remove the named files; then `dvc pull` fetches them again, or `dvc repro` makes them again",
     "store": "see docs/maintenance.md",
 }
 
@@ -58,6 +59,9 @@ def run(arguments: argparse.Namespace) -> None:
         put_json([{**vars(result), "damage": list(result.damage), "state": result.state} for result in found])
     else:
         put(f"\n{len(damaged)} of {len(found)} damaged\n" if damaged else "\nall whole\n")
-        put("".join(f"-> {kind}: {REMEDY[kind]}\n" for kind in dict.fromkeys(result.kind for result in damaged)))
+        kinds = list(dict.fromkeys(result.kind for result in damaged))
+        if "cache" in kinds:  # what DVC would bring back is damaged itself
+            kinds = [kind for kind in kinds if "dvc checkout" not in REMEDY[kind]]
+        put("".join(f"-> {kind}: {REMEDY[kind]}\n" for kind in kinds))
     if damaged:
         sys.exit(1)

@@ -39,6 +39,7 @@ DECIDES_ONLY = {
     "gpt2core.tokenizer": {"tokenize", "finetune", "evaluate", "sample", "register"},
     "gpt2core.training.config": {"finetune"},
     "gpt2ops.training.references": {"report"},
+    "gpt2ops.training.initial_model": {"finetune", "evaluate", "sample"},  # register: whether it can start
     "gpt2core.config": {"finetune", "evaluate", "sample", "register"},
 }
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
