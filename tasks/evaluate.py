@@ -21,6 +21,7 @@ from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.final_metrics import evaluation_metrics
 from gpt2ops.process.console import say
 from gpt2ops.process.stage import run_stage
+from gpt2ops.registry.gate_score import gate_entry
 from gpt2ops.tracking.api import tracked_run
 from gpt2ops.training.initial_model import best_model, initial_model
 
@@ -82,6 +83,7 @@ def evaluate_model(params: Params, tokens: TokenSet, run: Runtime) -> dict[str, 
             "stride": stride_of(params, model),
             "max_tokens": params.evaluate.max_tokens,
         },
+        "gate": gate_entry(model, tokens, held_out, params.evaluate.batch_size, run.device),
         "data_sha256": tokens.manifest["sha256"],
     }
 

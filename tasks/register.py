@@ -19,7 +19,7 @@ from gpt2ops.training.initial_model import check_best_model
 
 def main() -> None:
     params = load_params()
-    evaluation = read_report(paths.EVALUATE_METRICS, "evaluate", ("held_out", "verdict", "protocol", "data_sha256"))
+    evaluation = read_report(paths.EVALUATE_METRICS, "evaluate", ("held_out", "verdict", "gate"))
     train = read_report(paths.TRAIN_METRICS, "finetune", ("target_reached",))
     check_best_model()
     with tracked_run(wait=False) as run, fluent_mlflow():

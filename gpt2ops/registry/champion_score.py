@@ -7,6 +7,7 @@ from gpt2core.errors import UserError
 from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
 from gpt2ops.registry.gate import Champion, HeldOut, held_out_of
+from gpt2ops.registry.gate_score import gate_perplexity
 from gpt2ops.registry.versions import Versions
 from gpt2ops.store.errors import one_line
 
@@ -38,7 +39,7 @@ def find_champion(
         return Champion(version, recorded.perplexity)
     say(f"the champion (version {version}) was measured on other data or by another protocol; measuring it again")
     try:
-        return Champion(version, measure(entry, held_out, evaluation), measured_again=True)
+        return Champion(version, measure(entry, held_out), measured_again=True)
     except Exception as error:  # whatever prevents loading or running it is the reason
         return Champion(
             version,
@@ -60,22 +61,11 @@ def recorded_score(entry: "ModelVersion") -> HeldOut | None:
         return None
 
 
-def measure(entry: "ModelVersion", held_out: HeldOut, evaluation: Mapping[str, Any]) -> float:
-    """Perplexity of a registered version on the held-out split, with its own block_size if that is smaller."""
+def measure(entry: "ModelVersion", held_out: HeldOut) -> float:
+    """Perplexity of a registered version on the held-out split."""
     import mlflow.pytorch
 
     from gpt2core.data.tokens import open_split
-    from gpt2core.evaluation.scores import evaluate
 
     model = mlflow.pytorch.load_model(f"models:/{entry.name}/{entry.version}")
-    protocol = evaluation["protocol"]
-    block_size = min(protocol["block_size"], int(entry.tags.get("block_size", protocol["block_size"])))
-    score = evaluate(
-        model,
-        open_split(paths.TOKENS, held_out.split),
-        block_size=block_size,
-        stride=min(protocol["stride"], block_size),
-        max_tokens=protocol.get("max_tokens"),
-    )
-    assert score is not None, "a split with a held-out perplexity has tokens"
-    return score.perplexity
+    return gate_perplexity(model, open_split(paths.TOKENS, held_out.split), int(entry.tags["block_size"]))

@@ -15,7 +15,7 @@ class HeldOut:
     split: str  # test if it has tokens, else val
     perplexity: float
     data_sha256: str
-    protocol: str  # window, stride and token limit as text
+    protocol: str  # gpt2ops/registry/gate_score.py
 
     def comparable_to(self, other: "HeldOut") -> bool:
         return (self.split, self.data_sha256, self.protocol) == (other.split, other.data_sha256, other.protocol)
@@ -43,15 +43,13 @@ class GateDecision:
 
 
 def held_out_of(evaluation: Mapping[str, Any]) -> HeldOut | None:
-    """The held-out score in evaluate.json: that of the test split, else that of val, else None."""
-    for split in ("test", "val"):
-        score = evaluation.get(split) or {}
-        value = score.get("perplexity")
-        if score.get("tokens") and _is_number(value):
-            protocol = evaluation.get("protocol") or {}
-            text = ", ".join(f"{key}={protocol[key]}" for key in sorted(protocol))
-            return HeldOut(split, float(value), str(evaluation.get("data_sha256", "")), text)
-    return None
+    """The score of evaluate.json that models are compared by; None where no text was held out."""
+    score = evaluation.get("gate") or {}
+    if not _is_number(score.get("perplexity")):
+        return None
+    names = ("split", "data_sha256", "protocol")
+    split, data_sha256, protocol = (str(score.get(name, "")) for name in names)
+    return HeldOut(split, float(score["perplexity"]), data_sha256, protocol)
 
 
 def judge(
@@ -111,17 +109,23 @@ def _compare_with_champion(held_out: HeldOut | None, champion: Champion | None, 
         return f"It cannot be compared with {name}: {problem}.", False
     again = ", measured again on this data" if champion.measured_again else ""
     numbers = f"{held_out.perplexity:.2f} against {champion.perplexity:.2f} of {name}{again}"
-    needed = champion.perplexity * (1 - thresholds.min_improvement)
-    if held_out.perplexity < needed or (thresholds.min_improvement > 0 and held_out.perplexity == needed):
+    own, other = rounded(held_out.perplexity), rounded(champion.perplexity)
+    needed = other * (1 - thresholds.min_improvement)
+    if own < needed or (thresholds.min_improvement > 0 and own == needed):
         return f"Held-out perplexity is better: {numbers}.", True
-    if held_out.perplexity < champion.perplexity:
-        share = 1 - held_out.perplexity / champion.perplexity
+    if own < other:
+        share = 1 - own / other
         return (
             f"Held-out perplexity is better by {share:.1%} only, but register.gate.min_improvement is "
             f"{thresholds.min_improvement:.1%}: {numbers}."
         ), False
-    relation = "equal" if held_out.perplexity == champion.perplexity else "worse"
+    relation = "equal" if own == other else "worse"
     return f"Held-out perplexity is {relation}: {numbers}.", False
+
+
+def rounded(perplexity: float) -> float:
+    """To five digits: another machine, or the exported graph, computes the same model's last ones differently."""
+    return float(f"{perplexity:.5g}")
 
 
 def _memorising(evaluation: Mapping[str, Any]) -> str:

@@ -239,7 +239,7 @@ def test_a_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_best_model_says_which_stage_makes_it(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="models/best is missing: run the stage finetune first"):
+    with pytest.raises(UserError, match="models/best/model.safetensors is missing: run the stage finetune first"):
         best_model()
 
 

@@ -1,11 +1,18 @@
 """The gate's rules, on plain numbers."""
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from gpt2core.config import GPTConfig
+from gpt2core.model import GPT
 from gpt2ops.params.schema import Gate
 from gpt2ops.registry.gate import Champion, held_out_of, judge
+from gpt2ops.registry.gate_score import gate_perplexity
+from tests.support.training import ArrayTokens
 
-PROTOCOL = {"stride": 64, "block_size": 128, "max_tokens": 100000}
+GATE = {"split": "test", "data_sha256": "ab", "protocol": "own context"}
 
 
 def evaluation(perplexity=20.0, **changes):
@@ -13,7 +20,7 @@ def evaluation(perplexity=20.0, **changes):
         "train": {"loss": 2.5, "perplexity": 12.2, "tokens": 1000},
         "val": {"loss": 3.0, "perplexity": 21.0, "tokens": 100},
         "test": {"loss": 3.0, "perplexity": perplexity, "tokens": 100},
-        "protocol": PROTOCOL,
+        "gate": {**GATE, "perplexity": perplexity},
         "verbatim_recall": 0.02,
         "generalisation_gap": 0.5,
         "verdict": "generalising",
@@ -84,7 +91,7 @@ def test_registering_the_champion_again_keeps_it():
         ({"max_verbatim_recall": 0.5}, {"verbatim_recall": None}, TRAIN, "set evaluate.recall_passages"),
         ({"require_target": True}, {}, {"target_loss": 4.0, "target_reached": False}, "did not reach its target loss"),
         ({"require_target": True}, {}, {"target_loss": None, "target_reached": None}, "none was set"),
-        ({"max_perplexity": 30.0}, {"val": None, "test": None}, TRAIN, "No text was held out"),
+        ({"max_perplexity": 30.0}, {"gate": None}, TRAIN, "No text was held out"),
     ],
 )
 def test_a_broken_threshold_refuses_even_the_first_model_and_names_the_key(thresholds, changes, train, word):
@@ -103,7 +110,7 @@ def test_every_refusal_is_listed():
 
 
 def test_without_held_out_text_only_the_first_model_becomes_champion():
-    nothing = {"val": None, "test": {"tokens": 0}}
+    nothing = {"val": None, "test": None, "gate": None}
     assert verdict(None, changes=nothing).passed
     assert not verdict(Champion("3", 20.0), changes=nothing).passed
 
@@ -119,19 +126,39 @@ def test_a_memorising_run_is_named_and_refused_only_where_a_threshold_says_so():
     assert not verdict(None).memorising
 
 
-def test_the_held_out_split_is_test_else_val_else_nothing():
-    assert held_out_of(evaluation(33.0)).perplexity == 33.0
-    assert held_out_of(evaluation(test=None)).split == "val"
-    assert held_out_of(evaluation(test={"tokens": 10, "perplexity": None})).split == "val"
-    assert held_out_of(evaluation(test=None, val=None)) is None
-
-
-@pytest.mark.parametrize(
-    "changes", [{"data_sha256": "cd"}, {"protocol": {**PROTOCOL, "stride": 32}}, {"test": {"tokens": 0}}]
-)
+@pytest.mark.parametrize("changes", [{"data_sha256": "cd"}, {"protocol": "another"}, {"split": "val"}])
 def test_perplexities_of_other_data_protocol_or_split_are_not_comparable(changes):
+    other = {**GATE, "perplexity": 20.0, **changes}
     assert held_out_of(evaluation()).comparable_to(held_out_of(evaluation(33.0)))
-    assert not held_out_of(evaluation()).comparable_to(held_out_of(evaluation(**changes)))
+    assert not held_out_of(evaluation()).comparable_to(held_out_of(evaluation(gate=other)))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    models=st.lists(
+        st.tuples(st.sampled_from([4, 8, 16, 32]), st.integers(0, 99)), min_size=3, max_size=4, unique=True
+    ),
+    min_improvement=st.sampled_from([0.0, 0.001]),
+)
+def test_the_gate_puts_models_of_any_context_in_order(models, min_improvement):
+    """No two each beat the other, and no three in a circle, whichever is the challenger."""
+    split = ArrayTokens(400, 3)
+    perplexities = []
+    for block_size, seed in models:
+        torch.manual_seed(seed)
+        model = GPT(GPTConfig(23, block_size, n_layer=1, n_head=2, n_embd=8, drop_rate=0.0)).eval()
+        perplexities.append(gate_perplexity(model, split, block_size))
+    numbers = range(len(models))
+    beats = {
+        (one, other)
+        for one in numbers
+        for other in numbers
+        if one != other
+        and verdict(Champion("1", perplexities[other]), perplexities[one], min_improvement=min_improvement).passed
+    }
+    for one, other in beats:
+        assert (other, one) not in beats
+        assert all((third, one) not in beats or (third, other) in beats for third in numbers)
 
 
 def test_the_verdict_survives_json():

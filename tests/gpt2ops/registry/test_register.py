@@ -14,6 +14,7 @@ import torch
 
 import tasks.register as stage
 from gpt2core.config import GPTConfig
+from gpt2core.data.tokens import open_split
 from gpt2core.data.writer import write_tokens
 from gpt2core.decoding import generate
 from gpt2core.errors import UserError
@@ -23,6 +24,7 @@ from gpt2ops.params.schema import load_params
 from gpt2ops.pipeline import paths
 from gpt2ops.registry import register as registering
 from gpt2ops.registry.download import registered_model_directory
+from gpt2ops.registry.gate_score import PROTOCOL, gate_perplexity
 from gpt2ops.reporting.summary import print_summary, summary_lines
 from gpt2ops.store.address import tracking_uri
 from gpt2ops.store.client import connect
@@ -58,7 +60,7 @@ def finished_run(seed, perplexity, **evaluation):
         write_json(paths.RUN, run.record("gpt2"))
 
 
-def write_outputs(seed, perplexity, **evaluation):
+def write_outputs(seed, perplexity, data_sha256="ab" * 32, **evaluation):
     torch.manual_seed(seed)
     shutil.rmtree(paths.BEST_MODEL, ignore_errors=True)
     model = GPT(GPTConfig(50257, BLOCK_SIZE, n_layer=1, n_head=2, n_embd=8, drop_rate=0.1))
@@ -70,12 +72,12 @@ def write_outputs(seed, perplexity, **evaluation):
             "train": score,
             "val": score,
             "test": score,
-            "protocol": {"stride": 8, "block_size": BLOCK_SIZE, "max_tokens": 200},
+            "gate": {"split": "test", "perplexity": perplexity, "data_sha256": data_sha256, "protocol": PROTOCOL},
             "verbatim_recall": 0.02,
             "generalisation_gap": 0.5,
             "verdict": "generalising",
             "held_out": "test",
-            "data_sha256": "ab" * 32,
+            "data_sha256": data_sha256,
             **evaluation,
         },
     )
@@ -217,6 +219,10 @@ def test_a_champion_measured_on_other_data_is_measured_again_or_stays(project):
     # A tiny untrained champion guesses uniformly: perplexity near 50257.
     assert report["champion"] is True
     assert "measured again on this data" in report["gate"]["reasons"][0]
+    torch.manual_seed(0)
+    first = GPT(GPTConfig(50257, BLOCK_SIZE, n_layer=1, n_head=2, n_embd=8, drop_rate=0.1)).eval()
+    again = gate_perplexity(first, open_split(paths.TOKENS, "test"), BLOCK_SIZE)
+    assert f"against {again:.2f} of the champion" in report["gate"]["reasons"][0]
     champion = connect().get_model_version_by_alias("gpt2", "champion")
     shutil.rmtree(Path(connect().get_model_version_download_uri("gpt2", champion.version).removeprefix("file://")))
     finished_run(seed=2, perplexity=10.0, data_sha256="cd" * 32)
