@@ -33,13 +33,15 @@ def main() -> None:
 
 def write(data: Data, files: list[Path], provenance: dict[str, Any]) -> dict[str, Any]:
     """Tokenize; the manifest. Raises UserError, in arguments of the library, where the text does not suit `data`."""
+    examples = data.documents in ("line", "paragraph")  # whole in one split, also where shares are then less exact
     with progress_bar("tokenize", total=provenance["size_bytes"], unit="B") as bar:
         return write_tokens(
             paths.TOKENS,
-            read_corpus(files, text_field=data.text_field, on_bytes=bar.update),
+            read_corpus(files, text_field=data.text_field, documents=data.documents, on_bytes=bar.update),
             source=provenance["source"],
             shares=data.split.model_dump(),
-            split_by=data.split_by,
+            split_by="documents" if examples and data.split_by == "auto" else data.split_by,
+            close_last=examples,
             max_tokens=data.max_tokens,
             workers=data.workers,
         )

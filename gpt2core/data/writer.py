@@ -27,11 +27,14 @@ def write_tokens(
     source: str,
     shares: Mapping[str, float],
     split_by: str = "auto",
+    close_last: bool = False,
     max_tokens: int | None = None,
     workers: int | None = None,
     shard_tokens: int = SHARD_TOKENS,
 ) -> dict[str, Any]:
     """Encode `fragments` (see `corpus.read_corpus`), split them, and write `directory`; returns the manifest.
+
+    The last document's `<|endoftext|>` is kept only with `close_last`: a single text's end is no example of one.
 
     The result is the same for any number of `workers` (threads; None: one a core). Memory is bounded except for
     the documents' lengths (a few dozen bytes each); the disk briefly stores the tokens twice. An earlier `directory`
@@ -39,7 +42,7 @@ def write_tokens(
     """
     with replaced_directory(Path(directory)) as partial:
         stream = partial / "stream.bin"
-        lengths = _write_stream(stream, encode_fragments(fragments, workers), max_tokens)
+        lengths = _write_stream(stream, encode_fragments(fragments, workers), max_tokens, close_last)
         if not len(lengths):
             raise UserError("the corpus holds no text.")
         split = choose_split(lengths, shares, split_by)
@@ -99,15 +102,15 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _write_stream(path: Path, arrays: Iterable[np.ndarray], max_tokens: int | None) -> np.ndarray:
-    """Write the stream without its last `<|endoftext|>`; returns the documents' lengths including theirs, int64."""
+def _write_stream(path: Path, arrays: Iterable[np.ndarray], max_tokens: int | None, close_last: bool) -> np.ndarray:
+    """Write the stream; returns the documents' lengths including their `<|endoftext|>`, int64."""
     ends: list[np.ndarray] = []
     total = 0
     held = np.empty(0, TOKEN_DTYPE)  # an <|endoftext|> that is written only if another document follows
     with path.open("wb") as handle:
         for array in arrays:
             tokens = np.concatenate([held, array])
-            closed = len(tokens) > 0 and tokens[-1] == Tokenizer.eot_id
+            closed = not close_last and len(tokens) > 0 and tokens[-1] == Tokenizer.eot_id
             held, tokens = (tokens[-1:], tokens[:-1]) if closed else (tokens[:0], tokens)
             if max_tokens is not None:
                 tokens = tokens[: max_tokens - total]

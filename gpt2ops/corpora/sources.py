@@ -124,7 +124,7 @@ def _copy(files: dict[Path, str], data: Data, folder: Path) -> tuple[str, ...]:
     for path, name in files.items():
         if not path.is_file():
             raise UserError(f"{path} is missing; restore it or set data.source.")
-        check_file(path, text_field=data.text_field)
+        check_file(path, text_field=data.text_field, documents=data.documents)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / name)
         found = sha256_file(folder / name) if data.sha256 else None
@@ -243,6 +243,6 @@ def _fetch(item: Download, data: Data, target: Path) -> None:
     )
     shutil.move(partial, target)
     try:
-        check_file(target, text_field=data.text_field)
+        check_file(target, text_field=data.text_field, documents=data.documents)
     except UserError as error:
         raise error.spelled(source=item.url) from None

@@ -94,7 +94,9 @@ class Data(Section):
     max_bytes: int | None = Field(None, ge=1)
     """Largest download; null: nine tenths of the free space."""
     text_field: str = Field("text", min_length=1)
-    """Field of .jsonl, .parquet and hf: records that holds the text."""
+    """Field or column that holds the text, of .jsonl, .json, .csv, .tsv, .parquet and hf: records."""
+    documents: Literal["separator", "line", "paragraph", "file"] = "separator"
+    """What of a .txt or .md file is a document: what <|endoftext|> divides, each line, each paragraph, or the file."""
     licence: str | None = None
     """Licence of the text, for the data sheet; null: unknown, but for the bundled and named sets."""
     split_by: Literal["auto", "documents", "tokens"] = "auto"

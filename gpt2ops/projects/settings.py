@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core.config import PRESETS
-from gpt2core.data.corpus import check_file, file_format, read_corpus
+from gpt2core.data.corpus import SUFFIXES, check_file, file_format, read_corpus
 from gpt2core.errors import UserError
 from gpt2core.storage.files import with_home
+from gpt2core.tokenizer import END_OF_TEXT
 from gpt2ops.corpora.globbing import matching_files
 from gpt2ops.params.editing import merged
 
@@ -56,8 +57,8 @@ def from_preset(preset: str) -> dict[str, Any]:
     return {"model": {"init": "scratch", "preset": preset}, "train": train}
 
 
-def of_text(source: str) -> dict[str, Any]:
-    """Settings for the text `source`, and prompts from its first words.
+def of_text(source: str, **reading: str) -> dict[str, Any]:
+    """Settings for the text `source`, and prompts from its first words. `reading`: as for `read_corpus`.
 
     Raises UserError where it is missing, empty or no text; a source on a network is checked when it is downloaded.
     """
@@ -65,14 +66,14 @@ def of_text(source: str) -> dict[str, Any]:
 
     if source in NAMED_SETS or source.startswith(("hf:", "http://", "https://")):
         return {"data": {"source": source}, **_prompts("")}
-    files = local_files(source)
+    files = local_files(source, **reading)
     path = with_home(source)
     name = os.path.abspath(path)  # noqa: PTH100  # `resolve` would follow a link to another name
     watched = name if path.exists() else os.path.commonpath([file.parent.resolve() for file in files])
-    return {"data": {"source": name, "watch": watched}, **_prompts(first_words(files[0]))}
+    return {"data": {"source": name, "watch": watched}, **_prompts(first_words(files[0], **reading))}
 
 
-def local_files(source: str) -> list[Path]:
+def local_files(source: str, **reading: str) -> list[Path]:
     """The files that a file, folder or glob names. Raises UserError where there is none, or one is no text."""
     path = with_home(source)
     if path.is_file():
@@ -83,9 +84,9 @@ def local_files(source: str) -> list[Path]:
         found = matching_files(str(path))
     if not found:
         what = "has no text files" if path.is_dir() else "is missing"
-        raise UserError(f"--train-file: {source} {what}; give a text file (.txt, .md, .jsonl, .parquet, .gz, .zst).")
+        raise UserError(f"--train-file: {source} {what}; give a text file ({', '.join(SUFFIXES)}, also .gz and .zst).")
     for file in found:
-        check_file(file)
+        check_file(file, **reading)
     return found
 
 
@@ -97,10 +98,10 @@ def _is_text(file: Path) -> bool:
     return True
 
 
-def first_words(file: Path) -> str:
-    """The first PROMPT_WORDS words of the text."""
-    words = next(iter(read_corpus([file])), "")[:500].split()
-    return " ".join(words[:PROMPT_WORDS])
+def first_words(file: Path, *, text_field: str = "text", documents: str = "separator") -> str:
+    """The first PROMPT_WORDS words of the first document."""
+    start = next(iter(read_corpus([file], text_field=text_field, documents=documents)), "")
+    return " ".join(start.partition(END_OF_TEXT)[0][:500].split()[:PROMPT_WORDS])
 
 
 def _prompts(words: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from gpt2core.config import PRESETS
 from gpt2core.errors import UserError
 from gpt2core.storage.files import atomic_path, read_json, with_home
-from gpt2ops.cli.flags.finetune import FLAGS, flag_names
+from gpt2ops.cli.flags.finetune import FLAGS, flag_names, reading
 from gpt2ops.cli.output import put, put_json
 from gpt2ops.params.editing import parse_assignments
 from gpt2ops.params.problems import FLAG_WORDS
@@ -119,7 +119,7 @@ def overrides(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     settings = combined(
         {"register": {"name": name, "text_name": f"{name}-text"}},
         start,
-        of_text(arguments.train_file),
+        of_text(arguments.train_file, **reading(arguments)),
         from_flags(arguments),
     )
     set_implied_keys(settings, arguments)

@@ -8,6 +8,7 @@ from typing import Any
 from gpt2core.config import PRESETS
 from gpt2core.errors import UserError
 from gpt2core.storage.files import with_home, write_text
+from gpt2ops.cli.flags.finetune import TEXT_FLAGS, add_flag, reading
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.code_version import package_version
 from gpt2ops.projects.project import in_git, is_project, params_text, published, write_pipeline, write_project
@@ -33,9 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--train-file",
         metavar="FILE",
-        help="your text: .txt, .md, .jsonl or .parquet, also .gz and .zst, or a folder of them; it is copied into the "
+        help="your text: .txt, .md, .jsonl, .json, .csv, .tsv or .parquet, also .gz and .zst, or a "
+        "folder of them; it is copied into the "
         "project (default: the bundled plays)",
     )
+    for flag in TEXT_FLAGS:
+        add_flag(parser, flag)
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--preset", metavar="NAME", help=f"sizes of a new model: {', '.join(PRESETS)} (default: small)")
     start.add_argument(
@@ -56,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     check_free(folder)
     text = None if arguments.train_file is None else with_home(arguments.train_file)
-    files = [] if text is None else local_files(str(text))
+    files = [] if text is None else local_files(str(text), **reading(arguments))
     parameters = params_text(settings(arguments, text, files))
     here = folder.is_dir()
     try:
@@ -87,9 +91,9 @@ def settings(arguments: argparse.Namespace, text: Path | None, files: list[Path]
         chosen = from_preset(arguments.preset)
     if text is None:
         return chosen
-    words = first_words(files[0])
+    words = first_words(files[0], **reading(arguments))
     own = {
-        "data": {"source": (paths.BUNDLED_CORPUS.parent / text.resolve().name).as_posix()},
+        "data": {"source": (paths.BUNDLED_CORPUS.parent / text.resolve().name).as_posix(), **reading(arguments)},
         "train": {"sample_prompt": words, "stop": {"target_loss": None}},
         "sample": {"prompts": list(dict.fromkeys([words, ""]))},
     }

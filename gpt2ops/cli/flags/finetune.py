@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2core.config import PRESETS
+from gpt2core.data.documents import DOCUMENTS
 from gpt2ops.params.recipes import RECIPES
 
 # What weights that are there already start with.
@@ -56,7 +57,19 @@ class Flag:
         return self.name.removeprefix("--").replace("-", "_")
 
 
+TEXT_FLAGS = (
+    Flag(
+        "--documents",
+        "data.documents",
+        str,
+        "what of a text file is an example, which the model learns to end: what <|endoftext|> divides, each line, "
+        "each paragraph, or the whole file (default: separator)",
+        choices=DOCUMENTS,
+    ),
+    Flag("--text-field", "data.text_field", str, "field or column of records that holds the text (default: text)"),
+)
 _GROUPS: dict[str, tuple[Flag, ...]] = {
+    "the text": TEXT_FLAGS,
     "length of the training": (
         Flag("--epochs", "train.stop.max_epochs", float, "times over the text (default: 3)", ("--num-train-epochs",)),
         Flag("--max-steps", "train.stop.max_steps", int, "stop after so many steps", ("--steps",)),
@@ -142,6 +155,12 @@ _PLACES = {
 _WITHOUT_EFFECT = ("--do-train", "--do-eval", "--overwrite-output-dir")
 
 
+def reading(arguments: argparse.Namespace) -> dict[str, str]:
+    """How the text is to be read, as far as flags say: arguments of `read_corpus`, and keys of `data`."""
+    given = {flag.dest: getattr(arguments, flag.dest) for flag in TEXT_FLAGS}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
     parser.usage = "gpt2 finetune --train-file FILE --output-dir DIR [flags]"
@@ -149,7 +168,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for title, flags in _GROUPS.items():
         group = parser.add_argument_group(title)
         for flag in flags:
-            _add_flag(group, flag)
+            add_flag(group, flag)
         if title == "training":
             group.add_argument(
                 "--gradient-accumulation-steps",
@@ -185,7 +204,8 @@ def _add_places(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--train-file",
         metavar="FILE",
-        help=".txt, .md, .jsonl or .parquet, also .gz and .zst; a folder or a glob of them; tinyshakespeare, "
+        help=".txt, .md, .jsonl, .json, .csv, .tsv or .parquet, also .gz and .zst; a folder or a glob of "
+        "them; tinyshakespeare, "
         "tinystories, hf:OWNER/NAME",
     )
     group.add_argument("--output-dir", metavar="DIR", help="where the model comes to lie")
@@ -210,7 +230,7 @@ def _add_places(group: argparse._ArgumentGroup) -> None:
         group.add_argument(name, dest=dest, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
-def _add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:
+def add_flag(group: argparse._ActionsContainer, flag: Flag) -> None:
     kind = {int: "N", float: "X"}.get(flag.kind, "TEXT")  # type: ignore[call-overload]
     options: dict[str, Any] = {"type": flag.kind, "dest": flag.dest}
     options |= {"choices": flag.choices} if flag.choices else {"metavar": kind}

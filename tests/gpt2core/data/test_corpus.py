@@ -1,3 +1,5 @@
+import codecs
+import csv
 import gzip
 import json
 import os
@@ -9,7 +11,8 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt2core.data import corpus
+from gpt2core.data import corpus, records, text_files
+from gpt2core.data import documents as dividing
 from gpt2core.data.corpus import check_file, read_corpus
 from gpt2core.errors import UserError
 from gpt2core.tokenizer import END_OF_TEXT, Tokenizer
@@ -24,8 +27,8 @@ awkward_text = st.lists(
 ).map("".join)
 
 
-def documents(*files: Path, text_field: str = "text") -> list[str]:
-    text = "".join(read_corpus(files, text_field=text_field))
+def documents(*files: Path, text_field: str = "text", by: str = "separator") -> list[str]:
+    text = "".join(read_corpus(files, text_field=text_field, documents=by))
     assert not text or text.endswith(END_OF_TEXT)
     return text.split(END_OF_TEXT)[:-1]
 
@@ -87,6 +90,75 @@ def test_jsonl_records_are_documents(tmp_path: Path) -> None:
     assert documents(path, text_field="body") == ["one", "two\r\nlines", "a" * 300_000, "x", "y"]
 
 
+EXAMPLES = "one\r\n\n  two \nthree\n\n \t\nfour, “café” 🎭\n"
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        ("line", ["one", "  two ", "three", "four, “café” 🎭"]),
+        ("paragraph", ["one", "  two \nthree", "four, “café” 🎭"]),
+        ("file", [EXAMPLES]),
+        ("separator", [EXAMPLES]),
+    ],
+)
+@pytest.mark.parametrize("block", [5, 1 << 17])
+def test_lines_and_paragraphs_can_be_documents(by: str, expected: list[str], block: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", EXAMPLES.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (text_files, dividing):
+            patch.setattr(module, "BLOCK_BYTES", block)
+        assert documents(path, by=by) == expected
+        assert documents(write(tmp_path / "b.txt", b"\n \n"), path, by=by) == expected
+
+
+def test_a_file_that_is_one_document_may_not_end_one_within(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"x" * 131_067 + b"<|endoftext|>y")
+    with pytest.raises(UserError, match="set documents to separator"):
+        documents(path, by="file")
+    assert documents(write(tmp_path / "b.txt", b"one<|endoftext|>two\n\nthree"), by="line") == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be", "utf-8-sig"])
+@pytest.mark.parametrize("block", [5, 1 << 17])
+def test_a_byte_order_mark_says_the_encoding(encoding: str, block: int, tmp_path: Path) -> None:
+    mark = "\ufeff" if encoding.endswith("e") else ""  # without -le or -be Python writes it
+    path = write(tmp_path / "a.txt", (mark + EXAMPLES).encode(encoding))
+    records = write(tmp_path / "a.jsonl", (mark + json.dumps({"text": EXAMPLES}, ensure_ascii=False)).encode(encoding))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "BLOCK_BYTES", block)
+        assert documents(path) == [EXAMPLES]
+        assert documents(records) == [EXAMPLES]
+
+
+TEXTS = ["one", 'a "quoted", text', "two\nlines", "x<|endoftext|>y"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("header", [["body"], ["number", "body", "rest"]])
+def test_rows_below_a_header_are_documents(suffix: str, header: list[str], tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    with path.open("w", newline="", encoding="utf-8-sig") as file:  # as Excel writes it
+        rows = csv.writer(file, delimiter="," if suffix == ".csv" else "\t")
+        rows.writerows([header, *[[dict.fromkeys(header, "-") | {"body": text}][0].values() for text in TEXTS]])
+    expected = [*TEXTS[:3], "x", "y"]
+    assert documents(path, text_field="body") == expected
+    if len(header) == 1:  # gpt-2-simple's: whatever the only column is called
+        assert documents(path) == expected
+    else:
+        with pytest.raises(UserError, match=r"no column 'text' \(it has 'number', 'body', 'rest'\)"):
+            documents(path)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_or_one_object_a_line(indent: int | None, tmp_path: Path) -> None:
+    objects = [{"text": text, "other": 1} for text in TEXTS]
+    expected = [*TEXTS[:3], "x", "y"]
+    assert documents(write(tmp_path / "a.json", b"\n " + json.dumps(objects, indent=indent).encode())) == expected
+    assert documents(write(tmp_path / "b.json", json.dumps(TEXTS, indent=indent).encode())) == expected
+    assert documents(write(tmp_path / "c.json", "\n".join(map(json.dumps, objects)).encode())) == expected
+
+
 def test_parquet_rows_are_documents(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -103,8 +175,10 @@ def test_fragments_have_the_ids_of_the_whole_text(tmp_path_factory: pytest.TempP
     path = write(tmp_path_factory.mktemp("corpus") / "a.txt", text.encode())
     whole = "".join(read_corpus([path]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "BLOCK_BYTES", 5)
-        patch.setattr(corpus, "FRAGMENT_CHARACTERS", 3)
+        for module in (text_files, dividing):
+            patch.setattr(module, "BLOCK_BYTES", 5)
+        for module in (corpus, dividing):
+            patch.setattr(module, "FRAGMENT_CHARACTERS", 3)
         fragments = list(read_corpus([path]))
     assert "".join(fragments) == whole
     encode = Tokenizer().encode
@@ -123,7 +197,7 @@ def test_a_long_document_is_cut_into_fragments_with_the_same_ids(tmp_path: Path)
 def test_text_without_any_break_is_still_read_in_bounded_fragments(tmp_path: Path) -> None:
     path = write(tmp_path / "dna.txt", b"ACGT" * 3_000_000)
     fragments = list(read_corpus([path]))
-    assert max(map(len, fragments)) < 2 * corpus.UNBROKEN_CHARACTERS
+    assert max(map(len, fragments)) < 2 * dividing.UNBROKEN_CHARACTERS
     assert sum(map(len, fragments)) == 12_000_000 + len(END_OF_TEXT)
 
 
@@ -154,6 +228,15 @@ def test_progress_counts_every_byte_of_the_files(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": 7}\n', "line 1: field 'text' is not a text but int"),
         ("a.jsonl", b'{"text": "\\ud83d"}\n', "line 1: field 'text': character 0 .* lone surrogate"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}', r"byte 24 \(0xFF\)"),
+        ("a.txt", codecs.BOM_UTF16_LE + b"a\x00\x00\xdc", r"byte 4 \(0x00\) is not valid UTF-16"),
+        ("a.txt", codecs.BOM_UTF16_LE + b"a\x00b", r"byte 4 \(0x62\) is not valid UTF-16"),
+        ("a.txt", codecs.BOM_UTF16_LE + b"a\x00\x00\x00", "NUL before byte 6"),
+        ("a.csv", b'text,other\n"open', r"line 2: not valid .csv"),
+        ("a.csv", b"text,other\none\n", r"line 2: 1 fields, but the header has 2"),
+        ("a.csv", b"", "empty"),
+        ("a.json", b"[1", "not valid JSON"),
+        ("a.json", b"[1]", "record 1: not a JSON object but int"),
+        ("a.json", b'{"a": 1}', r"line 1: no field 'text'"),
         ("a.parquet", b"PAR1 no", "not a readable .parquet file"),
         ("a.pdf", b"text", "cannot read this kind of file"),
         ("a.parquet.gz", b"text", "cannot read this kind of file"),
@@ -205,9 +288,9 @@ def test_a_parquet_file_with_a_schema_that_the_reader_lacks_is_refused(tmp_path:
 
 
 def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(corpus, "LONGEST_LINE_BYTES", 2_000_000)
+    monkeypatch.setattr(records, "LONGEST_RECORD", 2_000_000)
     content = b'{"text": "one"}\n{"text": "' + b"a" * 50_000_000
     path = write(tmp_path / "a.jsonl.zst", zstandard.compress(content))
     assert path.stat().st_size < 10_000
-    with pytest.raises(UserError, match=r"a.jsonl.zst: line 2: longer than 2,000,000 bytes"):
+    with pytest.raises(UserError, match=r"a.jsonl.zst: line 2: longer than 2,000,000 characters"):
         documents(path)

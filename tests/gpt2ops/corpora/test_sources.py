@@ -18,6 +18,7 @@ import yaml
 from gpt2core.data.corpus import read_corpus
 from gpt2core.data.tokens import open_split, open_tokens
 from gpt2core.errors import UserError
+from gpt2core.tokenizer import END_OF_TEXT, Tokenizer
 from gpt2ops.corpora import hub as hub_dataset
 from gpt2ops.corpora import sources
 from gpt2ops.corpora.globbing import matching_files
@@ -264,6 +265,22 @@ def test_the_two_stages_turn_the_plays_into_splits(capsys: pytest.CaptureFixture
     manifest = open_tokens(paths.TOKENS).manifest
     assert (manifest["source"], manifest["tokens"], manifest["documents"]) == ("bundled", 323_289, 8)
     assert "323,289 tokens loaded in 8 document(s)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "documents"), [("a.txt", "line"), ("a.csv", "separator")])
+def test_short_examples_are_whole_in_one_split_each_closed(project: Path, name: str, documents: str) -> None:
+    examples = [f"Question {number}: how much is {number} plus {number}? {2 * number}." for number in range(200)]
+    (project / name).write_text("\n".join([*(["text"] if name == "a.csv" else []), *examples, ""]))
+    run_download(source=name, documents=documents)
+    tokenize.main()
+    manifest = open_tokens(paths.TOKENS).manifest
+    assert (manifest["documents"], manifest["split_by"]) == (len(examples), "documents")
+    found = []
+    for split in ("train", "val", "test"):
+        text = Tokenizer().decode(open_split(paths.TOKENS, split).read(0, manifest["splits"][split]["tokens"]).tolist())
+        assert text.endswith(END_OF_TEXT) or documents == "separator"
+        found += text.removesuffix(END_OF_TEXT).split(END_OF_TEXT)
+    assert sorted(found) == sorted(examples)
 
 
 def test_tokenize_says_that_there_is_no_val_split(capsys: pytest.CaptureFixture[str]) -> None:

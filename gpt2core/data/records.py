@@ -1,0 +1,129 @@
+"""The texts of records: .jsonl, .json, .csv, .tsv and .parquet."""
+
+import csv
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt2core.data.text_files import lines, refused
+from gpt2core.errors import UserError
+from gpt2core.extras import needs_extra
+from gpt2core.tokenizer import check_unicode
+
+# A line is read as a whole, and so is a .json file with an array; a few compressed bytes can expand to an endless one.
+LONGEST_RECORD = 1 << 28
+
+
+def jsonl_texts(path: Path, blocks: Iterable[str], text_field: str) -> Iterator[str]:
+    """One object a line."""
+    for number, line in enumerate(lines(path, blocks, LONGEST_RECORD), start=1):
+        if line.strip():
+            yield _text_of(_parsed(path, line, f"line {number}: "), text_field, path, f"line {number}")
+
+
+def json_texts(path: Path, blocks: Iterable[str], text_field: str) -> Iterator[str]:
+    """An array of objects or texts, or one object a line."""
+    blocks = iter(blocks)
+    head = ""
+    while not head.strip() and (block := next(blocks, None)) is not None:
+        head = head[-1:] + block  # blanks before the first character say nothing
+    blocks = itertools.chain((head,), blocks)
+    if not head.lstrip().startswith("["):
+        yield from jsonl_texts(path, blocks, text_field)
+        return
+    parts, size = [], 0
+    for block in blocks:
+        parts.append(block)
+        size += len(block)
+        if size > LONGEST_RECORD:
+            raise refused(
+                path, f"an array of more than {LONGEST_RECORD:,} characters", "write one object a line (.jsonl)"
+            )
+    for number, record in enumerate(_parsed(path, "".join(parts), ""), start=1):
+        record = {text_field: record} if isinstance(record, str) else record
+        yield _text_of(record, text_field, path, f"record {number}")
+
+
+def csv_texts(path: Path, blocks: Iterable[str], text_field: str, delimiter: str) -> Iterator[str]:
+    """Rows below a header: of the column `text_field`, or of the only one. A quoted field may have line ends."""
+    csv.field_size_limit(LONGEST_RECORD)
+    rows = csv.reader((f"{line}\n" for line in lines(path, blocks, LONGEST_RECORD)), delimiter=delimiter, strict=True)
+    try:
+        header = next(rows, [])
+        if text_field not in header and len(header) != 1:
+            columns = ", ".join(map(repr, header)) or "none"
+            raise refused(path, f"no column {text_field!r} (it has {columns})", "set {text_field}")
+        column = header.index(text_field) if text_field in header else 0
+        for row in rows:
+            if row and len(row) != len(header):
+                what = f"line {rows.line_num}: {len(row)} fields, but the header has {len(header)}"
+                raise refused(path, what, "quote fields that contain the separator")
+            if row:
+                yield row[column]
+    except csv.Error as error:
+        raise refused(path, f"line {rows.line_num}: not valid {path.suffix or 'CSV'} ({error})") from None
+
+
+def _parsed(path: Path, text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise refused(path, f"{where}not valid JSON ({error})") from None
+
+
+def _text_of(record: Any, text_field: str, path: Path, where: str) -> str:
+    if not isinstance(record, dict):
+        raise refused(path, f"{where}: not a JSON object but {type(record).__name__}", "each line must be one")
+    if text_field not in record:
+        fields = ", ".join(map(repr, record)) or "none"
+        raise refused(path, f"{where}: no field {text_field!r} (it has {fields})", "set {text_field}")
+    text = record[text_field]
+    if not isinstance(text, str):
+        raise refused(path, f"{where}: field {text_field!r} is not a text but {type(text).__name__}")
+    try:
+        check_unicode(text)
+    except UserError as error:
+        raise refused(path, f"{where}: field {text_field!r}: {error}") from None
+    return text
+
+
+def parquet_texts(path: Path, text_field: str, on_bytes: Callable[[int], None]) -> Iterator[str]:
+    with needs_extra("a .parquet file"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+    if not path.exists():
+        raise refused(path, "the file is missing")
+    try:
+        with path.open("rb") as handle, pq.ParquetFile(handle) as table:
+            _check_column(path, table.schema_arrow, text_field)
+            row = 0
+            for batch in table.iter_batches(batch_size=256, columns=[text_field]):
+                for text in batch.column(0).to_pylist():
+                    row += 1
+                    if text is None:
+                        raise refused(path, f"row {row}: column {text_field!r} is null", "remove the row")
+                    yield text
+    except UnicodeDecodeError as error:
+        reason = f"column {text_field!r} holds text that is not valid UTF-8 ({error.reason})"
+        raise refused(path, reason) from None
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
+            raise
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise refused(path, f"not a readable .parquet file ({reason})") from None
+    on_bytes(path.stat().st_size)
+
+
+def _check_column(path: Path, schema: Any, text_field: str) -> None:
+    import pyarrow as pa
+
+    if text_field not in schema.names:
+        columns = ", ".join(map(repr, schema.names))
+        raise refused(path, f"no column {text_field!r} (it has {columns})", "set {text_field}")
+    kind = schema.field(text_field).type
+    values = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(values) or pa.types.is_large_string(values)):
+        raise refused(path, f"column {text_field!r} is not text but {kind}", "set {text_field}")
