@@ -45,7 +45,8 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
     seconds = [later - earlier for earlier, later in zip(ends[WARM_UP - 1 :], ends[WARM_UP:], strict=False)]
     on_gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": statistics.median(seconds), "peak": peak, "losses": losses}
+    mean = (ends[-1] - ends[WARM_UP - 1]) / (len(ends) - WARM_UP)
+    return {"seconds": statistics.median(seconds), "mean_seconds": mean, "peak": peak, "losses": losses}
 
 
 def text_of(job: dict[str, Any]) -> Any:
@@ -63,10 +64,11 @@ def ours(job: dict[str, Any]) -> tuple[list[float], list[float]]:
     from gpt2core.runtime import pick_runtime, set_threads
     from gpt2core.training.events import TrainerEvents
     from gpt2core.training.trainer import Trainer
-    from gpt2ops.process.startup import keep_freed_memory
+    from gpt2ops.process.startup import keep_freed_memory, share_cores
 
+    share_cores()
     keep_freed_memory()
-    set_threads(None)
+    set_threads(job.get("threads"))
     rows = text_of(job)
     never = dict.fromkeys(("train.log_interval", "train.eval_interval", "train.checkpoint_interval"), 10**7)
     params = params_of(
@@ -221,8 +223,8 @@ def matmul_rate(job: dict[str, Any]) -> float:
     return operations / seconds
 
 
-def measure(job: dict[str, Any]) -> dict[str, Any]:
-    environment = {"TOKENIZERS_PARALLELISM": "false"}
+def measure(job: dict[str, Any], more: dict[str, str] | None = None) -> dict[str, Any]:
+    environment = {"TOKENIZERS_PARALLELISM": "false", **(more or {})}
     command = [sys.executable, "-m", "benchmarks.training", "--child", json.dumps(job)]
     return in_a_process(command, environment, COMMAND_SECONDS)
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from gpt2core.errors import UserError
+from gpt2core.kernels.cores import usable_cores
 
 PRECISION_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -95,12 +96,8 @@ def _physical_cores() -> int:
     try:
         import psutil
     except ModuleNotFoundError:
-        return torch.get_num_threads()
-    physical = psutil.cpu_count(logical=False) or 1
-    try:
-        return min(physical, len(psutil.Process().cpu_affinity()))
-    except AttributeError:  # macOS has no affinity
-        return physical
+        return min(torch.get_num_threads(), usable_cores())
+    return min(psutil.cpu_count(logical=False) or 1, usable_cores())
 
 
 def set_determinism(deterministic: bool) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from gpt2core.data.splits import SPLITS, choose_split
 from gpt2core.data.tokens import FORMAT_VERSION, MANIFEST, START_DTYPE, TOKEN_DTYPE
 from gpt2core.errors import UserError
+from gpt2core.kernels.cores import usable_cores
 from gpt2core.storage.files import replaced_directory, sha256_file, write_json
 from gpt2core.tokenizer import Tokenizer
 
@@ -84,7 +85,7 @@ def encode_fragments(fragments: Iterable[str], workers: int | None = None) -> It
     Threads, not processes: tiktoken releases the GIL, and nothing has to be copied.
     """
     encode = Tokenizer().encode_array
-    workers = workers or _num_cores()
+    workers = workers or usable_cores()
     pending: deque[Future[np.ndarray]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -96,10 +97,6 @@ def encode_fragments(fragments: Iterable[str], workers: int | None = None) -> It
                 yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write_stream(path: Path, arrays: Iterable[np.ndarray], max_tokens: int | None, close_last: bool) -> np.ndarray:

@@ -4,6 +4,8 @@ import os
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from gpt2ops.process.startup import share_cores
+
 if TYPE_CHECKING:
     import gradio as gr
 
@@ -13,7 +15,8 @@ THREADS = 80
 
 
 def prepare_gradio() -> None:
-    """Before Gradio is imported: no telemetry, no version check, and a closed tab is noticed soon."""
+    """Before Gradio and PyTorch are imported: no telemetry, no version check, and a closed tab is noticed soon."""
+    share_cores()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "2")  # seconds; a text for a closed tab delays the others

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from gpt2core.errors import as_one_line
 from gpt2ops.cli.output import printable, use_plain_streams
 from gpt2ops.process.failures import failure_line
+from gpt2ops.process.startup import share_cores
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -166,6 +167,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
 def main() -> None:
     """Entry point; exits 1 with one line for what a user can change, 2 for a wrong flag, 130 for Ctrl-C."""
     use_plain_streams()
+    share_cores()
     try:
         chosen = chosen_command(sys.argv[1:])
         arguments = build_parser(chosen).parse_args()

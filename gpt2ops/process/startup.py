@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
+from gpt2core.kernels.cores import short_waits
+
 # By default glibc returns every large block to the system, and page faults bring it back at the next step; with these
 # settings it keeps its memory, and a training step on a CPU runs about twice as fast.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "68719476736", "MALLOC_TOP_PAD_": "67108864"}
@@ -25,6 +27,7 @@ def start_process(*, large_tensors: bool = False) -> None:
     With `large_tensors` the process restarts with an allocator that keeps its memory. From here on Ctrl-C prints one
     line and exits with code 130.
     """
+    share_cores()
     if large_tensors:
         keep_freed_memory()
     gc.disable()
@@ -51,6 +54,11 @@ def quick_imports() -> Iterator[None]:
     finally:
         if enabled:
             _collect_from_here()
+
+
+def share_cores() -> None:
+    """Before PyTorch is imported: its threads give a core away soon, unless the user has said how they wait."""
+    os.environ.update(short_waits(os.environ))
 
 
 def keep_freed_memory() -> None:

@@ -23,6 +23,7 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from gpt2core.decoding.options import CONTRASTIVE_VALUES, OPTIONS, SAMPLING_VALUES, SEED
 from gpt2core.decoding.rules import SWITCH, IdLists, Ids, Number, OneOf, Rule, Whole
 from gpt2core.errors import UserError, Words
+from gpt2core.kernels.cores import short_waits
 
 # Names and meanings are those of `transformers`; None or [] is "not given".
 BAD_WORDS = "bad_words"  # given as text, which becomes `bad_words_ids`
@@ -64,6 +65,7 @@ class TextModel(PythonModel):
     """GPT-2 over text. A row's text depends on its prompt and the parameters only, not on the other rows."""
 
     def load_context(self, context: Any) -> None:
+        os.environ.update(short_waits(os.environ))
         from gpt2core import GPT, PackedGPT, Tokenizer
         from gpt2core.decoding.batching import SharedDecoder
         from gpt2core.runtime import pick_device

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import psutil
 
+from gpt2core.kernels.cores import usable_cores
 from gpt2core.training.events import Row, TrainerEvents, TrainerView
 from gpt2ops.tracking.api import TrackedRun
 from gpt2ops.training.diagnostics import Diagnostics, RunFacts, TrainingWarning
@@ -68,7 +69,7 @@ def machine_state() -> str:
     """Load, free memory and swap at this moment, which may explain slow training."""
     memory = psutil.virtual_memory()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    facts = [] if load is None else [f"load {load:.1f} on {os.cpu_count()} cores"]
+    facts = [] if load is None else [f"load {load:.1f} on {usable_cores()} cores"]
     facts.append(f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB of memory free")
     if swapped := psutil.swap_memory().used:
         facts.append(f"{swapped / 2**30:.1f} GiB swapped out")

@@ -1,7 +1,6 @@
 """Checks of the machine: Python, packages, device and precision, memory, disk."""
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2core.errors import UserError
+from gpt2core.kernels.cores import usable_cores
 from gpt2ops.maintenance.doctor.finding import LOOK, OK, WRONG, Finding
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.cache import cache_directory
@@ -92,7 +92,7 @@ def device(root: Path) -> Iterator[Finding]:
     yield Finding(OK, "device", f"{chosen.device} ({name}), precision {chosen.precision}: {chosen.reason}")
     import psutil
 
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    cores = min(psutil.cpu_count(logical=False) or 1, usable_cores())
     text = f"{threads} for {cores} physical cores"
     if threads > cores:
         yield Finding(LOOK, "threads", f"{text}: threads compete for cores", "set run.threads to null")
