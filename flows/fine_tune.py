@@ -46,6 +46,7 @@ from gpt2core.errors import UserError
 from gpt2ops.params.schema import load_params
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.lockfile import mend
+from gpt2ops.process.git import without_repository
 from gpt2ops.process.signals import FLOW_PROCESS
 from gpt2ops.process.startup import end_imports
 
@@ -156,7 +157,7 @@ def _run_stages(workspace: Path, flow_run_id: str, say: Callable[..., None]) -> 
 def child_environment(flow_run_id: str) -> dict[str, str]:
     """This environment, with this Python as `python`, and the variables of a stage in a flow run."""
     return {
-        **os.environ,
+        **without_repository(),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "DVC_NO_ANALYTICS": "true",

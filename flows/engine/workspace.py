@@ -5,8 +5,9 @@ In a git repository it is a worktree of HEAD with the uncommitted changes, elsew
 
 import configparser
 import glob
+import os
 import shutil
-import subprocess
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gpt2core.storage.files import atomic_path, write_text
 from gpt2ops.params.editing import merged, with_values
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.cache import cache_directory
+from gpt2ops.process.git import git
 
 WORKSPACES = paths.WORKSPACES
 
@@ -57,8 +59,10 @@ def open_workspace(root: Path, name: str, overrides: Mapping[str, Any]) -> Path:
 def remove_workspace(root: Path, workspace: Path) -> None:
     """Delete the folder, if any, and git's record of it."""
     if workspace.exists():
+        _make_writable(workspace)
         shutil.rmtree(workspace)
     if is_git_root(root):
+        git(root, "worktree", "unlock", str(workspace))  # git locks one that it was killed in the middle of
         _git(root, "worktree", "prune")
 
 
@@ -66,8 +70,7 @@ def is_git_root(root: Path) -> bool:
     """Whether `root` is the top of a git repository that has a commit."""
     if not (root / ".git").exists() or shutil.which("git") is None:
         return False
-    done = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=root, capture_output=True, check=False)
-    return done.returncode == 0
+    return git(root, "rev-parse", "--verify", "-q", "HEAD").returncode == 0
 
 
 def write_overrides(root: Path, workspace: Path, overrides: Mapping[str, Any]) -> None:
@@ -104,7 +107,7 @@ def _add_worktree(root: Path, workspace: Path) -> None:
         if source.is_dir() and not source.is_symlink():
             continue  # a repository within the repository
         target.unlink(missing_ok=True)
-        if source.is_symlink() or source.exists():
+        if source.is_symlink() or source.is_file():  # not a pipe or a socket
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
 
@@ -121,9 +124,23 @@ def copy_project(root: Path, workspace: Path) -> None:
             or name.endswith(".partial")
             or (here / name).relative_to(root).as_posix() in _NOT_COPIED
             or (here / name / "pyvenv.cfg").is_file()
+            or not _can_be_copied(here / name)
         ]
 
     shutil.copytree(root, workspace, symlinks=True, ignore=ignored)
+    _make_writable(workspace)
+
+
+def _can_be_copied(path: Path) -> bool:
+    """Not a pipe, a socket or a device."""
+    return path.is_symlink() or path.is_file() or path.is_dir()
+
+
+def _make_writable(folder: Path) -> None:
+    """Of the folders that were copied from read-only ones, so that a run can write there and they can be removed."""
+    for path in (folder, *folder.rglob("*/")):
+        if path.is_dir() and not path.is_symlink() and not os.access(path, os.W_OK | os.X_OK):
+            path.chmod(path.stat().st_mode | stat.S_IRWXU)
 
 
 def _write_dvc_config(file: Path, *, cache: Path) -> None:
@@ -137,10 +154,10 @@ def _write_dvc_config(file: Path, *, cache: Path) -> None:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    done = git(root, *arguments)
     if done.returncode:
-        raise UserError(f"git {' '.join(arguments[:2])} failed in {root}: {_last_line(done.stderr)}")
-    return done.stdout
+        raise UserError(f"git {' '.join(arguments[:2])} failed in {root}: {_last_line(os.fsdecode(done.stderr))}")
+    return os.fsdecode(done.stdout)
 
 
 def _last_line(text: str) -> str:

@@ -22,6 +22,7 @@ from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.cache import cache_directory, restore
 from gpt2ops.pipeline.code_version import CODE, code_root, code_sha256, digest
 from gpt2ops.pipeline.paths import mlruns
+from gpt2ops.process.git import git
 from gpt2ops.process.redact import secrets_named
 from gpt2ops.registry.models import registered_versions
 from gpt2ops.registry.runs import Run
@@ -140,9 +141,8 @@ def _other_code(run: Run) -> bytes | None:
 
 def _archive(commit: str) -> bytes | None:
     for repository in (code_root(), mlruns().parent):
-        command = ["git", "-C", str(repository), "archive", commit, *CODE]
         try:
-            return subprocess.run(command, capture_output=True, timeout=60, check=True).stdout
+            return git(repository, "archive", commit, *CODE, timeout=60, check=True).stdout
         except (OSError, subprocess.SubprocessError):
             continue
     return None

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from gpt2core import __version__
+from gpt2ops.process.git import git
 
 PACKAGE = "gpt2-workflow"
 # The code that stages run; flows do not change a result.
@@ -60,10 +61,8 @@ def _files(name: str, root: Path) -> Iterator[tuple[str, Path]]:
 @cache
 def code_commit() -> str | None:
     """The commit of this code's checkout; None for an installed package or an unzipped download."""
-    command = ["git", "-C", str(code_root()), "ls-files", "--error-unmatch", "gpt2ops/pipeline/code_version.py"]
     try:
-        subprocess.run(command, capture_output=True, timeout=20, check=True)
-        head = ["git", "-C", str(code_root()), "rev-parse", "HEAD"]
-        return subprocess.run(head, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        git(code_root(), "ls-files", "--error-unmatch", "gpt2ops/pipeline/code_version.py", timeout=20, check=True)
+        return git(code_root(), "rev-parse", "HEAD", timeout=20, check=True).stdout.decode().strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -10,6 +10,7 @@ from gpt2core.storage.files import read_json, sha256_file
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.code_version import code_commit, code_sha256, package_version
 from gpt2ops.pipeline.paths import project_root
+from gpt2ops.process.git import git
 
 UNKNOWN = "unknown"
 
@@ -59,7 +60,6 @@ def _git_tags() -> dict[str, str]:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, check=True)
+        return os.fsdecode(git(Path.cwd(), *arguments, timeout=20, check=True).stdout).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()

@@ -23,6 +23,7 @@ from gpt2ops.params.editing import with_values
 from gpt2ops.params.schema import parse_params
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.code_version import CODE, PACKAGE, code_root, digest
+from gpt2ops.process.git import git
 
 PIPELINE = Path("dvc.yaml")
 CODE_FILE = Path("code.yaml")
@@ -107,10 +108,9 @@ def in_git(folder: Path) -> bool:
 
 def _git(folder: Path, *arguments: str) -> bool:
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, timeout=20, check=False)
+        return git(folder, *arguments, timeout=20).returncode == 0
     except (OSError, subprocess.SubprocessError):
         return False
-    return done.returncode == 0
 
 
 def stage_environment(store: Path, **more: str) -> dict[str, str]:

@@ -1,6 +1,9 @@
 """Each flow run works in a folder of its own and leaves the project's files alone."""
 
 import configparser
+import contextlib
+import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -8,6 +11,8 @@ import pytest
 import yaml
 
 from flows.engine.workspace import open_workspace, remove_workspace, write_overrides
+from flows.fine_tune import child_environment
+from gpt2ops.projects.project import in_git
 
 PARAMS = """\
 # What a run does.
@@ -187,3 +192,54 @@ def test_both_readers_of_params_get_the_value_that_was_given(folder: Path, tmp_p
     text = (tmp_path / "params.yaml").read_text()
     assert yaml.safe_load(text)["train"]["key"] == value  # the stages
     assert YAML(typ="safe").load(text)["train"]["key"] == value  # DVC
+
+
+def test_a_worktree_that_git_was_killed_in_is_made_again(repository: Path) -> None:
+    open_workspace(repository, "run", {})
+    record = repository / ".git/worktrees/run"
+    (record / "locked").write_text("initializing")
+    remove_workspace(repository, repository / "workspaces/run")
+    assert not record.exists()
+    (open_workspace(repository, "run", {}) / ".dvc/config.local").unlink()
+    (record / "locked").write_text("initializing")
+    assert (open_workspace(repository, "run", {}) / "params.yaml").read_text() == PARAMS
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Unix's kinds of files")
+@pytest.mark.parametrize("kind", ["folder", "repository"])
+def test_odd_files_beside_a_project_stop_no_run(kind: str, request: pytest.FixtureRequest) -> None:
+    root: Path = request.getfixturevalue(kind)
+    latin = os.fsdecode(b"caf\xe9.txt")
+    (root / latin).write_text("a name that is no UTF-8")
+    os.mkfifo(root / "pipe")
+    (root / "tasks/gone.py").unlink()
+    os.mkfifo(root / "tasks/gone.py")  # in the place of a file that git knows
+    with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(root):
+        listening.bind("socket")
+        closed = root / "notes"
+        closed.mkdir()
+        (closed / "a.txt").write_text("a")
+        closed.chmod(0o555)
+        workspace = open_workspace(root, "run", {})
+        closed.chmod(0o755)
+    assert (workspace / latin).read_text() == "a name that is no UTF-8"
+    assert (workspace / "notes/a.txt").read_text() == "a"
+    assert os.access(workspace / "notes", os.W_OK)
+    assert not {"pipe", "socket"} & {path.name for path in workspace.iterdir()}
+    remove_workspace(root, workspace)
+    assert not workspace.exists()
+
+
+def test_a_repository_that_the_environment_names_misleads_nothing(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init", "-q")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other / "index"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    workspace = open_workspace(repository, "run", {})
+    assert (workspace / "params.yaml").read_text() == PARAMS
+    assert in_git(repository)
+    assert not {"GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"} & child_environment("run").keys()

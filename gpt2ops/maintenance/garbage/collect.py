@@ -1,7 +1,6 @@
 """`gpt2 gc`: removes what no run, alias or lock file refers to. DVC's cache is left to `dvc gc`."""
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from gpt2ops.maintenance.garbage import files, store
 from gpt2ops.maintenance.garbage.files import Garbage
 from gpt2ops.maintenance.presence import stage_at_work
 from gpt2ops.pipeline import paths
+from gpt2ops.process.git import git
 from gpt2ops.process.stage import LOCK
 from gpt2ops.store.address import is_local
 from gpt2ops.store.errors import one_line
@@ -103,4 +103,4 @@ def remove(root: Path, garbage: tuple[Garbage, ...]) -> None:
             item.path.unlink(missing_ok=True)
     if any(item.path.parent == root / paths.WORKSPACES for item in garbage) and (root / ".git").exists():
         # A flow run's workspace is a worktree, which git has a record of.
-        subprocess.run(["git", "worktree", "prune"], cwd=root, capture_output=True, check=False)
+        git(root, "worktree", "prune")
