@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 
@@ -24,6 +25,7 @@ from gpt2ops.params.schema import parse_params
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.code_version import CODE, PACKAGE, code_root, digest
 from gpt2ops.process.git import git
+from gpt2ops.store.address import uri_of
 
 PIPELINE = Path("dvc.yaml")
 CODE_FILE = Path("code.yaml")
@@ -131,5 +133,5 @@ def stage_environment(store: Path, **more: str) -> dict[str, str]:
     uri = environment.get("MLFLOW_TRACKING_URI", "")
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////") and os.name == "posix":
         # The stages run in another working directory.
-        environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+        environment["MLFLOW_TRACKING_URI"] = uri_of(Path(unquote(uri.removeprefix("sqlite:///"))).resolve())
     return environment

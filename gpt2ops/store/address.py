@@ -2,36 +2,51 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
+from gpt2core.errors import UserError
 from gpt2ops.pipeline.paths import mlruns, project_root, user_cache
 from gpt2ops.process.redact import redact
+
+_SQLITE = "sqlite:///"
 
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else the SQLite file in `mlruns/`. May hold a password: show `redact(...)` of it."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or _local_uri()
-    file = uri.removeprefix("sqlite:///")
-    if file in (uri, "", ":memory:") or file.startswith("file:"):
+    file, mark, query = uri.removeprefix(_SQLITE).partition("?")
+    if not uri.startswith(_SQLITE) or file in ("", ":memory:") or file.startswith("file:"):
         return uri
     # Not in a flow run's own folder, which goes when it has ended.
-    return f"sqlite:///{(project_root() / file).as_posix()}"
+    return f"{uri_of(project_root() / unquote(file))}{mark}{query}"
 
 
 def is_local() -> bool:
     """Whether the store is the one in `mlruns/`, which this project creates and maintains."""
-    return tracking_uri() == _local_uri()
+    return not os.environ.get("MLFLOW_TRACKING_URI") or sqlite_file() == mlruns() / "mlflow.db"
 
 
 def _local_uri() -> str:
-    return f"sqlite:///{(mlruns() / 'mlflow.db').as_posix()}"
+    return uri_of(mlruns() / "mlflow.db")
+
+
+def uri_of(database: Path) -> str:
+    """The address of a SQLite file. Raises UserError for a path that MLflow, or SQLAlchemy, takes for another one."""
+    if found := re.search(r"\?|%[0-9A-Fa-f]{2}", database.as_posix()):
+        raise UserError(
+            f"MLflow cannot keep its store in {database.parent}: its path has {found[0]!r}; rename that folder, or set "
+            "MLFLOW_TRACKING_URI."
+        )
+    return _SQLITE + database.as_posix()
 
 
 def sqlite_file() -> Path | None:
     """The file of a store that is one."""
     uri = tracking_uri()
-    file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-    return file if uri.startswith("sqlite:///") and file.is_absolute() else None
+    file = Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0]))
+    return file if uri.startswith(_SQLITE) and file.is_absolute() else None
 
 
 def store_lock(name: str) -> Path:

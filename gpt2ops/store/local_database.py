@@ -7,7 +7,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from gpt2ops.store.address import is_local, sqlite_file, store_lock
+from gpt2ops.store.address import is_local, sqlite_file, store_lock, uri_of
 from gpt2ops.store.artifact_paths import change_places, misplaced
 
 MAKING_SECONDS = 30.0  # MLflow takes 2 s to 10 s for the tables of a new file
@@ -33,7 +33,7 @@ def _create_database(database: Path) -> None:
     partial.unlink(missing_ok=True)
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
 
-    engine = create_sqlalchemy_engine(f"sqlite:///{partial.as_posix()}")
+    engine = create_sqlalchemy_engine(uri_of(partial))
     try:
         _initialize_tables(engine)
     finally:

@@ -16,7 +16,7 @@ from gpt2ops.maintenance.local_store import database, open_database
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.paths import mlruns
 from gpt2ops.process.redact import redact
-from gpt2ops.store.address import is_local, tracking_uri
+from gpt2ops.store.address import is_local, sqlite_file, tracking_uri
 from gpt2ops.store.artifact_paths import misplaced, old_folder, path_of, store_of
 from gpt2ops.store.errors import one_line
 
@@ -69,8 +69,8 @@ def integrity_problem(connection: sqlite3.Connection, seconds: float) -> str | N
 
 def _remote_store() -> Finding:
     uri = redact(tracking_uri())
-    if tracking_uri().startswith("sqlite:///"):
-        return _other_file(Path(tracking_uri().removeprefix("sqlite:///")))
+    if file := sqlite_file():
+        return _other_file(file)
     if not tracking_uri().startswith(("http://", "https://")):
         return Finding(OK, "mlflow", f"{uri}: a store that only MLflow itself can read")
     remedy = "start its server, or unset MLFLOW_TRACKING_URI to use mlruns/"

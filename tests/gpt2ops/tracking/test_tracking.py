@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -282,6 +283,34 @@ def test_a_relative_store_is_the_projects_also_in_a_flow_runs_folder(bare_projec
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine/all.db")
     monkeypatch.setenv("GPT2_PROJECT_ROOT", str(tmp_path))
     assert tracking_uri() == f"sqlite:///{tmp_path.as_posix()}/mine/all.db"
+
+
+@pytest.mark.parametrize("name", ["a#b;c&d", "it's + \u00e9", "100%"])
+def test_a_folder_of_any_name_keeps_its_store_inside(name, bare_project, tmp_path, monkeypatch):
+    folder = tmp_path / "outer" / name
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with start_run(params_with()) as run:
+        run.log_text("hello", "hello.txt")
+    assert (folder / "mlruns/mlflow.db").is_file()
+    assert [path.name for path in (tmp_path / "outer").iterdir()] == [name]
+    assert Path(connect().download_artifacts(run.run_id, "hello.txt", str(folder))).read_text() == "hello"
+
+
+@pytest.mark.parametrize(("name", "found"), [("what?", "?"), ("100%41", "%41")])
+def test_a_folder_that_mlflow_takes_for_another_is_refused_and_nothing_is_written(
+    name, found, bare_project, tmp_path, monkeypatch
+):
+    folder = tmp_path / "outer" / name
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=rf"its path has '{re.escape(found)}'; rename that folder"):
+        start_run(params_with())
+    assert [path.name for path in (tmp_path / "outer").rglob("*")] == [name]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere.db")
+    with start_run(params_with()):
+        pass
+    assert (tmp_path / "elsewhere.db").is_file()
 
 
 def test_who_shares_a_store_shares_its_locks(tmp_path, monkeypatch):
