@@ -24,7 +24,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             )
         try:
             value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
             raise UserError(f"{key}: {text!r} is not a value; quote text that has special signs.") from None
         *sections, last = key.split(".")
         place = values

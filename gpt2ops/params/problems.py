@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from gpt2core.errors import NOT_GIVEN, Problem, UserError, Words
 
 MOST_LINES = 20
+MOST_EXAMINED = 100  # a key may resemble any of all known ones
 YAML = Words(true="true", false="false", or_none=", or null", equals=": ")
 FLAG_WORDS = Words(true="true", false="false", or_none="", equals=" ", quotes=False)
 
@@ -18,7 +19,8 @@ def user_error(error: ValidationError, root: type[BaseModel]) -> UserError:
     """A problem for each of pydantic's: key, value, rule, and for an unknown key the nearest known one of `root`."""
     found: list[Problem | str] = []
     seen: dict[str, int] = {}  # a union gives a problem for each of its branches
-    for problem in error.errors():
+    problems = error.errors(include_url=False)
+    for problem in problems[:MOST_EXAMINED]:
         location = _location(problem["type"], problem["loc"])
         key = spell(location)
         value, reason = problem.get("input", NOT_GIVEN), _lower_first(problem["msg"])
@@ -43,8 +45,9 @@ def user_error(error: ValidationError, root: type[BaseModel]) -> UserError:
             new = [Problem(": {reason}", key=key, value=value, data={"reason": reason})]
             seen[key] = len(found)
         found += [one for one in new if one not in found]
-    if len(found) > MOST_LINES:
-        found = [*found[:MOST_LINES], f"and {len(found) - MOST_LINES} more problems."]
+    more = max(0, len(found) - MOST_LINES) + max(0, len(problems) - MOST_EXAMINED)
+    if more:
+        found = [*found[:MOST_LINES], f"and {more:,} more problems."]
     return UserError(*(one.spelled(words=YAML) if isinstance(one, Problem) else one for one in found))
 
 

@@ -282,9 +282,12 @@ class Gate(Section):
     """No champion that missed its target loss."""
 
 
+_MODEL_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"  # a folder of the registry: not `.` or `..`
+
+
 class Register(Section):
-    name: str = Field("gpt2", pattern=r"^[A-Za-z0-9._-]+$")
-    text_name: str = Field("gpt2-text", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field("gpt2", pattern=_MODEL_NAME)
+    text_name: str = Field("gpt2-text", pattern=_MODEL_NAME)
     gate: Gate = Gate()
 
     @model_validator(mode="after")
@@ -349,6 +352,9 @@ def check_sequence_length(sequence_length: int, block_size: int) -> None:
         )
 
 
+MOST_BYTES, MOST_KEYS = 1_000_000, 100_000  # of params.yaml, and of one section of it
+
+
 class _OneValueEach(yaml.SafeLoader):
     """YAML as the safe loader reads it; a key written twice in a section is an error, not the last one's win."""
 
@@ -364,6 +370,12 @@ class _OneValueEach(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_KEYS:  # sections merged into one another again and again
+            problem = f"more than {MOST_KEYS:,} keys in a section"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
+
 
 def load_params(path: Path = paths.PARAMS) -> Params:
     """Read and check a params file. Raises UserError with a line for each problem."""
@@ -373,6 +385,8 @@ def load_params(path: Path = paths.PARAMS) -> Params:
         raise UserError(f"{path} is missing: run this from the project's folder.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not valid UTF-8.") from None
+    if len(text) > MOST_BYTES:
+        raise UserError(f"{path} has {len(text):,} characters, more than settings can have ({MOST_BYTES:,}).")
     try:
         values = yaml.load(text, Loader=_OneValueEach)
     except yaml.reader.ReaderError as error:
@@ -381,7 +395,7 @@ def load_params(path: Path = paths.PARAMS) -> Params:
         ) from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply.") from None
-    except ValueError as error:  # a number of thousands of digits, a date that is none
+    except (ValueError, OverflowError) as error:  # a number of thousands of digits, a date that is none
         raise UserError(f"{path}: not valid YAML: {error}.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

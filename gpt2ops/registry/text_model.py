@@ -41,6 +41,8 @@ _ROWS = {
 }
 TYPES = {name: _kind(rule) for name, rule in _ROWS.items() if isinstance(rule, Whole | Number | OneOf)}
 LISTS = {name: _kind(rule) for name, rule in _ROWS.items() if name not in TYPES}
+MOST_NEW_TOKENS = 65_536  # past the block size, with past_block_size
+MOST_CHARACTERS = 1_000_000  # of all prompts and words of a request
 NEW_TOKENS = 100  # or fewer, where the model has no more positions
 # With one of these, or several beams, the text is searched for, not drawn, unless do_sample is given.
 SEARCHES = ("penalty_alpha", "prompt_lookup_num_tokens")
@@ -97,14 +99,19 @@ class TextModel(PythonModel):
         seed = options.pop("seed", None)
         if seed is not None:
             SEED.rule.refuse("seed", seed)
-        words = options.pop("bad_words", None)
+        words = options.pop("bad_words", None) or []
+        size = sum(map(len, (*prompts, *words, *(options.get("stop_strings") or []))))
+        if size > MOST_CHARACTERS:  # before they are encoded, which takes seconds for a few million
+            raise ValueError(f"the texts have {size:,} characters and may have {MOST_CHARACTERS:,} over HTTP.")
         if words:
             spellings = [spelling for word in words for spelling in dict.fromkeys((word, f" {word}"))]
             options["bad_words_ids"] = [self._encode("bad_words", spelling) for spelling in spellings]
         settings = parse_options({"max_new_tokens": NEW_TOKENS, **options})
-        for name in ("num_beams", "num_return_sequences"):
-            if getattr(settings, name) > MAX_ROWS:
-                raise ValueError(f"{name} ({getattr(settings, name)}) must be at most {MAX_ROWS} over HTTP.")
+        # Contrastive search computes a row for each of its candidates.
+        wide = ["num_beams", "num_return_sequences", *(["top_k"] if settings.penalty_alpha else [])]
+        for name, most in {**dict.fromkeys(wide, MAX_ROWS), "max_new_tokens": MOST_NEW_TOKENS}.items():
+            if (getattr(settings, name) or 0) > most:
+                raise ValueError(f"{name} ({getattr(settings, name):,}) must be at most {most:,} over HTTP.")
         draws = 1 if settings.num_beams > 1 else settings.num_return_sequences
         jobs = []
         for number, prompt in enumerate(prompts, start=1):

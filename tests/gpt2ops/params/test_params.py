@@ -1,5 +1,7 @@
 """params.yaml: wrong keys and values are named, each with what to do."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from gpt2core.errors import UserError
 from gpt2ops.params.recipes import CHOSEN, RECIPES
 from gpt2ops.params.schema import Params, load_params, parse_params
 from gpt2ops.pipeline import paths
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,7 @@ from gpt2ops.pipeline import paths
         ({"data": None}, "data must be a section"),
         ({"train": {"eval_interval": 1.5}}, "fractional part; or input should be 'epoch'."),
         ({"register": {"name": "a", "text_name": "a"}}, "give them different names"),
+        ({"register": {"name": ".."}}, "register.name"),
         ({"train": {"stop": {"max_epochs": 1e300}}}, "train.stop.max_epochs"),
     ],
 )
@@ -161,3 +166,45 @@ def test_params_yaml_leaves_to_the_recipe_what_it_may() -> None:
     values = yaml.safe_load(paths.PARAMS.read_text())
     assert {key for key, value in values["train"].items() if value is None and key in CHOSEN} == set(CHOSEN)
     assert load_params() == Params()
+
+
+NINE_LEVELS = range(1, 9)
+MERGES = "a0: &a0 {k: 1}\n" + "".join(
+    f"a{level}: &a{level} {{<<: [{', '.join([f'*a{level - 1}'] * 9)}]}}\n" for level in NINE_LEVELS
+)
+LISTS = "a0: &a0 [x]\n" + "".join(
+    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in NINE_LEVELS
+)
+# Ends the process where it takes more than a minute or 3 GB.
+BOUNDED = """
+import resource, sys
+from pathlib import Path
+from gpt2core.errors import UserError
+from gpt2ops.params.schema import load_params
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+resource.setrlimit(resource.RLIMIT_AS, (3 * 10**9, 3 * 10**9))
+try:
+    load_params(Path(sys.argv[1]))
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs limits of a process")
+@pytest.mark.parametrize(
+    "text",
+    [
+        MERGES,
+        LISTS + "run: *a8\n",
+        "".join(f"unknown_key_{number}: 1\n" for number in range(30_000)),
+        "x" * 2_000_000,
+        f"train: {{learning_rate: 1{':1' * 300}.5}}\n",
+    ],
+    ids=["merges", "lists of lists", "unknown keys", "long", "sexagesimal"],
+)
+def test_a_small_file_cannot_take_the_machine(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(text)
+    done = subprocess.run([sys.executable, "-c", BOUNDED, str(file)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 0 < len(done.stdout) < 5000
