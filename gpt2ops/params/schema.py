@@ -16,6 +16,7 @@ from gpt2core.training.config import StopSettings, TrainSettings
 from gpt2ops.params.decoding import DecodingSetting
 from gpt2ops.params.problems import user_error
 from gpt2ops.params.recipes import CHOSEN, DEFAULT, DROP_RATES, recipe_of, with_recipe
+from gpt2ops.params.yaml_loader import MOST_BYTES, SettingsLoader
 from gpt2ops.pipeline import paths
 
 BY_RECIPE: Any = None  # null, or the key left out: what `train.recipe` says
@@ -352,31 +353,6 @@ def check_sequence_length(sequence_length: int, block_size: int) -> None:
         )
 
 
-MOST_BYTES, MOST_KEYS = 1_000_000, 100_000  # of params.yaml, and of one section of it
-
-
-class _OneValueEach(yaml.SafeLoader):
-    """YAML as the safe loader reads it; a key written twice in a section is an error, not the last one's win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # what the safe loader says of a list as a key
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value} stands twice in its section; keep one", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        if len(node.value) > MOST_KEYS:  # sections merged into one another again and again
-            problem = f"more than {MOST_KEYS:,} keys in a section"
-            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
-
-
 def load_params(path: Path = paths.PARAMS) -> Params:
     """Read and check a params file. Raises UserError with a line for each problem."""
     try:
@@ -388,7 +364,7 @@ def load_params(path: Path = paths.PARAMS) -> Params:
     if len(text) > MOST_BYTES:
         raise UserError(f"{path} has {len(text):,} characters, more than settings can have ({MOST_BYTES:,}).")
     try:
-        values = yaml.load(text, Loader=_OneValueEach)
+        values = yaml.load(text, Loader=SettingsLoader)
     except yaml.reader.ReaderError as error:
         raise UserError(
             f"{path}: character {error.position} (U+{error.character:04X}) is not allowed in YAML."
