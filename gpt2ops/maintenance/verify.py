@@ -19,6 +19,7 @@ from gpt2ops.pipeline.lockfile import read_stages
 from gpt2ops.pipeline.paths import mlruns
 from gpt2ops.store.address import is_local
 from gpt2ops.store.errors import one_line
+from gpt2ops.tracking.restored_runs import stored_run_id
 
 STEP_FORM = "step-*"
 
@@ -142,15 +143,22 @@ def verify_best(root: Path) -> Verification:
     weights = root / paths.BEST_MODEL / "model.safetensors"
     damage = []
     try:
-        expected = read_json(root / paths.RUN).get("weights_sha256")
-    except (OSError, ValueError, AttributeError):
-        expected = None  # an earlier version's: only dvc.lock has its hash
+        record = read_json(root / paths.RUN)
+        expected = record.get("weights_sha256") or _registered_hash(root, record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        expected = None  # only dvc.lock has its hash
     if not weights.is_file():
         damage.append(f"{weights} is missing")
     elif expected is not None and sha256_file(weights) != expected:
         damage.append(f"{weights} is not what its run wrote (sha256)")
     damage += [] if damage else _layout_damage(weights)
     return Verification(str(root / paths.BEST_MODEL), "model", tuple(damage))
+
+
+def _registered_hash(root: Path, record: dict[str, Any]) -> str | None:
+    """Of a run of an earlier version, whose record has none; None where another run was registered."""
+    registered = read_json(root / paths.REGISTERED)
+    return str(registered["weights_sha256"]) if registered["run_id"] == stored_run_id(record["run_id"]) else None
 
 
 def _layout_damage(weights: Path) -> list[str]:

@@ -145,7 +145,12 @@ def test_models_best_is_held_against_what_its_run_wrote(project, gpt2) -> None:
     flip(weights)
     (line,) = damage(gpt2, "models/best")
     assert "is not what its run wrote" in line
-    write_json(project / paths.RUN, {"run_id": "of an earlier version"})
+    earlier = {"run_id": "cd" * 16}  # of a version that recorded the hash of a registered model only
+    write_json(project / paths.RUN, earlier)
+    assert damage(gpt2, "models/best") == []
+    write_json(project / paths.REGISTERED, {**earlier, "weights_sha256": "0"})
+    assert "is not what its run wrote" in damage(gpt2, "models/best")[0]
+    write_json(project / paths.REGISTERED, {"run_id": "of another run", "weights_sha256": "0"})
     assert damage(gpt2, "models/best") == []
     weights.write_bytes(weights.read_bytes()[:50])
     assert "cannot be read" in damage(gpt2, "models/best")[0]
