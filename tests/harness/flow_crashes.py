@@ -63,7 +63,7 @@ def retry(server: Server, flow_run: str) -> None:
 
 
 def check_resumed(server: Server, flow_run: str) -> None:
-    """One MLflow run with each step once, gone on with after a step that was saved."""
+    """One MLflow run with each step once, resumed after a step that was saved."""
     resumed = re.search(r"resuming after step (\d+)", server.log(flow_run))
     assert resumed is not None, server.log(flow_run)
     assert int(resumed.group(1)) >= 10
@@ -104,7 +104,7 @@ KILLS = (flow_run_alone, worker_alone, worker_and_children, serve_alone, everyth
 
 
 def crash(served: Served, server: Server, kill: Callable[[Served, str], list[psutil.Process]]) -> tuple[str, Server]:
-    """Kill in the middle of a flow run's training, and have it gone on with to its end; what was wrong, if anything."""
+    """Kill in the middle of a flow run's training, and let it resume to its end; what was wrong, if anything."""
     # A seed of its own: DVC would restore the model of the run before.
     flow_run = server.submit({**LONG, "run": {**LONG["run"], "seed": KILLS.index(kill)}})
     wait_for_checkpoint(server.root, flow_run)
