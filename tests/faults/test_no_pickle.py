@@ -104,9 +104,9 @@ def test_the_look_at_the_source_would_see(source) -> None:
 def test_the_loader_of_params_makes_plain_values_only() -> None:
     import yaml
 
-    from gpt2ops.params.schema import _OneValueEach
+    from gpt2ops.params.yaml_loader import SettingsLoader
 
-    assert issubclass(_OneValueEach, yaml.SafeLoader)
+    assert issubclass(SettingsLoader, yaml.SafeLoader)
 
 
 # The process that follows has no unpickler: whoever takes one ends it. `weights_only` of torch has its own, which makes
