@@ -194,7 +194,7 @@ def models(root: Path) -> Iterator[Finding]:
 
 def waiting_metrics(root: Path) -> Iterator[Finding]:
     """Metrics that MLflow did not take when they were measured."""
-    from gpt2ops.maintenance.spool import undelivered
+    from gpt2ops.maintenance.spool import lost_points, undelivered
 
     waiting = undelivered() if is_local() and database().exists() else {}
     for run_id, count in waiting.items():
@@ -207,5 +207,10 @@ def waiting_metrics(root: Path) -> Iterator[Finding]:
         for run_id in waiting:
             text = f"metrics, tags or files of the run {run_id[:8]} wait in mlruns/spool for {redact(tracking_uri())}"
             yield Finding(LOOK, "metrics", text, "the next run or stage that reaches it sends them")
-    if not waiting:
+    if waiting:
+        return
+    if lost := lost_points(root):
+        text = f"{lost} points of {paths.HISTORY} are not in MLflow: a full disk took neither them nor a note of them"
+        yield Finding(LOOK, "metrics", text, "dvc repro --force --single-item report")
+    else:
         yield Finding(OK, "metrics", "none wait to be sent to MLflow")
