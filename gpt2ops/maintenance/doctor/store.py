@@ -25,10 +25,11 @@ CHECK_SECONDS = 1.0  # for SQLite's quick_check, which reads the whole file
 
 
 def store(root: Path) -> Iterator[Finding]:
-    """Whether the store answers and is undamaged."""
+    """Whether the store answers and is undamaged. Raises UserError where no store can be in this folder."""
     if not is_local():
         yield _remote_store()
         return
+    tracking_uri()  # it raises where MLflow cannot keep a store in this folder
     if not database().exists():
         yield Finding(OK, "mlflow", f"no store yet in {mlruns()}: the first run creates it")
         return
