@@ -159,7 +159,11 @@ def prompts(count: int, first: int) -> list[list[int]]:
 
 def measure(job: dict[str, Any], python: str) -> dict[str, Any]:
     command = [python, str(HERE / "decoding.py"), "--child", json.dumps(job)]
+    from gpt2core.kernels.cores import short_waits
+
     environment = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": str(job["threads"])}
+    if job["side"].startswith("ours"):
+        environment |= short_waits(os.environ)  # as every command of ours does
     return in_a_process(command, environment, COMMAND_SECONDS)
 
 
@@ -252,7 +256,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=[*CASES, "perplexity"], metavar="NAME")
     parser.add_argument("--peers", nargs="*", help="only these sides, such as 'default fp32'")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, help="default: the cores of this process")
     parser.add_argument("--contrastive-python", help="a Python with transformers 4.49")
     parser.add_argument("--beside", metavar="NAME", help="of another machine: rows and table of its own")
     parser.add_argument("--quick", action="store_true", help="32 tokens, once: does it run at all; writes nothing")
@@ -260,6 +264,10 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(child(json.loads(arguments.child))))
         return
+    # Not above: a peer's Python, in which the child runs, need not have this library's needs.
+    from gpt2core.kernels.cores import usable_cores
+
+    arguments.threads = arguments.threads or usable_cores()
     arguments.line = f"python -m benchmarks.decoding --repeats {arguments.repeats}"
     if arguments.beside:
         arguments.line += f" --beside {arguments.beside}"

@@ -7,7 +7,6 @@ Prints the tables and writes them into benchmarks/RESULTS.md. Ten gigabytes of t
 import argparse
 import itertools
 import json
-import os
 import random
 import resource
 import statistics
@@ -25,6 +24,7 @@ from gpt2core.data.batches import Batches
 from gpt2core.data.corpus import read_corpus
 from gpt2core.data.tokens import MANIFEST, TOKEN_DTYPE, open_tokens
 from gpt2core.data.writer import write_tokens
+from gpt2core.kernels.cores import usable_cores
 from gpt2core.storage.files import write_json
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.pipeline import paths
@@ -144,7 +144,7 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(child(json.loads(arguments.child))))
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     lines = ["| text | workers | seconds | MB/s | tokens/s | peak memory |", "|---|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"

@@ -19,7 +19,7 @@ from gpt2ops.tracking.api import tracked_run
 
 def main() -> None:
     inputs = read_inputs()
-    with tracked_run() as tracked:
+    with tracked_run(last=True) as tracked:
         say("writing the report ...")
         comparison = compare(tracked, inputs.params.register_.name, inputs.held_out)
         report = build_report(inputs, comparison).as_dict()

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt2core.data.array_file import ArrayFile
 from gpt2core.data.splits import SPLITS
 from gpt2core.errors import UserError
 from gpt2core.storage.files import inside, read_json, sha256_file
@@ -24,11 +25,12 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKEN_DTYPE = np.dtype("<u2")
 MOST_TOKENS = 2**60
+CHUNK_TOKENS = 2**20  # read at once where a whole split is read
 START_DTYPE = np.dtype("<i8")
 
 
 class TokenSplit:
-    """The tokens of one split, memory-mapped, so opening takes the same time for any size."""
+    """The tokens of one split, read from the disk as they are asked for: opening takes the same time for any size."""
 
     def __init__(self, directory: Path, name: str, entry: Mapping[str, Any]) -> None:
         self.name = name
@@ -44,28 +46,30 @@ class TokenSplit:
         if not all(type(count) is int and 0 <= count < MOST_TOKENS for count in counts):
             raise TypeError
         self._edges = np.cumsum([0, *(shard["tokens"] for shard in self._shards)])
-        self._maps: dict[int, np.ndarray] = {}
+        self._files: dict[int, ArrayFile] = {}
 
     def __len__(self) -> int:
         return int(self._edges[-1])
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens `start` to `stop` (exclusive) as uint16, a view where they lie in one shard."""
+        """Tokens `start` to `stop` (exclusive), uint16 (stop - start,).
+
+        Raises IndexError for tokens that the split does not have, UserError for a shard that was cut short since.
+        """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start} to {stop} of a {self.name} split of {len(self)} tokens")
         parts = []
         shard = int(np.searchsorted(self._edges, start, side="right")) - 1
         while start < stop:
             first, end = int(self._edges[shard]), int(self._edges[shard + 1])
-            parts.append(self._map(shard)[start - first : min(stop, end) - first])
+            parts.append(self._file(shard).read(start - first, min(stop, end) - first))
             start, shard = end, shard + 1
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, TOKEN_DTYPE), *parts])
 
     @cached_property
     def document_starts(self) -> np.ndarray:
         """Index of each document's first token in this split, int64. One that began in another split starts at 0."""
-        path = self._directory / self._index["file"]
-        return np.memmap(path, START_DTYPE, mode="r") if self.num_documents else np.empty(0, START_DTYPE)
+        return ArrayFile(self._directory / self._index["file"], START_DTYPE).read(0, self.num_documents)
 
     def check_sizes(self) -> None:
         """Raises UserError for a file that is missing or has another size; reads no content."""
@@ -93,16 +97,16 @@ class TokenSplit:
             found = self._shards[0].get("sha256")
         else:
             digest = hashlib.sha256()
-            for shard in range(len(self._shards)):
-                digest.update(self._map(shard).data)
+            for start in range(0, len(self), CHUNK_TOKENS):
+                digest.update(self.read(start, min(start + CHUNK_TOKENS, len(self))).data)
             found = digest.hexdigest()
         if found != self.sha256:
             raise _damaged(self._directory / MANIFEST)
 
-    def _map(self, shard: int) -> np.ndarray:
-        if shard not in self._maps:
-            self._maps[shard] = np.memmap(self._directory / self._shards[shard]["file"], TOKEN_DTYPE, mode="r")
-        return self._maps[shard]
+    def _file(self, shard: int) -> ArrayFile:
+        if shard not in self._files:
+            self._files[shard] = ArrayFile(self._directory / self._shards[shard]["file"], TOKEN_DTYPE)
+        return self._files[shard]
 
 
 class TokenSet:

@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from gpt2core.errors import as_one_line
-from gpt2ops.cli.output import printable, use_plain_streams
+from gpt2ops.cli.output import use_plain_streams
+from gpt2ops.process.console import printable
 from gpt2ops.process.failures import failure_line
 from gpt2ops.process.startup import share_cores
 

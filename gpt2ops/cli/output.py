@@ -2,18 +2,15 @@
 
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from gpt2ops.process.console import printable
+
 WIDTH = 80  # columns that every terminal has
 MIN_COLUMN = 8
-
-
-# All but line breaks and tabs: an escape sequence in a name could move the cursor or change what stands above.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def use_plain_streams() -> None:
@@ -25,11 +22,6 @@ def use_plain_streams() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
-
-
-def printable(text: str) -> str:
-    """`text` with control characters as escapes, such as `\\x1b`."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def put(text: str) -> None:

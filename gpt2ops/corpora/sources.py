@@ -25,7 +25,7 @@ from gpt2ops.corpora.http import DOWNLOADS, download
 from gpt2ops.params.schema import Data
 from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
-from gpt2ops.process.redact import check_no_secret, filled_in, redact
+from gpt2ops.process.redact import check_no_secret, filled_in, place
 
 BUNDLED_LICENCE = "public domain"
 
@@ -109,7 +109,7 @@ def _collect(data: Data, folder: Path) -> CollectedFiles:
     if source.startswith(("http://", "https://")):
         return _url(data, folder)
     if "://" in source:
-        raise UserError(f"data.source ({redact(source)!r}): only http and https URLs are supported.")
+        raise UserError(f"data.source ({place(source)!r}): only http and https URLs are supported.")
     if source == "bundled":
         return CollectedFiles(
             BUNDLED_LICENCE, (), _copy({paths.BUNDLED_CORPUS: paths.BUNDLED_CORPUS.name}, data, folder)

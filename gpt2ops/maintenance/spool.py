@@ -4,7 +4,12 @@ import sqlite3
 from collections import Counter
 from pathlib import Path
 
+from gpt2core.storage.files import read_json
 from gpt2ops.maintenance.local_store import database, open_database
+from gpt2ops.maintenance.presence import stage_at_work
+from gpt2ops.pipeline import paths
+from gpt2ops.store.address import is_local
+from gpt2ops.tracking.completeness import reported_rows
 from gpt2ops.tracking.journal import Point, Record, journal_entries, plan_of, read_records, run_of, spool
 from gpt2ops.tracking.restored_runs import stored_run_id
 
@@ -33,6 +38,25 @@ def records_to_send(name: str) -> list[Record] | None:
         if row != ("active",):
             return None
         return [record for record in records if not _is_stored(connection, run_id, record)]
+
+
+def lost_points(root: Path) -> int:
+    """How many points of the training's history in `root` its run in the local store lacks; 0 while a stage is at work.
+
+    Raises UserError where the history is damaged.
+    """
+    try:
+        run_id = stored_run_id(str(read_json(root / paths.RUN)["run_id"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    if not is_local() or not database().exists() or stage_at_work(root):
+        return 0
+    with open_database(database()) as connection:
+        row = connection.execute("SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
+        if row != ("active",):
+            return 0
+        stored = set(connection.execute("SELECT key, step FROM metrics WHERE run_uuid = ?", (run_id,)))
+    return len({(key, step) for key, values in reported_rows(root).items() for step in values} - stored)
 
 
 def is_run_id(name: str) -> bool:

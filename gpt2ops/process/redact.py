@@ -19,6 +19,7 @@ _WEB = re.compile(r"https?:/[^\s'\"<>]+", re.I)
 _VALUE = re.compile(r"([?&#;])([^=?&#;\s'\"<>]+)=([^&#;\s'\"<>]+)")
 _PRIVATE = re.compile(r"token|key|sig|secret|pass|pwd|credential|auth|jwt|sas", re.I)
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_PLAIN = re.compile("[^?&=;#%]*")  # a decoded value without a second query in it, however encoded
 # Names of query parameters that hold no secret.
 PUBLIC = {
     "alt", "branch", "dl", "download", "expires", "export", "filename", "format", "id", "lang", "language", "limit",
@@ -38,7 +39,7 @@ def redact(text: str) -> str:
 
 
 def _without_unknown(match: re.Match[str]) -> str:
-    known = _is_public(unquote(match[2])) or _SECRET.fullmatch(match[3])
+    known = _is_public(unquote(match[2]), unquote(match[3])) or _SECRET.fullmatch(match[3])
     return match[0] if known else f"{match[1]}{match[2]}=REDACTED"
 
 
@@ -47,8 +48,8 @@ def _without_private(match: re.Match[str]) -> str:
     return f"{match[1]}{match[2]}=REDACTED" if private else match[0]
 
 
-def _is_public(name: str) -> bool:
-    return name.lower() in PUBLIC
+def _is_public(name: str, value: str) -> bool:
+    return name.lower() in PUBLIC and _PLAIN.fullmatch(value) is not None
 
 
 def check_no_secret(url: str, key: str) -> None:
@@ -57,7 +58,7 @@ def check_no_secret(url: str, key: str) -> None:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        raise UserError(f"{key} ({_place(url)!r}) is not a valid address; check its host and port.") from None
+        raise UserError(f"{key} ({place(url)!r}) is not a valid address; check its host and port.") from None
     other = [name for name in _VARIABLE.findall(url) if not name.startswith(SECRET_PREFIX)]
     if other:
         raise UserError(
@@ -67,13 +68,16 @@ def check_no_secret(url: str, key: str) -> None:
     login, at, _ = parts.netloc.rpartition("@")
     user, colon, password = login.partition(":")
     if at and not _SECRET.fullmatch(password if colon else user):
-        raise UserError(f"{key} ({_place(url)}) holds a password, which {_IS_KEPT}")
+        raise UserError(f"{key} ({place(url)}) holds a password, which {_IS_KEPT}")
+    if parts.port is not None and "@" in parts.path:  # http://me:12/secret@host: a password may begin like a port
+        shown = f"{parts.scheme}://{parts.path.rpartition('@')[2]}"
+        raise UserError(f"{key} ({place(shown)}) has an @ behind what may be a password; write it as %40.")
     parameters = parts.path.partition(";")[2]
     pairs = [pair for text in (parts.query, parts.fragment, parameters) for pair in _pairs(text)]
     for name, value in pairs:
-        if not (_is_public(name) or _SECRET.fullmatch(value or name)):
+        if not (_is_public(name, value) or _SECRET.fullmatch(value or name)):
             what = f"a value of `{name}`" if value else "a query"
-            raise UserError(f"{key} ({_place(url)}) has {what}, which may be a secret and which {_IS_KEPT}")
+            raise UserError(f"{key} ({place(url)}) has {what}, which may be a secret and which {_IS_KEPT}")
 
 
 _IS_KEPT = (
@@ -82,8 +86,8 @@ _IS_KEPT = (
 )
 
 
-def _place(url: str) -> str:
-    """Host and path."""
+def place(url: str) -> str:
+    """Host and path, the parts of an address that may be shown where it is refused."""
     path = re.split(r"[?#;]", redact(url))[0]
     return re.sub(r"(//[^/]*?):[^/\]]*(?=/|$)", r"\1", path)
 

@@ -14,6 +14,8 @@ import psutil
 
 SHELLS = {"sh", "bash", "dash", "zsh"}
 WATCH_SECONDS = 0.5
+# Of the environment: what torchrun sets for each process, and what torch.distributed needs.
+RANK_VARIABLES = {"TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 FLOW_PROCESS = "GPT2_FLOW_PROCESS"  # environment variable: process id of the flow run, which DVC may outlive
 
 
@@ -28,8 +30,8 @@ def spawn_ranks(count: int) -> NoReturn:
 
 
 def is_rank() -> bool:
-    """Whether torchrun started this process as one of several: a RANK alone may be left over from another program."""
-    return all(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE"))
+    """Whether torchrun started this process as one of several: some of its variables may be another program's."""
+    return os.environ.keys() >= RANK_VARIABLES
 
 
 @contextmanager

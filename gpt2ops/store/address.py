@@ -11,6 +11,7 @@ from gpt2ops.pipeline.paths import mlruns, project_root, user_cache
 from gpt2ops.process.redact import redact
 
 _SQLITE = "sqlite:///"
+SQLITE_PATH_BYTES = 504  # SQLite's own 512, less what it appends to name a journal
 
 
 def tracking_uri() -> str:
@@ -33,11 +34,19 @@ def _local_uri() -> str:
 
 
 def uri_of(database: Path) -> str:
-    """The address of a SQLite file. Raises UserError for a path that MLflow, or SQLAlchemy, takes for another one."""
+    """The address of a SQLite file.
+
+    Raises UserError for a path that MLflow, or SQLAlchemy, takes for another one, or that is too long for SQLite.
+    """
     if found := re.search(r"\?|%[0-9A-Fa-f]{2}", database.as_posix()):
         raise UserError(
             f"MLflow cannot keep its store in {database.parent}: its path has {found[0]!r}; rename that folder, or set "
             "MLFLOW_TRACKING_URI."
+        )
+    if (length := len(os.fsencode(database))) > SQLITE_PATH_BYTES:
+        raise UserError(
+            f"MLflow cannot keep its store here: the path of {database.name} has {length} bytes, and SQLite takes "
+            f"{SQLITE_PATH_BYTES}; move the project to a folder with a shorter path, or set MLFLOW_TRACKING_URI."
         )
     return _SQLITE + database.as_posix()
 

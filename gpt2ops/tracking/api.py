@@ -20,7 +20,8 @@ from gpt2ops.process.redact import redact
 from gpt2ops.store.address import tracking_uri
 from gpt2ops.store.client import connect, experiment_id
 from gpt2ops.store.errors import StoreAwayError, is_away, one_line
-from gpt2ops.tracking.journal import open_journal, run_of, spool, take_journal, waiting_journals
+from gpt2ops.tracking.completeness import missing_points
+from gpt2ops.tracking.journal import Point, open_journal, run_of, spool, take_journal, waiting_journals
 from gpt2ops.tracking.link import RunLink, known_run, pending_run
 from gpt2ops.tracking.restored_runs import remember_restored_run
 from gpt2ops.tracking.run import TrackedRun
@@ -115,11 +116,12 @@ def _say_away(what: str, error: Exception) -> None:
 
 
 @contextmanager
-def tracked_run(*, wait: bool = True) -> Iterator[TrackedRun]:
+def tracked_run(*, wait: bool = True, last: bool = False) -> Iterator[TrackedRun]:
     """The run that produced models/best, open again for a later stage.
 
     A run that this store does not have (its results came by `dvc pull`) is created from the files, tagged
     `cached_from`; later stages share it. What is logged while the store is away waits; without `wait` that is an error.
+    What earlier stages lost is sent again from their reports; only the `last` stage looks for gaps within a history.
     Raises UserError where models/run.json is missing or the store cannot be used.
     """
     record = _read_run_record()
@@ -127,15 +129,30 @@ def tracked_run(*, wait: bool = True) -> Iterator[TrackedRun]:
         client = connect()
         deliver_leftovers(client)
         run = known_run(client, record["run_id"])
+        lost = [] if run is None else _lost_points(client, run, record["run_id"], every_step=last)
         tracked = _restore_run(client, record) if run is None else TrackedRun(RunLink.to(client, run))
     except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own
         if not (wait and is_away(error)):
             raise
         _say_away("this stage", error)
+        lost = []
         tracked = TrackedRun(RunLink(record["run_id"], record["run_name"]))
     tracked.begin(load_params())
+    if lost:
+        say(
+            f"tracking: MLflow run {tracked.run_name} lacked {len(lost)} points of {paths.HISTORY} and the metrics "
+            "beside it; they are sent again."
+        )
+        tracked.log_points(lost)
     with tracked:
         yield tracked
+
+
+def _lost_points(client: "MlflowClient", run: "Run", known_as: str, *, every_step: bool) -> list[Point]:
+    """What the reports have and the store lacks; none while a journal may still bring it."""
+    if {known_as, str(run.info.run_id)} & set(map(run_of, waiting_journals())):
+        return []
+    return missing_points(client, run, every_step=every_step)
 
 
 def _read_run_record() -> dict[str, str]:

@@ -64,6 +64,14 @@ class Journal:
         """
         self._rows.append((dict(metrics), step, timestamp or int(time.time() * 1000)))
 
+    def put(self, points: Iterable[Point]) -> None:
+        """Append points that the store lacks, also where it has later steps."""
+        with self._changing:
+            self._absorb_rows()
+            for point in points:
+                self._records.append(point)
+                self._last_steps[point.key] = max(point.step, self._last_steps.get(point.key, -1))
+
     def post(self, message: Message) -> None:
         with self._changing:
             self._absorb_rows()
@@ -106,6 +114,12 @@ class Journal:
             if self._on_disk < len(self._records):
                 self._write()
 
+    def unsaved(self) -> int:
+        """How many records only this process has: the disk did not take them, and the store does not have them."""
+        with self._changing:
+            self._absorb_rows()
+            return len(self._records) if self._disk_failed else 0
+
     def release(self) -> None:
         """Let other processes deliver what waits."""
         if not self._records:
@@ -127,8 +141,7 @@ class Journal:
         if isinstance(step, str):
             step = 1 + max((self._last_steps.get(key, -1) for key in metrics), default=-1)
         for key, value in metrics.items():
-            # JSON's null, texts and lists are no metrics; MLflow's charts choke on non-finite ones.
-            if not isinstance(value, int | float) or not math.isfinite(value):
+            if not is_metric(value):
                 continue
             last = self._last_steps.get(key, -1)
             if step is not None and step <= last:
@@ -189,6 +202,11 @@ class Journal:
             reason = error.strerror or error
             say(f"tracking: warning: {what} ({reason}); it is lost unless MLflow answers before this stage ends.")
         self._disk_failed = True
+
+
+def is_metric(value: Any) -> bool:
+    """JSON's null, texts and lists are no metrics; MLflow's charts choke on non-finite ones."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def open_journal(run_id: str) -> Journal:

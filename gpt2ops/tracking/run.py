@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -16,7 +16,7 @@ from gpt2ops.process.redact import redact
 from gpt2ops.process.system_metrics import SystemMetrics
 from gpt2ops.store.address import is_local, tracking_uri
 from gpt2ops.store.errors import one_line
-from gpt2ops.tracking.journal import NEXT, Journal, open_journal, spool
+from gpt2ops.tracking.journal import NEXT, Journal, Point, open_journal, spool
 from gpt2ops.tracking.link import RunLink
 from gpt2ops.tracking.sender import TAG_LIMIT, Sender
 
@@ -75,6 +75,11 @@ class TrackedRun:
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None, timestamp: int | None = None) -> None:
         """Append metrics (microseconds; a thread sends them). `timestamp` in milliseconds since 1970."""
         self._journal.add(metrics, step, timestamp)
+        self._sender.start()
+
+    def log_points(self, points: Iterable[Point]) -> None:
+        """Append points as they are, where the store lacks them within a metric's history."""
+        self._journal.put(points)
         self._sender.start()
 
     def log_text(self, text: str, artifact_file: str) -> None:
@@ -146,6 +151,11 @@ class TrackedRun:
         self._journal.post({"do": "status", "what": "the status", "status": status, "end_time": end_time})
         if not self._sender.close(LEAVE_SECONDS if status == "KILLED" else None):
             say(f"tracking: MLflow does not answer; the rest waits in {spool()} for the next stage or run.")
+        if lost := self._journal.unsaved():
+            say(
+                f"tracking: warning: {lost} records of MLflow run {self.run_name} are lost when this process ends: "
+                "neither MLflow nor the disk takes them. Free disk space: the next stage sends again what reports/ has."
+            )
         self._journal.release()
 
     def __enter__(self) -> Self:

@@ -1,10 +1,11 @@
 """The machine and software that a model was trained with, for the report."""
 
-import os
 import platform
 from pathlib import Path
 
 import torch
+
+from gpt2core.kernels.cores import usable_cores
 
 
 def environment(device: torch.device, threads: int) -> dict[str, str | int]:
@@ -14,7 +15,7 @@ def environment(device: torch.device, threads: int) -> dict[str, str | int]:
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
-        "cpus": os.cpu_count() or 1,
+        "cpus": usable_cores(),
         "threads": threads,
         "device": device_name(device),
     }

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.training.events import Row, TrainerEvents, TrainerView
 from gpt2ops.pipeline import paths
+from gpt2ops.process.console import printable
 from gpt2ops.tracking.api import TrackedRun
 from gpt2ops.training.pace import Pace
 from gpt2ops.training.references import LossReference
@@ -51,6 +52,7 @@ class TrainingLog(TrainerEvents):
         self._show(message)
 
     def _show(self, message: str) -> None:
+        message = printable(message)
         if self._bar is not None:
             self._bar.print(message)
         else:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from gpt2core.storage.files import write_json
+from gpt2ops.maintenance.doctor.finding import LOOK, OK
+from gpt2ops.maintenance.doctor.store import waiting_metrics
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.paths import mlruns
 from gpt2ops.store.client import connect, experiment_id
@@ -214,6 +216,61 @@ def test_a_full_disk_of_the_store_ends_nothing_and_loses_nothing(
         assert history(run, f"metric_{i}") == steps(2000)
     stored = connect().get_run(run.run_id)
     assert (stored.data.tags["while"], stored.info.status) == ("full", "FINISHED")
+
+
+def test_what_a_disk_shared_by_store_and_spool_lost_comes_again_from_the_reports(
+    small_disk, empty_store, bare_project, monkeypatch, capsys
+) -> None:
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    (small_disk / "mlruns").mkdir()
+    shutil.copy(empty_store, small_disk / "mlruns/mlflow.db")
+    monkeypatch.setenv("GPT2_PROJECT_ROOT", str(small_disk))
+    filler = Filler(small_disk, 0, None)
+    rows = [
+        {"step": step, "train_loss": step / 2, "val_loss": None if step % 2 else float(step)} for step in range(4000)
+    ]
+    run = start_run(params_with())
+    write_json(paths.RUN, run.record("gpt2"))
+    for row in rows:
+        if row["step"] == 10:
+            run.flush()
+            filler.fill_up()
+        run.log_metrics({key: row[key] for key in ("train_loss", "val_loss")}, step=row["step"])
+    run.log_metrics({"train_loss_full": 0.5, "train_loss": 0.25})  # the second has a value at the last step already
+    run.finish()
+    write_json(paths.HISTORY, rows)
+    write_json(paths.TRAIN_METRICS, {"train_loss_full": 0.5, "train_loss": 0.25, "stop_reason": "target"})
+    assert " are lost " in capsys.readouterr().out
+    filler.ballast.unlink()
+    (finding,) = waiting_metrics(Path())
+    assert (finding.state, finding.remedy) == (LOOK, "dvc repro --force --single-item report")
+    with tracked_run():  # any later stage
+        pass
+    assert f"{paths.HISTORY}" in capsys.readouterr().out
+    write_json(paths.EVALUATE_METRICS, {"test": {"perplexity": 20.0}})
+    for _ in range(2):
+        with tracked_run(last=True):
+            pass
+    assert history(run, "train_loss") == [*steps(4000), (3999, 0.25)]
+    assert history(run, "val_loss") == [(step, float(step)) for step in range(0, 4000, 2)]
+    stored = connect().get_run(run.run_id).data.metrics
+    assert (stored["train_loss"], stored["train_loss_full"], stored["evaluate/test_perplexity"]) == (0.25, 0.5, 20.0)
+    (finding,) = waiting_metrics(Path())
+    assert finding.state == OK
+
+
+def test_points_missing_within_a_history_are_found_at_the_end_of_a_run(project) -> None:
+    with start_run(params_with()) as run:
+        write_json(paths.RUN, run.record("gpt2"))
+        for step in (0, 1, 2, 7, 8):  # a process that lost 3 to 6 was killed, and another resumed
+            run.log_metrics({"train_loss": step / 2}, step=step)
+    write_json(paths.HISTORY, [{"step": step, "train_loss": step / 2} for step in range(9)])
+    with tracked_run(last=True):
+        pass
+    assert history(run, "train_loss") == steps(9)
+    moments = [point.timestamp for point in connect().get_metric_history(run.run_id, "train_loss")]
+    by_step = sorted(connect().get_metric_history(run.run_id, "train_loss"), key=lambda point: point.step)
+    assert [point.timestamp for point in by_step] == sorted(moments)
 
 
 def test_a_log_file_that_the_disk_does_not_take_is_said_once_and_ends_nothing(

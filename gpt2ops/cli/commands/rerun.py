@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2ops.cli.output import number, put, put_json, put_table
+from gpt2ops.process.console import printable
 from gpt2ops.projects.pipeline import INTERRUPTED, InterruptedPipelineError, PipelineError, run_stage
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     wanted = find_run(arguments.run)
     folder = with_home(arguments.directory or f"rerun-{wanted.run_id[:8]}")
-    print(f"making {wanted.name} ({wanted.run_id[:8]}) again in {folder}", file=sys.stderr, flush=True)
+    print(f"making {printable(wanted.name)} ({wanted.run_id[:8]}) again in {folder}", file=sys.stderr, flush=True)
     try:
         for stage in prepare(wanted, folder, any_code=arguments.any_code, send_secrets=arguments.send_secrets):
             print(f"-- {stage}", file=sys.stderr, flush=True)

@@ -25,10 +25,11 @@ CHECK_SECONDS = 1.0  # for SQLite's quick_check, which reads the whole file
 
 
 def store(root: Path) -> Iterator[Finding]:
-    """Whether the store answers and is undamaged."""
+    """Whether the store answers and is undamaged. Raises UserError where no store can be in this folder."""
     if not is_local():
         yield _remote_store()
         return
+    tracking_uri()  # it raises where MLflow cannot keep a store in this folder
     if not database().exists():
         yield Finding(OK, "mlflow", f"no store yet in {mlruns()}: the first run creates it")
         return
@@ -194,7 +195,7 @@ def models(root: Path) -> Iterator[Finding]:
 
 def waiting_metrics(root: Path) -> Iterator[Finding]:
     """Metrics that MLflow did not take when they were measured."""
-    from gpt2ops.maintenance.spool import undelivered
+    from gpt2ops.maintenance.spool import lost_points, undelivered
 
     waiting = undelivered() if is_local() and database().exists() else {}
     for run_id, count in waiting.items():
@@ -207,5 +208,10 @@ def waiting_metrics(root: Path) -> Iterator[Finding]:
         for run_id in waiting:
             text = f"metrics, tags or files of the run {run_id[:8]} wait in mlruns/spool for {redact(tracking_uri())}"
             yield Finding(LOOK, "metrics", text, "the next run or stage that reaches it sends them")
-    if not waiting:
+    if waiting:
+        return
+    if lost := lost_points(root):
+        text = f"{lost} points of {paths.HISTORY} are not in MLflow: a full disk took neither them nor a note of them"
+        yield Finding(LOOK, "metrics", text, "dvc repro --force --single-item report")
+    else:
         yield Finding(OK, "metrics", "none wait to be sent to MLflow")

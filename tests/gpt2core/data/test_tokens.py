@@ -1,5 +1,6 @@
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -262,3 +263,14 @@ def test_a_manifest_that_a_parser_stumbles_over_is_damaged(tmp_path: Path, conte
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(UserError, match="is damaged"):
         open_tokens(tmp_path)
+
+
+def test_a_shard_that_is_cut_short_while_it_is_read_is_an_error_that_names_it(tmp_path: Path) -> None:
+    # A memory map would end the process by SIGBUS.
+    write_tokens(tmp_path / "t", fragments(STORIES), source="s", shares=ALL_TRAIN)
+    split = open_split(tmp_path / "t", "train")
+    assert split.read(0, len(split)).tolist() == STREAM
+    os.truncate(tmp_path / "t/train-00000.bin", 2 * (len(split) // 2))
+    assert split.read(0, 5).tolist() == STREAM[:5]
+    with pytest.raises(UserError, match=r"train-00000\.bin .*cut short.*tokenize the corpus again"):
+        split.read(len(split) - 5, len(split))

@@ -90,6 +90,7 @@ def test_a_name_of_a_run_cannot_steer_the_terminal(gpt2, tmp_path, monkeypatch) 
         assert "calm\\x1b[2J\\x9b31m" in shown
         assert not {"\x1b", "\x9b", "\r", "\u202e"} & set(shown)
     assert gpt2("runs", "--json").json[1]["name"] == "calm\x1b[2J\x9b31m"
+    assert "\x1b" not in gpt2("rerun", ids[0], "--dir", "again").err
 
 
 def test_runs_are_listed_newest_first_in_eighty_columns(gpt2) -> None:

@@ -26,6 +26,7 @@ from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.cache import restore
 from gpt2ops.pipeline.results import read_report, read_rows
 from gpt2ops.process.failures import failure_line
+from gpt2ops.process.signals import RANK_VARIABLES
 from gpt2ops.process.stage import run_stage
 from gpt2ops.training.initial_model import best_model, load_model
 from gpt2ops.training.memory import GIB, check_memory
@@ -62,8 +63,8 @@ def test_ranks_that_fail_alike_say_so_once(capsys, monkeypatch) -> None:
 
     said = []
     for rank in ("0", "1"):
-        for name, value in {"RANK": rank, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}.items():
-            monkeypatch.setenv(name, value)
+        for name in RANK_VARIABLES:  # as torchrun does
+            monkeypatch.setenv(name, rank)
         with pytest.raises(SystemExit) as end:
             run_stage("finetune", main)
         assert end.value.code == 1
@@ -71,7 +72,14 @@ def test_ranks_that_fail_alike_say_so_once(capsys, monkeypatch) -> None:
     assert said == [1, 0]
 
 
-@pytest.mark.parametrize("left", [{"RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "x"}])
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"RANK": "1"},
+        {"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "x"},
+        *(dict.fromkeys(RANK_VARIABLES - {absent}, "1") for absent in sorted(RANK_VARIABLES)),
+    ],
+)
 def test_ranks_left_in_the_environment_by_another_program_silence_nothing(left, capsys, monkeypatch) -> None:
     for name, value in left.items():
         monkeypatch.setenv(name, value)

@@ -32,6 +32,7 @@ SHOWN = [
     ("http://me:a/SECRET@h/x and http:/me:SECRET@h/x", "http://h/x and http:/h/x"),
     ("https://h/x?t%6fken=SECRET&jwt=SECRET;token=SECRET", "https://h/x?t%6fken=REDACTED&jwt=REDACTED;token=REDACTED"),
     ("https://h/x?whatever=SECRET&page=2", "https://h/x?whatever=REDACTED&page=2"),
+    ("https://h/x?v=1?sig=SECRET&path=a%26pass%3DSECRET", "https://h/x?v=REDACTED&path=REDACTED"),
     ("the token is hf_SECRETsecretSECRETsecret1", "the token is hf_REDACTED"),
 ]
 
@@ -83,6 +84,11 @@ def test_what_is_no_secret_stays_as_it_is(text) -> None:
         "http://me:a/SECRET@host/x.txt",
         "http:/me:SECRET@host/x.txt",
         "http://host:SECRET/x.txt",
+        "http://me:12/SECRET@host/x.txt",
+        "https://host/x.txt?v=1?token=SECRET",
+        "https://host/x.txt?path=/a%3Fsig%3DSECRET",
+        "https://host/x.txt?v=1%2526token=SECRET",
+        "ftp://host/x.txt?whatever=SECRET",
         "http://me:SECRET@[::1/x.txt",
     ],
 )
@@ -99,6 +105,9 @@ def test_what_is_no_secret_or_stands_for_one_is_let_through() -> None:
     for url in (
         "https://h/x.txt?download=1&page=2#part",
         "https://h/x.txt?id=3&export=download",
+        "https://h/x.txt?path=/a/b%20c.txt&version=1.0-rc,2&lang=en+de",
+        "https://h/@me/x.txt?v=2",
+        "https://h:8080/%40me/x.txt",
         "https://me:${GPT2_SECRET_PW}@h/x?key=${GPT2_SECRET_KEY}&raw",
         "https://${GPT2_SECRET_PW}@h/${GPT2_SECRET_FOLDER}/x?${GPT2_SECRET_QUERY}",
     ):

@@ -1,5 +1,6 @@
 """Tracking against a real SQLite store in a temporary project."""
 
+import contextlib
 import json
 import os
 import re
@@ -14,10 +15,13 @@ import pytest
 from flows.engine.cached_run import link_cached_run
 from gpt2core.errors import UserError
 from gpt2core.storage.files import write_json
+from gpt2ops.maintenance.doctor.examine import safely
+from gpt2ops.maintenance.doctor.finding import WRONG
+from gpt2ops.maintenance.doctor.store import store
 from gpt2ops.params.schema import parse_params
 from gpt2ops.pipeline import paths
 from gpt2ops.process.redact import redact
-from gpt2ops.store.address import store_lock, tracking_uri
+from gpt2ops.store.address import SQLITE_PATH_BYTES, store_lock, tracking_uri, uri_of
 from gpt2ops.store.client import connect, experiment_id
 from gpt2ops.tracking.api import start_run, tracked_run
 from tests.support.tracked_project import history, params_with
@@ -311,6 +315,34 @@ def test_a_folder_that_mlflow_takes_for_another_is_refused_and_nothing_is_writte
     with start_run(params_with()):
         pass
     assert (tmp_path / "elsewhere.db").is_file()
+
+
+def test_a_folder_whose_path_sqlite_cannot_open_is_named_by_the_run_and_by_doctor(bare_project, tmp_path, monkeypatch):
+    folder = tmp_path
+    while len(bytes(folder / "mlruns/mlflow.db")) <= SQLITE_PATH_BYTES:
+        folder /= "f" * 50
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=rf"bytes, and SQLite takes {SQLITE_PATH_BYTES}; .*shorter"):
+        start_run(params_with())
+    (finding,) = safely("mlflow", lambda: store(folder))
+    assert (finding.state, "SQLite" in finding.text) == (WRONG, True)
+    assert list(folder.iterdir()) == []
+    longest = Path("/" + "f" * (SQLITE_PATH_BYTES - 1))
+    assert uri_of(longest).endswith(longest.as_posix())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Unix's limit")
+def test_the_limit_is_that_of_sqlite_itself(tmp_path):
+    folder = tmp_path
+    while (room := SQLITE_PATH_BYTES - len(bytes(folder)) - len("//f")) > 100:
+        folder /= "f" * min(100, room - 1)
+    folder.mkdir(parents=True)
+    longest = folder / ("f" * (SQLITE_PATH_BYTES - len(bytes(folder)) - 1))
+    with contextlib.closing(sqlite3.connect(longest)) as connection:
+        connection.execute("CREATE TABLE t (a)")
+    with pytest.raises(sqlite3.OperationalError):
+        sqlite3.connect(f"{longest}f").execute("CREATE TABLE t (a)")
 
 
 def test_who_shares_a_store_shares_its_locks(tmp_path, monkeypatch):

@@ -32,6 +32,11 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingLog:
     return TrainingLog()
 
 
+def test_a_sample_cannot_steer_the_terminal(log: TrainingLog, capsys: pytest.CaptureFixture[str]) -> None:
+    log.say("sample: a\x1b[2Jb")
+    assert capsys.readouterr().out == "sample: a\\x1b[2Jb\n"
+
+
 def test_an_evaluation_says_where_its_loss_stands(log: TrainingLog, capsys: pytest.CaptureFixture[str]) -> None:
     log.compare_with(REFERENCE)
     log.on_evaluation(dict(EVALUATION))
