@@ -13,6 +13,7 @@ from gpt2ops.registry.champion import make_champion, registry_lock
 from gpt2ops.registry.champion_score import find_champion
 from gpt2ops.registry.download import BEST_CHECKPOINT
 from gpt2ops.registry.gate import GateDecision, HeldOut, held_out_of, judge
+from gpt2ops.registry.trained_text import FOLDER, log_passages
 from gpt2ops.registry.versions import FreshProcess, Versions, create_version, find_version, log_models, write_expected
 from gpt2ops.sampling.page import log_samples
 from gpt2ops.store.errors import one_line
@@ -146,6 +147,8 @@ def log_run_artifacts(run: TrackedRun) -> None:
     run.log_artifacts(paths.TRAIN_METRICS.parent, "reports/metrics")
     if paths.PLOTS.exists() and "plots" not in logged:
         run.log_artifacts(paths.PLOTS, "plots")
+    if FOLDER not in logged:
+        log_passages(run)
     if "samples" not in logged:
         log_samples(run)
     if "logs" not in logged and (log := newest_log(paths.LOGS)):
