@@ -11,6 +11,7 @@ from gpt2ops.params.schema import load_params
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.results import read_report
 from gpt2ops.process.stage import run_stage
+from gpt2ops.process.temporary import own_temporary_files
 from gpt2ops.registry.register import register
 from gpt2ops.store.client import fluent_mlflow
 from gpt2ops.tracking.api import tracked_run
@@ -22,7 +23,7 @@ def main() -> None:
     evaluation = read_report(paths.EVALUATE_METRICS, "evaluate", ("held_out", "verdict", "gate"))
     train = read_report(paths.TRAIN_METRICS, "finetune", ("target_reached",))
     check_best_model()
-    with tracked_run(wait=False) as run, fluent_mlflow():
+    with own_temporary_files("register"), tracked_run(wait=False) as run, fluent_mlflow():
         registered = register(params, run, evaluation, train, sha256_file(paths.BEST_MODEL / WEIGHTS))
         write_json(paths.REGISTERED, registered)
         run.log_artifact(paths.REGISTERED, "reports")

@@ -1,4 +1,7 @@
-"""The champion's perplexity on the candidate's held-out text, measured again if its own score is not comparable."""
+"""The champion's perplexity on the candidate's held-out text, measured again if its own score is not comparable.
+
+A champion that may have trained on that text has none: nothing it scores there says how well it generalises.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -8,6 +11,7 @@ from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
 from gpt2ops.registry.gate import Champion, HeldOut, held_out_of
 from gpt2ops.registry.gate_score import gate_perplexity
+from gpt2ops.registry.trained_text import may_have_trained_on
 from gpt2ops.registry.versions import Versions
 from gpt2ops.store.errors import one_line
 
@@ -37,8 +41,10 @@ def find_champion(
     recorded = recorded_score(entry)
     if recorded is not None and recorded.comparable_to(held_out):
         return Champion(version, recorded.perplexity)
-    say(f"the champion (version {version}) was measured on other data or by another protocol; measuring it again")
     try:
+        if reason := may_have_trained_on(client, entry, held_out):
+            return Champion(version, None, reason)
+        say(f"the champion (version {version}) was measured on other data or by another protocol; measuring it again")
         return Champion(version, measure(entry, held_out), measured_again=True)
     except Exception as error:  # whatever prevents loading or running it is the reason
         return Champion(

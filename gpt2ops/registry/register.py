@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import UserError
 from gpt2core.storage.files import sha256_file
@@ -13,10 +13,24 @@ from gpt2ops.registry.champion import make_champion, registry_lock
 from gpt2ops.registry.champion_score import find_champion
 from gpt2ops.registry.download import BEST_CHECKPOINT
 from gpt2ops.registry.gate import GateDecision, HeldOut, held_out_of, judge
-from gpt2ops.registry.versions import FreshProcess, Versions, create_version, find_version, log_models, write_expected
+from gpt2ops.registry.trained_text import FOLDER, log_passages
+from gpt2ops.registry.versions import (
+    FreshProcess,
+    Versions,
+    create_version,
+    find_version,
+    log_models,
+    logged_model_of,
+    write_expected,
+)
 from gpt2ops.sampling.page import log_samples
 from gpt2ops.store.errors import one_line
 from gpt2ops.tracking.api import TrackedRun
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    Found = tuple[ModelVersion | None, ModelVersion | None]  # of the model, and of the text model
 
 
 def register(
@@ -26,10 +40,11 @@ def register(
     name, text_name = params.register_.name, params.register_.text_name
     held_out = held_out_of(evaluation)
     tags = version_tags(evaluation, held_out, weights_sha256)
-    versions = find_versions(run, params, weights_sha256)
-    if versions is None:
-        versions = make_versions(run, params, tags)
+    found = find_versions(run, params, weights_sha256)
+    if found[0] is None or found[1] is None:
+        versions = make_versions(run, params, tags, found)
     else:
+        versions = Versions(str(found[0].version), str(found[1].version))
         say(f"{name} version {versions.version} has these weights already; applying the gate again")
         log_run_artifacts(run)
     with registry_lock():
@@ -55,29 +70,32 @@ def register(
     }
 
 
-def make_versions(run: TrackedRun, params: Params, tags: dict[str, str]) -> Versions:
-    """Log both models, check them in a new process, and then create their versions."""
+def make_versions(run: TrackedRun, params: Params, tags: dict[str, str], found: "Found") -> Versions:
+    """Log both models, check them in a new process, and then create their versions.
+
+    One of the two is there where an earlier try was interrupted between them.
+    """
     from gpt2core.model import GPT
 
     with FreshProcess() as fresh:
         say("exporting the model")
         model = GPT.from_pretrained(paths.BEST_MODEL)
-        logged = log_models(model, run.run_id)
+        logged = log_models(model, run.run_id, *map(logged_model_of, found))
         expected = fresh.folder / "expected.npz"
         write_expected(model, expected)
         say("checking it in a new process, without this project and without pickle")
         fresh.ask(logged, expected)
         log_run_artifacts(run)
-        found = fresh.answer()
-    say(f"it loads, and its logits differ from the trained model's by at most {found['largest_difference']:.2g}")
+        answer = fresh.answer()
+    say(f"it loads, and its logits differ from the trained model's by at most {answer['largest_difference']:.2g}")
     tags = {**tags, "block_size": str(model.config.block_size)}
     try:
         return Versions(
             *(
-                create_version(run.client, name, model_id, run.run_id, tags, "")
-                for name, model_id in (
-                    (params.register_.name, logged.model_id),
-                    (params.register_.text_name, logged.text_id),
+                str(entry.version) if entry else create_version(run.client, name, model_id, run.run_id, tags, "")
+                for entry, name, model_id in (
+                    (found[0], params.register_.name, logged.model_id),
+                    (found[1], params.register_.text_name, logged.text_id),
                 )
             )
         )
@@ -85,13 +103,12 @@ def make_versions(run: TrackedRun, params: Params, tags: dict[str, str]) -> Vers
         raise UserError(f"MLflow did not register the model: {one_line(error)}") from error
 
 
-def find_versions(run: TrackedRun, params: Params, weights_sha256: str) -> Versions | None:
-    found = [
-        find_version(run.client, name, run.run_id, weights_sha256)
-        for name in (params.register_.name, params.register_.text_name)
-    ]
-    version, text_version = found
-    return Versions(version, text_version) if version and text_version else None
+def find_versions(run: TrackedRun, params: Params, weights_sha256: str) -> "Found":
+    """The model's version and the text model's that the run has already."""
+    return (
+        find_version(run.client, params.register_.name, run.run_id, weights_sha256),
+        find_version(run.client, params.register_.text_name, run.run_id, weights_sha256),
+    )
 
 
 def version_tags(evaluation: Mapping[str, Any], held_out: HeldOut | None, weights_sha256: str) -> dict[str, str]:
@@ -146,6 +163,8 @@ def log_run_artifacts(run: TrackedRun) -> None:
     run.log_artifacts(paths.TRAIN_METRICS.parent, "reports/metrics")
     if paths.PLOTS.exists() and "plots" not in logged:
         run.log_artifacts(paths.PLOTS, "plots")
+    if FOLDER not in logged:
+        log_passages(run)
     if "samples" not in logged:
         log_samples(run)
     if "logs" not in logged and (log := newest_log(paths.LOGS)):

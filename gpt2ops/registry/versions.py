@@ -21,12 +21,16 @@ from gpt2ops.store.errors import one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
     from gpt2core.model import GPT
 
 MODEL_REQUIREMENTS = ("mlflow", "torch", "numpy")
 # What `gpt2core` imports to generate text.
 TEXT_REQUIREMENTS = (*MODEL_REQUIREMENTS, "safetensors", "tiktoken", "psutil")
+_MODEL_URI = "models:/"
+LOGGED_TAGS = {"gpt2_stage": "register"}  # of the models that this stage logs: `gpt2 gc` removes none of a user's own
+VERSIONS_TAG = "mlflow.modelVersions"  # MLflow's run page finds a logged model's versions by it
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,11 @@ class LoggedModels:
 
     @property
     def model_uri(self) -> str:
-        return f"models:/{self.model_id}"
+        return _MODEL_URI + self.model_id
 
     @property
     def text_uri(self) -> str:
-        return f"models:/{self.text_id}"
+        return _MODEL_URI + self.text_id
 
 
 @dataclass(frozen=True)
@@ -111,16 +115,17 @@ class FreshProcess:
         self._folder.cleanup()
 
 
-def log_models(model: "GPT", run_id: str) -> LoggedModels:
+def log_models(model: "GPT", run_id: str, model_id: str | None = None, text_id: str | None = None) -> LoggedModels:
     """Log `gpt2` (exported graph, no code, no pickle) and `gpt2-text` (this project's library with the weights).
 
-    Needs `fluent_mlflow`. Raises UserError if the model cannot be exported or stored.
+    Of `model_id` and `text_id`, what is given was logged before. Needs `fluent_mlflow`. Raises UserError if the model
+    cannot be exported or stored.
     """
     import mlflow
 
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
         try:
-            return LoggedModels(_log_graph(model), _log_text_model())
+            return LoggedModels(model_id or _log_graph(model), text_id or _log_text_model())
         except Exception as error:
             if isinstance(error, OSError):
                 raise
@@ -148,6 +153,7 @@ def _log_graph(model: "GPT") -> str:
         input_example=torch.zeros(2, min(8, model.config.block_size), dtype=torch.int64),
         signature=signature,
         pip_requirements=requirements(MODEL_REQUIREMENTS),
+        tags=LOGGED_TAGS,
     )
     return str(info.model_id)
 
@@ -164,6 +170,7 @@ def _log_text_model() -> str:
         code_paths=[str(Path(gpt2core.__file__).parent)],
         signature=signature(),
         pip_requirements=requirements(TEXT_REQUIREMENTS),
+        tags=LOGGED_TAGS,
     )
     return str(info.model_id)
 
@@ -203,15 +210,19 @@ def create_version(
     version = client.create_model_version(
         name, f"models:/{model_id}", run_id=run_id, tags=tags, description=description, model_id=model_id
     )
-    # MLflow's run page finds the version by this tag.
-    client.set_logged_model_tags(
-        model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version.version}])}
-    )
+    tag = json.dumps([{"name": name, "version": version.version}])
+    client.set_logged_model_tags(model_id, {VERSIONS_TAG: tag})
     return str(version.version)
 
 
-def find_version(client: "MlflowClient", name: str, run_id: str, weights_sha256: str) -> str | None:
+def find_version(client: "MlflowClient", name: str, run_id: str, weights_sha256: str) -> "ModelVersion | None":
     """The newest version of `name` that the run registered with these weights."""
     found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    numbers = [int(entry.version) for entry in found if entry.tags.get("weights_sha256") == weights_sha256]
-    return str(max(numbers)) if numbers else None
+    same = [entry for entry in found if entry.tags.get("weights_sha256") == weights_sha256]
+    return max(same, key=lambda entry: int(entry.version), default=None)
+
+
+def logged_model_of(entry: "ModelVersion | None") -> str | None:
+    """The id of the logged model that a version was made of; None for no version, or one made otherwise."""
+    source = str(entry.source) if entry else ""
+    return source.removeprefix(_MODEL_URI) if source.startswith(_MODEL_URI) else None

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +61,15 @@ def collect(root: Path, *, checkpoints_too: bool = False) -> Collected:
     if is_local():
         rules |= {
             "deleted runs": lambda: list(store.deleted_runs()),
+            "models": lambda: list(store.unregistered_models()),
             "artifacts": store.unknown_artifacts,
             "spools": store.spools,
         }
     found: list[Garbage] = []
     notes = [] if is_local() else ["the MLflow store is a server's: `mlflow gc` there removes deleted runs"]
+    if is_local():
+        with suppress(Exception):  # a rule below says that the store is damaged
+            notes += store.notes()
     for kind, rule in rules.items():
         try:
             found += rule()
@@ -93,9 +97,9 @@ def _without_parts(garbage: list[Garbage]) -> list[Garbage]:
 
 def remove(root: Path, garbage: tuple[Garbage, ...]) -> None:
     """Raises OSError for what cannot be removed; call it within `exclusive_access`."""
-    store.remove_deleted_runs([item for item in garbage if isinstance(item, store.DeletedRun)])
+    store.remove_from_store(item for item in garbage if isinstance(item, store.InStore))
     for item in garbage:
-        if isinstance(item, store.DeletedRun):
+        if isinstance(item, store.InStore):
             continue
         if item.path.is_dir() and not item.path.is_symlink():
             shutil.rmtree(item.path)

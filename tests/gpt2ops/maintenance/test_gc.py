@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from gpt2core.training.checkpoint import save_checkpoint
 from gpt2ops.corpora.http import partial_name
 from gpt2ops.params.schema import load_params
 from gpt2ops.pipeline import paths
-from gpt2ops.store.client import connect, experiment_id
+from gpt2ops.registry.versions import LOGGED_TAGS, VERSIONS_TAG
+from gpt2ops.store.client import connect, experiment_id, fluent_mlflow
 from gpt2ops.training.fingerprint import checkpoints_of, fingerprint_of
 from tests.support.maintained import Commands, copy_of, in_project, write_project
 
@@ -213,6 +215,80 @@ def test_artifacts_of_runs_that_the_store_does_not_know_go_but_no_versions_and_n
     assert (project / f"mlruns/artifacts/{known}/artifacts/note.txt").exists()
 
 
+def log_model(run_id: str, tags: dict[str, str] | None) -> str:
+    """A model logged to the run, as far as its rows and one file of it; returns its folder."""
+    client = connect()
+    experiment = client.get_run(run_id).info.experiment_id
+    model = client.create_logged_model(experiment, name="gpt2", source_run_id=run_id, tags=tags)
+    make(Path(model.artifact_location.removeprefix("file://")) / "MLmodel")
+    return f"mlruns/artifacts/models/{model.model_id}"
+
+
+def register(model: str, run_id: str) -> None:
+    client = connect()
+    client.create_registered_model("gpt2")
+    with fluent_mlflow():
+        client.create_model_version("gpt2", f"models:/{Path(model).name}", run_id=run_id)
+
+
+def test_models_that_a_stage_logged_and_never_registered_go_but_none_of_a_user_a_version_or_a_stage_at_work(
+    project, gpt2
+) -> None:
+    ended, working, gone = start("ended"), start("working"), start("gone")
+    left = log_model(ended, LOGGED_TAGS)
+    log_model(ended, None)  # a user's own
+    was_version = log_model(ended, {**LOGGED_TAGS, VERSIONS_TAG: "[]"})
+    version = log_model(ended, LOGGED_TAGS)
+    client = connect()
+    register(version, ended)
+    begun, of_deleted = log_model(working, LOGGED_TAGS), log_model(gone, LOGGED_TAGS)
+    client.delete_run(gone)
+    lock = project / f"mlruns/spool/{working}.1.lock"
+    lock.parent.mkdir(exist_ok=True)
+    with FileLock(lock):
+        assert listed(gpt2, project) == sorted([left, f"mlruns/artifacts/{gone}"])
+    lock.unlink(missing_ok=True)
+    assert listed(gpt2, project, "--yes") == sorted([left, begun, f"mlruns/artifacts/{gone}"])
+    assert listed(gpt2, project) == []
+    assert [(project / name).exists() for name in (was_version, version)] == [True, True]
+    assert [(project / name).exists() for name in (left, begun, of_deleted)] == [False] * 3
+    client.get_logged_model(Path(version).name)
+    with pytest.raises(Exception, match="not found"):
+        client.get_logged_model(Path(left).name)
+
+
+def test_after_the_database_was_moved_away_nothing_that_it_knows_is_offered(project, gpt2) -> None:
+    champion, client = start("champion"), connect()
+    model = log_model(champion, LOGGED_TAGS)
+    register(model, champion)
+    client.set_registered_model_alias("gpt2", "champion", "1")
+    waits = make(project / f"mlruns/spool/{champion}.jsonl", json.dumps(["loss", 2.25, 2000, 4]) + "\n")
+    away = project / "away"
+    away.mkdir()
+    for file in (project / "mlruns").glob("mlflow.db*"):
+        file.rename(away / file.name)
+
+    # The next run makes a new store: a process of its own, for MLflow keeps the old file open in this one.
+    make_store = "from gpt2ops.store.client import connect, experiment_id; experiment_id(connect(), 'gpt2')"
+    subprocess.run([sys.executable, "-c", make_store], check=True, capture_output=True)
+    unknown = "0123456789abcdef" * 2
+    make(project / f"mlruns/artifacts/{unknown}/artifacts/x.txt")
+    result = gpt2("gc", "--json", "--yes")
+    assert [Path(item["path"]).name for item in result.json["garbage"]] == [unknown]
+    (note,) = result.json["notes"]
+    assert note.startswith("3 files or folders in mlruns/ are older than its database")
+    assert waits.exists()
+
+    for file in (project / "mlruns").glob("mlflow.db*"):
+        file.unlink()
+    for file in away.iterdir():
+        file.rename(project / "mlruns" / file.name)
+    assert (project / model / "MLmodel").exists()
+    assert (project / f"mlruns/artifacts/{champion}/artifacts/note.txt").exists()
+    result = gpt2("gc", "--json")
+    assert (result.json["garbage"], result.json["notes"]) == ([], [])
+
+
 def test_spooled_metrics_go_once_the_store_has_every_one_of_them(project, gpt2) -> None:
     delivered, waiting, tagged, deleted = start("delivered"), start("waiting"), start("tagged"), "0" * 32
     there, missing = ["loss", 2.5, 1000, 3], ["loss", 2.25, 2000, 4]
@@ -266,7 +342,7 @@ def test_a_store_that_cannot_be_read_keeps_nothing_else_from_being_cleaned(proje
     make(project / "models/checkpoints/ab/damaged-step-00000004/x")
     result = gpt2("gc", "--json", "--yes")
     assert [item["kind"] for item in result.json["garbage"]] == ["leftovers"]
-    assert [note.split(" are skipped")[0] for note in result.json["notes"]] == ["deleted runs", "artifacts"]
+    assert [note.split(" are skipped")[0] for note in result.json["notes"]] == ["deleted runs", "models", "artifacts"]
     assert (project / f"mlruns/artifacts/{'ab' * 16}/artifacts/x.txt").exists()
 
 

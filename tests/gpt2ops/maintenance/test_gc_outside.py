@@ -130,7 +130,8 @@ def test_the_same_things_go_where_they_lie_in_the_project_itself(project, outsid
         else:
             shutil.copy(outside / target, project / name)
     for path in project.rglob("*"):
-        os.utime(path, (LONG_AGO, LONG_AGO))
+        if project / "mlruns" not in path.parents:  # there, what is older than the database is of an earlier one
+            os.utime(path, (LONG_AGO, LONG_AGO))
     gone = collect_all(project, monkeypatch, capsys)
     for name in (
         f"models/checkpoints/{ENDED}", f"models/checkpoints/{STARTED}", "models/.best.old", f"workspaces/{FLOW_RUN}",

@@ -35,6 +35,7 @@ from gpt2ops.tracking.api import start_run
 slow = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[3]
 BLOCK_SIZE = 16
+SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
 @pytest.fixture
@@ -44,6 +45,7 @@ def outputs(tmp_path, monkeypatch):
     for name in ("MLFLOW_TRACKING_URI", "GPT2_PROJECT_ROOT", "GPT2_FLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     paths.PARAMS.write_text("run: {seed: 1}\n")
+    write_tokens(paths.TOKENS, ["What the first run was trained on. "] * 40, source="test", shares=SHARES)
     write_outputs(seed=0, perplexity=20.0)
     write_json(paths.RUN, {"run_id": "0" * 32, "run_name": "run-0"})
     return tmp_path
@@ -233,6 +235,49 @@ def test_a_champion_measured_on_other_data_is_measured_again_or_stays(project):
     report = registered()
     assert (report["champion"], report["alias"]) == (False, "challenger")
     assert "It cannot be compared with the champion (version 2)" in report["gate"]["reasons"][0]
+
+
+def scenes(count):
+    """Texts that share no passage."""
+    return ["".join(f"scene {number} line {line} " for line in range(20)) for number in range(count)]
+
+
+def split_text(text):
+    return write_tokens(paths.TOKENS, text, source="test", shares=SHARES, split_by="tokens")
+
+
+@slow
+def test_a_champion_that_may_have_trained_on_the_held_out_text_is_not_compared(project):
+    text = scenes(60)
+    manifest = split_text(text)
+    finished_run(seed=1, perplexity=20.0, data_sha256=manifest["sha256"])
+    assert registered()["champion"]
+
+    finished_run(seed=2, perplexity=2.0, data_sha256=split_text(text[::-1])["sha256"])
+    report = registered()
+    assert (report["champion"], report["alias"]) == (False, "challenger")
+    reason = report["gate"]["reasons"][0]
+    assert "It cannot be compared with the champion (version 1): it may have trained on this held-out text" in reason
+    shown = re.search(r"\((\d+)% of its passages", reason)
+    assert shown is not None
+    assert int(shown[1]) > 50, "all but the passages across the border of two scenes"
+    assert aliases()["champion"] == "1"
+
+    assert split_text(text) == manifest
+    finished_run(seed=3, perplexity=19.0, data_sha256=manifest["sha256"])
+    assert registered()["champion"], "on one split the scores are compared as they are"
+    assert aliases()["champion"] == "3"
+
+
+@slow
+def test_a_champion_of_whose_training_text_nothing_is_kept_is_not_compared_on_other_data(project, monkeypatch):
+    with monkeypatch.context() as earlier:  # as a version without passage hashes registers
+        earlier.setattr(registering, "log_passages", lambda run: None)
+        assert registered()["champion"]
+    finished_run(seed=1, perplexity=2.0, data_sha256=split_text(scenes(60))["sha256"])
+    report = registered()
+    assert not report["champion"]
+    assert "no hashes of the text that it was trained on were kept" in report["gate"]["reasons"][0]
 
 
 @slow
