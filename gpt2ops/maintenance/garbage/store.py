@@ -144,8 +144,8 @@ def notes() -> list[str]:
     if not kept:
         return []
     return [
-        f"{len(kept)} files or folders in mlruns/ are older than its database, such as {kept[0].path.name}: they may be "
-        "those of one that was moved away, and stay"
+        f"{len(kept)} files or folders in mlruns/ are older than its database, such as {kept[0].path.name}: they may "
+        "be those of one that was moved away, and stay"
     ]
 
 
