@@ -283,7 +283,7 @@ def test_after_the_database_was_moved_away_nothing_that_it_knows_is_offered(proj
         file.unlink()
     for file in away.iterdir():
         file.rename(project / "mlruns" / file.name)
-    assert (project / model / "MLmodel").exists()
+    assert (project / model / "artifacts/MLmodel").exists()
     assert (project / f"mlruns/artifacts/{champion}/artifacts/note.txt").exists()
     result = gpt2("gc", "--json")
     assert (result.json["garbage"], result.json["notes"]) == ([], [])

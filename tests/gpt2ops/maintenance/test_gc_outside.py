@@ -130,8 +130,8 @@ def test_the_same_things_go_where_they_lie_in_the_project_itself(project, outsid
         else:
             shutil.copy(outside / target, project / name)
     for path in project.rglob("*"):
-        if project / "mlruns" not in path.parents:  # there, what is older than the database is of an earlier one
-            os.utime(path, (LONG_AGO, LONG_AGO))
+        # In mlruns, what is older than the database is of an earlier one.
+        os.utime(path, None if project / "mlruns" in path.parents else (LONG_AGO, LONG_AGO))
     gone = collect_all(project, monkeypatch, capsys)
     for name in (
         f"models/checkpoints/{ENDED}", f"models/checkpoints/{STARTED}", "models/.best.old", f"workspaces/{FLOW_RUN}",

@@ -17,6 +17,7 @@ NEUTRAL = {
     "gpt2ops.process.signals": "signals, and the start of processes",
     "gpt2ops.process.startup": "start of the process: allocator, garbage collector, Ctrl-C",
     "gpt2ops.process.failures": "words of a failure",
+    "gpt2ops.process.temporary": "where temporary files lie",
     "gpt2core.errors": "words of a failure",
     "gpt2core.extras": "words of a failure",
     "gpt2ops.params.problems": "words of a failure",
