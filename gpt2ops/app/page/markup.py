@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 from gpt2core.decoding.streaming import TextStream
@@ -68,14 +68,18 @@ def history_html(records: Sequence[Record], with_commands: bool) -> str:
 
 def pieces(token_ids: Sequence[int]) -> Iterator[Piece]:
     """The tokens of a text, those that share a character together; their texts joined are the text."""
-    stream, start = TextStream(_TOKENIZER), 0
+    stream, start, found = TextStream(_TOKENIZER), 0, list[Piece]()
     for place, token_id in enumerate(token_ids):
         text = stream.put([token_id])
         if text:
-            yield Piece(start, place + 1, text)
-            start = place + 1
+            yield from found
+            found, start = [Piece(start, place + 1, text)], place + 1
     if rest := stream.end():
-        yield Piece(start, len(token_ids), rest)
+        if start < len(token_ids):
+            found.append(Piece(start, len(token_ids), rest))
+        else:  # the last token is a whole character and the begin of another one
+            found = [replace(found[0], text=found[0].text + rest)]
+    yield from found
 
 
 def _section(request: GenerationRequest, output: ModelOutput, several: bool) -> str:

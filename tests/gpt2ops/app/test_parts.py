@@ -138,6 +138,18 @@ def test_tokens_that_share_a_character_are_shown_together() -> None:
     assert "".join(piece.text for piece in cut) == TOKENIZER.decode(token_ids[:2])
 
 
+@pytest.mark.parametrize("before", [[], TOKENIZER.encode("a")])
+def test_a_text_that_stops_within_a_character_is_shown_up_to_its_last_token(before: list[int]) -> None:
+    """Some tokens are a space and the first bytes of the character behind it."""
+    first_of_two = TOKENIZER.encode(" 日")[0]
+    assert TOKENIZER.token_bytes([first_of_two])[:1] == b" "
+    token_ids = [*before, first_of_two]
+    found = list(pieces(token_ids))
+    assert "".join(piece.text for piece in found) == TOKENIZER.decode(token_ids)
+    assert [place for piece in found for place in range(piece.start, piece.stop)] == list(range(len(token_ids)))
+    assert all(piece.start < piece.stop for piece in found)
+
+
 class Words:
     """A training text in memory."""
 
