@@ -1,4 +1,4 @@
-"""The flow's parameters: the sections of gpt2ops/params/schema.py with every key optional.
+"""The flow's parameters: the sections of gpt2ops/params/sections.py with every key optional.
 
 Prefect shows their JSON schema as a form, and validates each submission against it.
 """
@@ -20,10 +20,10 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from gpt2ops.params import schema as params
+from gpt2ops.params import sections as params
 from gpt2ops.params.editing import merged, parse_assignments
 from gpt2ops.params.problems import user_error
-from gpt2ops.params.schema import BY_RECIPE, Params, parse_params
+from gpt2ops.params.schema import Params, parse_params
 
 
 class Overrides(BaseModel):
@@ -69,7 +69,7 @@ def _optional(field: FieldInfo) -> tuple[Any, Any]:
         kind = default = overrides_of(kind)
     elif field.metadata:
         kind = Annotated[kind, *field.metadata]
-    if field.default is BY_RECIPE:
+    if field.default is params.BY_RECIPE:
         kind = kind | None
     return kind, Field(default_factory=default, alias=field.alias, description=field.description)
 

@@ -22,7 +22,7 @@ from gpt2core.storage.files import sha256_file, with_home
 from gpt2core.tokenizer import check_unicode
 from gpt2ops.corpora.globbing import matching_files
 from gpt2ops.corpora.http import DOWNLOADS, download
-from gpt2ops.params.schema import Data
+from gpt2ops.params.sections import Data
 from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
 from gpt2ops.process.redact import check_no_secret, filled_in, place

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from gpt2ops.params.schema import Gate
+from gpt2ops.params.sections import Gate
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from gpt2core.evaluation.overlap import distinct_n, longest_overlap
 from gpt2core.model import GPT
 from gpt2core.runtime import pick_device
 from gpt2core.tokenizer import Tokenizer
-from gpt2ops.params.schema import Params, SampleSetting
+from gpt2ops.params.schema import Params
+from gpt2ops.params.sections import SampleSetting
 from gpt2ops.process.console import say
 from gpt2ops.sampling.texts import Text, passages, write_texts
 from gpt2ops.training.initial_model import best_model, initial_model

@@ -55,7 +55,7 @@ def params(root: Path) -> Iterator[Finding]:
     except UserError as error:
         for line in str(error).splitlines():
             text = line.removeprefix(f"{file}: ").removeprefix(str(root) + os.sep)
-            yield Finding(WRONG, "params.yaml", text, "correct that line; gpt2ops/params/schema.py has every key")
+            yield Finding(WRONG, "params.yaml", text, "correct that line; gpt2ops/params/sections.py has every key")
         return
     yield Finding(OK, "params.yaml", "valid")
 

@@ -21,7 +21,7 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2ops.cli.flags.decoding import decoding_setting, parse_setting
 from gpt2ops.cli.main import build_parser
 from gpt2ops.params.decoding import STRATEGIES
-from gpt2ops.params.schema import SampleSetting
+from gpt2ops.params.sections import SampleSetting
 from tests.support.command import Result, run_here
 from tests.support.waiting import HANGS, wait_until
 

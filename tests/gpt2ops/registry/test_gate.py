@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gpt2core.config import GPTConfig
 from gpt2core.model import GPT
-from gpt2ops.params.schema import Gate
+from gpt2ops.params.sections import Gate
 from gpt2ops.registry.gate import Champion, held_out_of, judge
 from gpt2ops.registry.gate_score import gate_perplexity
 from tests.support.training import ArrayTokens

@@ -19,7 +19,8 @@ from gpt2core.model import GPT
 from gpt2core.storage.files import write_json
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.params.decoding import STRATEGIES, DecodingSetting
-from gpt2ops.params.schema import Params, SampleSetting, parse_params
+from gpt2ops.params.schema import Params, parse_params
+from gpt2ops.params.sections import SampleSetting
 from gpt2ops.pipeline import paths
 from gpt2ops.sampling.page import TABLE, log_samples, samples_page
 from gpt2ops.sampling.samples import measure, write_samples

@@ -19,6 +19,7 @@ with atheris.instrument_imports(
     include=[
         "gpt2core",
         "gpt2ops.params.schema",
+        "gpt2ops.params.sections",
         "gpt2ops.params.problems",
         "gpt2ops.cli.generation.prompt_lines",
         "yaml",
