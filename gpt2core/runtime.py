@@ -107,7 +107,9 @@ def set_determinism(deterministic: bool) -> None:
 
 
 def join_process_group(device: torch.device) -> None:
-    """Join the group that `torchrun` describes in the environment."""
+    """Join the group that `torchrun` describes in the environment, unless this process is in it already."""
+    if dist.is_initialized():
+        return
     if device.type == "cuda":
         torch.cuda.set_device(dist.get_node_local_rank())
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -52,6 +52,8 @@ class Run(Section):
     name: str | None = None
     """Name of the MLflow run; null: made of the preset and the corpus."""
     seed: int = Field(42, ge=0, lt=2**32)
+    seeds: int = Field(1, ge=1, le=100)
+    """Trainings, with seed, seed + 1 ...; the median by validation goes on."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the CPU or GPU is known to be faster in it, else fp32 (fp16 on an older GPU)."""
@@ -160,7 +162,7 @@ class Train(Section, TrainSettings, by_recipe=CHOSEN):
     sampler: Literal["sequential", "shuffled", "sliding"] = "shuffled"
     stride: int | None = Field(None, ge=1)
     """Distance between the starts of sliding windows; null: half the sequence."""
-    eval_interval: int | Literal["epoch"] = 200
+    eval_interval: int | Literal["epoch"] = 100
     """Steps between evaluations, or once an epoch."""
     sample_prompt: str = "ROMEO."
     """Start of the sample text shown at each evaluation; empty: <|endoftext|>."""

@@ -13,13 +13,14 @@ from gpt2ops.reporting.curves import (
     CURVES,
     GREEN,
     GREY,
-    LOSSES,
     ORANGE,
     History,
     curve,
     draw_curve,
     draw_level,
     draw_loss,
+    loss_lines,
+    scored_part,
 )
 
 INK, GRID = "#222222", "#dddddd"
@@ -57,13 +58,14 @@ def loss_figure(
 
     `references` are (name, loss), drawn if they are near the curves. `metric` is the one that the target is for.
     """
-    if not any(curve(history, line.key)[0] for line in LOSSES):
+    if not any(curve(history, line.key)[0] for line in loss_lines(train)):
         return None
     words = _loss_words(history, train, metric)
     drawings = []
     for name, size in (("wide", WIDE), ("narrow", NARROW)):
         figure, axes = _new_axes(size, right=1 - LABEL_ROOM / size[0])
-        labels = [(f"{line.short} {loss_text(last)}", last, line.color) for line, last in draw_loss(axes, history)]
+        drawn = draw_loss(axes, history, train)
+        labels = [(f"{line.short} {loss_text(last)}", last, line.color) for line, last in drawn]
         _set_step_axis(axes, history)
         labels += _levels(axes, train.get("target_loss"), references)
         _mark_best(axes, history, train)
@@ -104,11 +106,16 @@ def _loss_words(history: History, train: Mapping[str, Any], metric: str) -> str:
     if known:
         (_, first), (_, last) = known[0], known[-1]
         parts.append(
-            f"The loss of the training batches (solid) went from {first:.2f} to {last:.2f} in {train['steps']:,} steps."
+            f"The loss of the training batches (solid; the mean of each interval, with dropout) went from {first:.2f} "
+            f"to {last:.2f} in {train['steps']:,} steps."
         )
     scored = [name for key, name in SCORED.items() if curve(history, key)[0]]
     if scored:
-        parts.append(f"Scored on {' and '.join(scored)} at each evaluation.")
+        parts.append(f"Scored on {' and '.join(scored)} at each evaluation ({scored_part(train)} of each).")
+    if train.get("train_loss_full") is not None:
+        parts.append(
+            f"A full pass over the training text without dropout gave {train['train_loss_full']:.2f} (diamond)."
+        )
     if train.get("best_val_loss") is not None:
         at = f" at step {train['best_step']:,}" if train.get("best_by") == "val_loss" and train.get("best_step") else ""
         parts.append(f"The lowest validation loss is {train['best_val_loss']:.2f}{at}.")

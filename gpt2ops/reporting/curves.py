@@ -16,6 +16,7 @@ CURVES = {
 }
 # More points than pixels are not visible.
 MAX_POINTS = 600
+FEW_POINTS = 5  # a line through fewer would suggest more than was measured
 
 History = Sequence[Mapping[str, Any]]
 
@@ -32,11 +33,22 @@ class LossLine:
     marker: str | None
 
 
-LOSSES = (
-    LossLine("train_loss", "training batches", "batches", BLUE, "-", None),
-    LossLine("train_eval_loss", "training text, without dropout", "training", GREEN, ":", "s"),
-    LossLine("val_loss", "validation text", "validation", ORANGE, "--", "o"),
-)
+def loss_lines(metrics: Mapping[str, Any]) -> tuple[LossLine, ...]:
+    """The curves of the loss chart; `metrics` is the content of train.json."""
+    part = scored_part(metrics)
+    return (
+        LossLine("train_loss", "training batches, mean of each interval", "batches", BLUE, "-", None),
+        LossLine("train_eval_loss", f"training text without dropout, {part}", "training", GREEN, ":", "s"),
+        LossLine("val_loss", f"validation text, {part}", "validation", ORANGE, "--", "o"),
+    )
+
+
+def scored_part(metrics: Mapping[str, Any]) -> str:
+    """How much of a split an evaluation scored; runs of earlier versions did not record it."""
+    batches = metrics.get("eval_batches", 0)
+    if batches is None:
+        return "full pass"
+    return f"{batches:,} batches" if batches else "a part of it"
 
 
 def curve(history: History, key: str) -> tuple[list[int], list[float]]:
@@ -67,19 +79,23 @@ def thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], l
     return [steps[place] for place in places], [values[place] for place in places]
 
 
-def draw_loss(axes: Any, history: History) -> list[tuple[LossLine, float]]:
-    """Returns the drawn lines with their last values."""
+def draw_loss(axes: Any, history: History, metrics: Mapping[str, Any]) -> list[tuple[LossLine, float]]:
+    """Returns the drawn lines with their last values. Few points are not joined; a full pass is a point of its own."""
     drawn = []
-    for line in LOSSES:
+    for line in loss_lines(metrics):
         steps, values = thinned(*curve(history, line.key))
         if not steps:
             continue
-        marker = line.marker or ("o" if len(steps) == 1 else None)
+        few = len(steps) < FEW_POINTS
+        marker = line.marker or ("o" if few else None)
         axes.plot(
-            steps, values, color=line.color, linestyle=line.dashes, linewidth=1.2, marker=marker, markersize=3,
-            label=line.label,
+            steps, values, color=line.color, linestyle="none" if few else line.dashes, linewidth=1.2, marker=marker,
+            markersize=5 if few else 3, label=line.label,
         )  # fmt: skip
         drawn.append((line, next(value for value in reversed(values) if not math.isnan(value))))
+    if (full := metrics.get("train_loss_full")) is not None:
+        label = "training text without dropout, full pass"
+        axes.plot([metrics["steps"]], [full], color=GREEN, linestyle="none", marker="D", markersize=5, label=label)
     return drawn
 
 
@@ -88,7 +104,11 @@ def draw_curve(axes: Any, history: History, key: str) -> bool:
     steps, values = thinned(*curve(history, key))
     if not steps:
         return False
-    axes.plot(steps, values, color=BLUE, linewidth=1.2, marker="o" if len(steps) < 40 else None, markersize=3)
+    few = len(steps) < FEW_POINTS
+    axes.plot(
+        steps, values, color=BLUE, linestyle="none" if few else "-", linewidth=1.2,
+        marker="o" if len(steps) < 40 else None, markersize=5 if few else 3,
+    )  # fmt: skip
     known = [value for value in values if not math.isnan(value)]
     if min(known) > 0 and max(known) / min(known) > 100:
         axes.set_yscale("log")

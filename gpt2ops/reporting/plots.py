@@ -22,7 +22,7 @@ def save_plots(history: History, metrics: Mapping[str, Any], directory: Path) ->
 
 def _save_loss(history: History, metrics: Mapping[str, Any], path: Path) -> None:
     figure, axes = _new_axes("loss, nats per token")
-    draw_loss(axes, history)
+    draw_loss(axes, history, metrics)
     if (target := metrics["target_loss"]) is not None:
         draw_level(axes, target)
         axes.annotate(

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from gpt2ops.reporting.blocks import (
+    NONE,
     Block,
     Cell,
     Figures,
@@ -132,7 +133,36 @@ def training(inputs: Inputs) -> Section:
     blocks: list[Block] = [Figures([loss])] if loss else [Paragraph("No loss of this run was finite.")]
     if small := small_figures(inputs.history, inputs.train):
         blocks.append(Figures(small, columns=2))
+    if seeds := inputs.train.get("seeds"):
+        blocks.append(seeds_table(seeds))
     return Section("training", "Training", blocks)
+
+
+def seeds_table(seeds: dict[str, Any]) -> Table:
+    """The results of several seeds, and how far they lie apart."""
+    rows = [
+        Row(
+            [
+                Cell(seed, "kept" if int(seed) == seeds["kept"] else ""),
+                Cell(count_text(run["steps"])),
+                Cell(_exact(run["train_loss"])),
+                Cell(_exact(run["best_val_loss"])),
+            ]
+        )
+        for seed, run in seeds["runs"].items()
+    ]
+    name = {"best_val_loss": "Best validation loss", "train_loss": "Training loss"}[seeds["by"]]
+    note = (
+        f"{name}: mean {_exact(seeds['mean'])}, standard deviation {_exact(seeds['stdev'])}. All other figures are "
+        "those of the median, which was kept: the best of several would owe a part of its score to luck."
+    )
+    columns = ["Seed", "Steps", "Training loss", "Best validation loss"]
+    return Table("The same settings with other seeds", columns, rows, (1, 2, 3), note)
+
+
+def _exact(loss: float | None) -> str:
+    """Seeds differ behind the second digit."""
+    return NONE if loss is None else f"{loss:.4f}"
 
 
 def samples(inputs: Inputs) -> Section:

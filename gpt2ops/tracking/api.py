@@ -137,7 +137,7 @@ def tracked_run(*, wait: bool = True, last: bool = False) -> Iterator[TrackedRun
         _say_away("this stage", error)
         lost = []
         tracked = TrackedRun(RunLink(record["run_id"], record["run_name"]))
-    tracked.begin(load_params())
+    tracked.begin(_params_of_run())
     if lost:
         say(
             f"tracking: MLflow run {tracked.run_name} lacked {len(lost)} points of {paths.HISTORY} and the metrics "
@@ -163,6 +163,12 @@ def _read_run_record() -> dict[str, str]:
         raise UserError(f"{paths.RUN} is missing: run the stage finetune first (`dvc repro finetune`).") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{paths.RUN} is damaged (no run_id in it): run `dvc repro --force finetune`.") from None
+
+
+def _params_of_run() -> Params:
+    """The settings, with the seed of the run that was kept of several."""
+    params, seed = load_params(), read_json(paths.RUN).get("seed")
+    return params if seed is None else params.model_copy(update={"run": params.run.model_copy(update={"seed": seed})})
 
 
 def _resume_tag(key: str) -> str:

@@ -265,10 +265,10 @@ def loss_reference(trainer: Trainer, source: str) -> LossReference:
 
 
 def run_name(params: Params) -> str:
-    if params.run.name is not None:
-        return params.run.name
     # The time distinguishes runs of the same model and text.
-    return f"{Path(_start_of(params)).name}-{Path(params.data.source).stem}-{datetime.now():%Y%m%d-%H%M}"
+    made = f"{Path(_start_of(params)).name}-{Path(params.data.source).stem}-{datetime.now():%Y%m%d-%H%M}"
+    name = made if params.run.name is None else params.run.name
+    return f"{name}-seed{params.run.seed}" if params.run.seeds > 1 else name
 
 
 def train_metrics(training: Training, result: TrainResult) -> dict[str, Any]:
@@ -279,6 +279,7 @@ def train_metrics(training: Training, result: TrainResult) -> dict[str, Any]:
         "target_loss": training.params.train.stop.target_loss,
         "extended_at": max(trainer.extra.get("extended_at", []), default=None),
         "best_by": trainer.config.best_by,
+        "eval_batches": trainer.config.eval_batches,
         "device": str(training.run.device),
         "precision": training.run.precision,
         "n_params": trainer.model.num_parameters(),

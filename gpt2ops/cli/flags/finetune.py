@@ -119,6 +119,9 @@ _GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("--weight-decay", "train.weight_decay", float, f"(default: {WEIGHT_DECAY})"),
         Flag("--dropout", "model.drop_rate", float, "(default: that of the model)"),
         Flag("--seed", "run.seed", int, "(default: 42)"),
+        Flag(
+            "--seeds", "run.seeds", int, "train so many times, with seed, seed + 1 ...; the median is kept (default: 1)"
+        ),
         Flag("--device", "run.device", str, "(default: auto)", choices=("auto", "cpu", "cuda", "mps")),
         Flag("--precision", "run.precision", str, "(default: auto)", choices=("auto", "fp32", "bf16", "fp16")),
     ),

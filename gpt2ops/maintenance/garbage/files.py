@@ -161,7 +161,7 @@ def fingerprint_now(root: Path) -> dict[str, Any]:
     new = params.model.init == "scratch"  # otherwise the architecture is that of the initial weights
     config = GPTConfig.from_preset(params.model.preset, **params.model.overrides).as_dict() if new else {}
     fingerprint = fingerprint_of(params, config, tokens or "", "")
-    open_keys = {"precision"} | (set() if tokens else {"data_sha256"})
+    open_keys = {"precision"} | (set() if tokens else {"data_sha256"}) | ({"seed"} if params.run.seeds > 1 else set())
     # As read from a checkpoint's JSON: lists for tuples.
     return json.loads(json.dumps({key: value for key, value in fingerprint.items() if key not in open_keys}))
 
