@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt2core.data.text_files import lines, refused
+from gpt2core.data.text_files import expansion_budget, lines, refused
 from gpt2core.errors import UserError
 from gpt2core.extras import needs_extra
+from gpt2core.storage.bounds import check_regular
 from gpt2core.tokenizer import check_unicode
 
 # A line is read as a whole, and so is a .json file with an array; a few compressed bytes can expand to an endless one.
@@ -96,15 +97,23 @@ def parquet_texts(path: Path, text_field: str, on_bytes: Callable[[int], None]) 
 
     if not path.exists():
         raise refused(path, "the file is missing")
+    check_regular(path)
     try:
         with path.open("rb") as handle, pq.ParquetFile(handle) as table:
             _check_column(path, table.schema_arrow, text_field)
-            row = 0
+            _check_groups(path, table.metadata)
+        # As a dictionary: a text that stands in every row is in memory once.
+        with path.open("rb") as handle, pq.ParquetFile(handle, read_dictionary=[text_field]) as table:
+            row, budget = 0, expansion_budget(path)
             for batch in table.iter_batches(batch_size=256, columns=[text_field]):
-                for text in batch.column(0).to_pylist():
+                for value in batch.column(0):
                     row += 1
+                    text = value.as_py()
                     if text is None:
                         raise refused(path, f"row {row}: column {text_field!r} is null", "remove the row")
+                    if len(text) > LONGEST_RECORD:
+                        raise refused(path, f"row {row}: longer than {LONGEST_RECORD:,} characters", "split it")
+                    budget.take(len(text))
                     yield text
     except UnicodeDecodeError as error:
         reason = f"column {text_field!r} holds text that is not valid UTF-8 ({error.reason})"
@@ -115,6 +124,13 @@ def parquet_texts(path: Path, text_field: str, on_bytes: Callable[[int], None]) 
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise refused(path, f"not a readable .parquet file ({reason})") from None
     on_bytes(path.stat().st_size)
+
+
+def _check_groups(path: Path, metadata: Any) -> None:
+    """Raises UserError where pages expand out of all proportion. Columns are not asked: on damage pyarrow aborts."""
+    budget = expansion_budget(path)
+    for number in range(metadata.num_row_groups):
+        budget.take(metadata.row_group(number).total_byte_size)
 
 
 def _check_column(path: Path, schema: Any, text_field: str) -> None:
