@@ -14,8 +14,8 @@ from gpt2ops.pipeline.final_metrics import evaluation_metrics
 from gpt2ops.pipeline.results import read_report
 from gpt2ops.process.console import say
 from gpt2ops.process.stage import run_stage
-from gpt2ops.scoring.losses_file import write_losses
-from gpt2ops.scoring.run import evaluate_model, result_lines
+from gpt2ops.registry.scoring.losses_file import write_losses
+from gpt2ops.registry.scoring.run import evaluate_model, result_lines
 from gpt2ops.tracking.api import tracked_run
 from gpt2ops.training.initial_model import best_model
 

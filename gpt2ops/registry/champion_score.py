@@ -16,10 +16,10 @@ from gpt2core.evaluation.scores import Score
 from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
 from gpt2ops.registry.held_out import Champion, HeldOut, held_out_of
+from gpt2ops.registry.scoring.gate_score import gate_score
+from gpt2ops.registry.scoring.losses_file import StoredLosses, read_losses
 from gpt2ops.registry.trained_text import may_have_trained_on
 from gpt2ops.registry.versions import Versions
-from gpt2ops.scoring.gate_score import gate_score
-from gpt2ops.scoring.losses_file import StoredLosses, read_losses
 from gpt2ops.store.errors import one_line
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 from gpt2core.evaluation.blocks import BLOCK_TOKENS, BlockLosses
 from gpt2ops.params.sections import Gate
 from gpt2ops.registry.held_out import Champion, HeldOut, is_number, rounded
-from gpt2ops.scoring.uncertainty import FEWEST_BLOCKS, Difference, difference
+from gpt2ops.registry.scoring.uncertainty import FEWEST_BLOCKS, Difference, difference
 
 NOT_ENOUGH = "not enough text to tell"
 FEWEST_SEEDS = 3

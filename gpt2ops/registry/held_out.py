@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from gpt2core.evaluation.blocks import BlockLosses
-from gpt2ops.scoring.coverage import coverage_text
+from gpt2ops.registry.scoring.coverage import coverage_text
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class HeldOut:
     split: str  # test if it has tokens, else val
     perplexity: float
     data_sha256: str
-    protocol: str  # gpt2ops/scoring/gate_score.py
+    protocol: str  # gpt2ops/registry/scoring/gate_score.py
     tokens: int = 0
     split_tokens: int = 0
 

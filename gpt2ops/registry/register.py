@@ -14,6 +14,7 @@ from gpt2ops.registry.champion_score import LOSSES_FOLDER, find_champion
 from gpt2ops.registry.download import BEST_CHECKPOINT
 from gpt2ops.registry.gate import GateDecision, judge
 from gpt2ops.registry.held_out import HeldOut, held_out_of
+from gpt2ops.registry.scoring.losses_file import read_losses
 from gpt2ops.registry.trained_text import FOLDER, log_passages
 from gpt2ops.registry.versions import (
     FreshProcess,
@@ -25,7 +26,6 @@ from gpt2ops.registry.versions import (
     write_expected,
 )
 from gpt2ops.sampling.page import log_samples
-from gpt2ops.scoring.losses_file import read_losses
 from gpt2ops.store.errors import one_line
 from gpt2ops.tracking.api import TrackedRun
 

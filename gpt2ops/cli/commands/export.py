@@ -45,7 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Export, and print what was checked. Raises UserError, with nothing written, where it fails."""
     from pathlib import Path
 
-    from gpt2ops.projects.output_directory import check_new_directory
+    from gpt2ops.registry.scoring.coverage import coverage_text, interval_text, split_score
+from gpt2ops.projects.output_directory import check_new_directory
     from gpt2ops.publishing.export import export_model
 
     output = Path(arguments.output_dir)
@@ -83,7 +84,11 @@ def held_out_perplexity(facts: Any) -> float | None:
 def card_line(facts: Any, licence: str | None) -> str:
     """The card in one line."""
     perplexity = held_out_perplexity(facts)
-    said = [f"held-out perplexity {perplexity:,.2f}" if perplexity is not None else "no held-out perplexity known"]
+    said = ["no held-out perplexity known"]
+    if perplexity is not None:
+        score = split_score(facts.metrics, facts.held_out)
+        certainty = "; ".join(filter(None, [interval_text(score), coverage_text(score)]))
+        said = [f"held-out perplexity {perplexity:,.2f}" + (f" ({certainty})" if certainty else "")]
     said += [facts.verdict] if facts.verdict not in (None, "unknown") else []
     said += [f"trained on {facts.data['source']}"] if facts.data else []
     return ", ".join([*said, f"licence {licence}" if licence else "no licence yet (--license)"])

@@ -14,7 +14,7 @@ from gpt2core.model import GPT
 from gpt2ops.params.sections import Gate
 from gpt2ops.registry.gate import judge
 from gpt2ops.registry.held_out import Champion, held_out_of
-from gpt2ops.scoring.gate_score import gate_score
+from gpt2ops.registry.scoring.gate_score import gate_score
 from tests.support.training import ArrayTokens
 
 GATE = {"split": "test", "data_sha256": "ab", "protocol": "own context"}

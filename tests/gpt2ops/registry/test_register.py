@@ -27,9 +27,9 @@ from gpt2ops.pipeline import paths
 from gpt2ops.registry import register as registering
 from gpt2ops.registry.download import registered_model_directory
 from gpt2ops.registry.held_out import rounded
+from gpt2ops.registry.scoring.gate_score import gate_score, protocol
+from gpt2ops.registry.scoring.losses_file import GATE, write_losses
 from gpt2ops.reporting.summary import print_summary, summary_lines
-from gpt2ops.scoring.gate_score import gate_score, protocol
-from gpt2ops.scoring.losses_file import GATE, write_losses
 from gpt2ops.store.address import tracking_uri
 from gpt2ops.store.client import connect
 from gpt2ops.tracking.api import start_run

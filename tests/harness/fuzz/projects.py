@@ -24,8 +24,8 @@ from gpt2ops.pipeline import cache as outputs
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.results import read_report, read_rows
 from gpt2ops.publishing.model_facts import gather_facts
+from gpt2ops.registry.scoring.gate_score import protocol
 from gpt2ops.reporting.summary import summary_lines
-from gpt2ops.scoring.gate_score import protocol
 from gpt2ops.tracking.journal import Journal
 from gpt2ops.tracking.restored_runs import restored_runs
 from gpt2ops.training.fingerprint import unfinished_run

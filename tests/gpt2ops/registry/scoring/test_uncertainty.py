@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import bootstrap, ttest_1samp
 
 from gpt2core.evaluation.blocks import BlockLosses
-from gpt2ops.scoring.uncertainty import FEWEST_BLOCKS, difference, uncertainty
+from gpt2ops.registry.scoring.uncertainty import FEWEST_BLOCKS, difference, uncertainty
 
 
 def losses(means, counts=None):

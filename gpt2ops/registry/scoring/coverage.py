@@ -42,7 +42,19 @@ def coverage_text(score: Mapping[str, Any]) -> str:
     return f"the first {tokens:,.0f} of {everything:,.0f} tokens"
 
 
-def interval_text(score: Mapping[str, Any], digits: int = 1) -> str:
-    """Such as `95 % interval 320.1 to 361.2`; empty where there is none."""
+def interval_text(score: Mapping[str, Any]) -> str:
+    """Such as `95% interval 320.1 to 361.2`; empty where there is none."""
     low, high = score.get("perplexity_low"), score.get("perplexity_high")
-    return "" if low is None or high is None else f"95 % interval {low:,.{digits}f} to {high:,.{digits}f}"
+    return "" if low is None or high is None else f"95% interval {_shown(low)} to {_shown(high)}"
+
+
+def _shown(perplexity: float) -> str:
+    if perplexity >= 1e7:
+        return f"{perplexity:.1e}"
+    return f"{perplexity:,.{0 if perplexity >= 1000 else 1 if perplexity >= 10 else 2}f}"
+
+
+def split_score(metrics: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """What a run's metrics, as `evaluate/test_tokens`, say of a split: the names of evaluate.json."""
+    head = f"evaluate/{split}_"
+    return {key.removeprefix(head): value for key, value in metrics.items() if key.startswith(head)}

@@ -6,18 +6,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gpt2core.data.tokens import TokenSet, TokenSplit
-from gpt2core.evaluation.blocks import BLOCK_TOKENS, BlockLosses
+from gpt2core.data.tokens import TokenSet
+from gpt2core.evaluation.blocks import BlockLosses
 from gpt2core.evaluation.scores import Score, evaluate, unigram_loss, verbatim_recall, verdict
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.params.schema import Params
 from gpt2ops.process.console import say
-from gpt2ops.scoring.coverage import coverage_text, interval_text, tokens_to_score
-from gpt2ops.scoring.gate_score import gate_entry
-from gpt2ops.scoring.losses_file import GATE
-from gpt2ops.scoring.uncertainty import FEWEST_BLOCKS, uncertainty
+from gpt2ops.registry.scoring.coverage import coverage_text, interval_text, tokens_to_score
+from gpt2ops.registry.scoring.entry import score_entry, too_short
+from gpt2ops.registry.scoring.gate_score import gate_entry
+from gpt2ops.registry.scoring.losses_file import GATE
 from gpt2ops.training.initial_model import initial_model
 
 SPLITS = ("train", "val", "test")
@@ -51,21 +51,7 @@ class Scorer:
 
     def entry(self, name: str, score: Score | None) -> dict[str, Any] | None:
         """What evaluate.json says of a score."""
-        return None if score is None else score_entry(score, self.corpus.split(name))
-
-
-def score_entry(score: Score, split: TokenSplit) -> dict[str, Any]:
-    """The score with how sure it is and of how much of the split: None where there are too few blocks to say."""
-    sure = uncertainty(score.blocks)
-    return {
-        **score.as_dict(),
-        "split_tokens": len(split) - 1,
-        "blocks": len(score.blocks),
-        "block_unit": score.blocks.unit,
-        "loss_stderr": sure.stderr if sure else None,
-        "perplexity_low": sure.perplexity_low if sure else None,
-        "perplexity_high": sure.perplexity_high if sure else None,
-    }
+        return None if score is None else score_entry(score, len(self.corpus.split(name)))
 
 
 def evaluate_model(
@@ -143,9 +129,6 @@ def result_lines(result: dict[str, Any]) -> list[str]:
     after, before = result[held_out], result["before"][held_out]["perplexity"]
     about = "; ".join(filter(None, [interval_text(after), coverage_text(after), f"before training {before:.1f}"]))
     lines = [f"perplexity on {held_out}: {after['perplexity']:.1f} ({about})"]
-    if after["perplexity_low"] is None and after["blocks"] < FEWEST_BLOCKS:
-        lines.append(
-            f"{held_out} is too short for an interval of its perplexity: blocks of text: {after['blocks']}, needed "
-            f"{FEWEST_BLOCKS} (about {FEWEST_BLOCKS * BLOCK_TOKENS:,} tokens)"
-        )
+    if after["perplexity_low"] is None:
+        lines.append(f"{held_out} has no interval: {too_short(after)}")
     return lines
