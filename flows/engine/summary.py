@@ -6,7 +6,7 @@ from typing import Any
 
 from gpt2core.storage.files import read_json
 from gpt2ops.pipeline import paths
-from gpt2ops.registry.scoring.coverage import coverage_text, interval_text
+from gpt2ops.registry.scoring.coverage import certainty_text
 
 _TRAIN_ROWS = (
     "train_loss",
@@ -35,7 +35,7 @@ def markdown(reports: dict[str, Any], *, run_id: str, trained_now: bool, picture
     for split in ("train", "val", "test"):
         score = evaluation.get(split) or {}
         rows.append((f"{split} perplexity", score.get("perplexity")))
-        said = "; ".join(filter(None, [interval_text(score), coverage_text(score)]))
+        said = certainty_text(score)
         rows.append((f"{split} perplexity, luck and text", said or None))
         rows.append((f"{split} perplexity before training", (before.get(split) or {}).get("perplexity")))
     rows.append(("verbatim_recall", evaluation.get("verbatim_recall")))

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from gpt2ops.registry.scoring.coverage import coverage_text, interval_text
+from gpt2ops.registry.scoring.coverage import certainty_text
 from gpt2ops.reporting.blocks import (
     NONE,
     Block,
@@ -54,7 +54,7 @@ def tiles(inputs: Inputs) -> list[tuple[str, str, str]]:
     found = []
     if held_out:
         was = f"{perplexity_text(before['perplexity'])} before training" if before else "on text not trained on"
-        was = "; ".join(filter(None, [interval_text(held_out), coverage_text(held_out), was]))
+        was = "; ".join(filter(None, [certainty_text(held_out), was]))
         found.append(("Held-out perplexity", perplexity_text(held_out["perplexity"]), was))
         gap = inputs.evaluation.get("generalisation_gap")
         found.append(("Generalisation gap", loss_text(gap), "held-out minus training loss, nats per token"))

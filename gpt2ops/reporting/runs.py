@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gpt2ops.process.redact import redact
-from gpt2ops.registry.scoring.coverage import coverage_text, interval_text, split_score
+from gpt2ops.registry.scoring.coverage import certainty_text, split_score
 from gpt2ops.store.address import tracking_uri
 from gpt2ops.store.errors import one_line
 from gpt2ops.tracking.api import TrackedRun
@@ -113,7 +113,7 @@ def describe(run: "Run", this: "Run", held_out: str | None, champion: "ModelVers
         same_data=run.data.tags.get("data_sha256") == this.data.tags.get("data_sha256"),
         differing=differing(final_params(run), final_params(this)),
         champion=str(champion.version) if champion and champion.run_id == run.info.run_id else None,
-        certainty="; ".join(filter(None, [interval_text(score), coverage_text(score)])),
+        certainty=certainty_text(score),
     )
 
 

@@ -20,7 +20,7 @@ from gpt2ops.pipeline.results import read_report
 from gpt2ops.process.console import say
 from gpt2ops.process.redact import redact
 from gpt2ops.process.stage import run_stage
-from gpt2ops.registry.scoring.coverage import coverage_text, interval_text
+from gpt2ops.registry.scoring.coverage import certainty_text
 from gpt2ops.store.address import is_local, tracking_uri
 
 VERDICTS = {
@@ -132,7 +132,7 @@ def _evaluation(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _certainty(score: Mapping[str, Any]) -> str:
-    said = "; ".join(filter(None, [interval_text(score), coverage_text(score)]))
+    said = certainty_text(score)
     return f" ({said})" if said else ""
 
 

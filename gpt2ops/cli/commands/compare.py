@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from gpt2ops.cli.output import number, put, put_json, put_table
-from gpt2ops.registry.scoring.coverage import coverage_text, interval_text, split_score
+from gpt2ops.registry.scoring.coverage import certainty_text, split_score
 
 if TYPE_CHECKING:
     from gpt2ops.registry.run_losses import LossComparison
@@ -91,7 +91,7 @@ def show(first: "Run", second: "Run", comparison: "RunComparison") -> None:
     for run in (first, second):
         for split in ("train", "val", "test"):
             score = split_score(run.metrics, split)
-            said = ", ".join(filter(None, [interval_text(score), coverage_text(score)]))
+            said = certainty_text(score)
             if said:
                 put(f"{run.run_id[:8]} {split}_perplexity: {said}\n")
 

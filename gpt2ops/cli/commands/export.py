@@ -45,8 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Export, and print what was checked. Raises UserError, with nothing written, where it fails."""
     from pathlib import Path
 
-    from gpt2ops.registry.scoring.coverage import coverage_text, interval_text, split_score
-from gpt2ops.projects.output_directory import check_new_directory
+    from gpt2ops.projects.output_directory import check_new_directory
     from gpt2ops.publishing.export import export_model
 
     output = Path(arguments.output_dir)
@@ -83,11 +82,13 @@ def held_out_perplexity(facts: Any) -> float | None:
 
 def card_line(facts: Any, licence: str | None) -> str:
     """The card in one line."""
+    from gpt2ops.registry.scoring.coverage import certainty_text, split_score
+
     perplexity = held_out_perplexity(facts)
     said = ["no held-out perplexity known"]
     if perplexity is not None:
         score = split_score(facts.metrics, facts.held_out)
-        certainty = "; ".join(filter(None, [interval_text(score), coverage_text(score)]))
+        certainty = certainty_text(score)
         said = [f"held-out perplexity {perplexity:,.2f}" + (f" ({certainty})" if certainty else "")]
     said += [facts.verdict] if facts.verdict not in (None, "unknown") else []
     said += [f"trained on {facts.data['source']}"] if facts.data else []

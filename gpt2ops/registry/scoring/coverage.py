@@ -48,6 +48,11 @@ def interval_text(score: Mapping[str, Any]) -> str:
     return "" if low is None or high is None else f"95% interval {_shown(low)} to {_shown(high)}"
 
 
+def certainty_text(score: Mapping[str, Any]) -> str:
+    """Both, to stand beside a perplexity."""
+    return "; ".join(filter(None, [interval_text(score), coverage_text(score)]))
+
+
 def _shown(perplexity: float) -> str:
     if perplexity >= 1e7:
         return f"{perplexity:.1e}"

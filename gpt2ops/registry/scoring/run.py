@@ -14,7 +14,7 @@ from gpt2core.runtime import Runtime
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.params.schema import Params
 from gpt2ops.process.console import say
-from gpt2ops.registry.scoring.coverage import coverage_text, interval_text, tokens_to_score
+from gpt2ops.registry.scoring.coverage import certainty_text, tokens_to_score
 from gpt2ops.registry.scoring.entry import score_entry, too_short
 from gpt2ops.registry.scoring.gate_score import gate_entry
 from gpt2ops.registry.scoring.losses_file import GATE
@@ -127,7 +127,7 @@ def result_lines(result: dict[str, Any]) -> list[str]:
     if not held_out:
         return ["no text was held out (data.split gives val and test none): there is no held-out perplexity"]
     after, before = result[held_out], result["before"][held_out]["perplexity"]
-    about = "; ".join(filter(None, [interval_text(after), coverage_text(after), f"before training {before:.1f}"]))
+    about = f"{certainty_text(after)}; before training {before:.1f}"
     lines = [f"perplexity on {held_out}: {after['perplexity']:.1f} ({about})"]
     if after["perplexity_low"] is None:
         lines.append(f"{held_out} has no interval: {too_short(after)}")

@@ -157,7 +157,7 @@ def test_the_better_of_two_runs_is_named_with_the_interval_of_the_difference(gpt
     second = find_run("second").run_id[:8]
     assert f"{second} is better: change -25.0%, 95% interval -25.0% to -25.0%, p = 0.0018, 20 blocks" in text
     assert "the first 10,240 of 20,480 tokens of test" in text
-    assert "95% interval 29.0 to 32.0, the first 5,000 of 20,000 tokens" in text
+    assert "95% interval 29.0 to 32.0; the first 5,000 of 20,000 tokens" in text
     found = json.loads(gpt2("compare", "second", "first", "--json").out)["held_out"]
     assert found["difference"] == pytest.approx(np.log(40 / 30))
     assert found["interval"][0] > 0
