@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gpt2core.decoding import generate
+from gpt2core.evaluation.blocks import BlockLosses, blocks_of
 from gpt2core.kernels.head_loss import head_scores, padded_logits
 from gpt2core.model import GPT
 
@@ -42,6 +43,7 @@ class Score:
     token_accuracy: float
     tokens: int
     bits_per_byte: float | None
+    blocks: BlockLosses
 
     @property
     def perplexity(self) -> float:
@@ -80,21 +82,21 @@ def evaluate(
         return None
     device = device or torch.device("cpu")
     batch_size = max(1, min(batch_size, MAX_TOKENS_A_BATCH // block_size))
-    loss_sum = correct = 0.0
-    scored = bytes_scored = 0
+    by_token = []  # windows follow each other, and each scores the tokens after those of the one before
+    correct = bytes_scored = 0
     for token_ids, targets in _window_batches(split, total, block_size, stride, batch_size):
         ids, wanted = torch.from_numpy(token_ids).to(device), torch.from_numpy(targets).to(device)
         losses, hits = _losses(model, ids, wanted)
-        loss_sum += losses
+        by_token.append(losses.cpu().numpy())
         correct += hits
         counted = targets[targets >= 0]
-        scored += counted.size
         if token_lengths is not None:
             bytes_scored += int(token_lengths[counted].sum())
         if on_tokens is not None:
             on_tokens(counted.size)
-    bits_per_byte = loss_sum / math.log(2) / bytes_scored if bytes_scored else None
-    return Score(loss_sum / scored, correct / scored, scored, bits_per_byte)
+    blocks = blocks_of(total, getattr(split, "document_starts", None)).losses(np.concatenate(by_token))
+    bits_per_byte = blocks.sums.sum() / math.log(2) / bytes_scored if bytes_scored else None
+    return Score(blocks.loss, correct / (total - 1), total - 1, bits_per_byte, blocks)
 
 
 def perplexity(model: Logits, split: Tokens, *, block_size: int, stride: int | None = None) -> float:
@@ -103,8 +105,8 @@ def perplexity(model: Logits, split: Tokens, *, block_size: int, stride: int | N
     return score.perplexity if score else math.nan
 
 
-def _losses(model: Logits, token_ids: Tensor, targets: Tensor) -> tuple[float, int]:
-    """Sum of the losses and number of right guesses where targets (B, T) are not -1."""
+def _losses(model: Logits, token_ids: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+    """The losses and number of right guesses where targets (B, T) are not -1."""
     kept = targets >= 0
     if isinstance(model, GPT):  # the head is the largest matrix: apply it only where a target is scored
         x = model.hidden_states(token_ids)[kept]  # (N, C)
@@ -114,8 +116,8 @@ def _losses(model: Logits, token_ids: Tensor, targets: Tensor) -> tuple[float, i
     else:
         logits = model(token_ids)[kept]
     logits, wanted = logits.float(), targets[kept]
-    losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
-    return losses.double().item(), int((logits.argmax(-1) == wanted).sum())
+    losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+    return losses, int((logits.argmax(-1) == wanted).sum())
 
 
 def _window_batches(
