@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt2core.data.examples.batches import example_bounds, stack_examples
+from gpt2core.data.tokens import TokenSplit
 from gpt2core.decoding import generate
 from gpt2core.kernels.head_loss import head_scores, padded_logits
 from gpt2core.model import GPT
@@ -27,7 +29,7 @@ MAX_TOKENS_A_BATCH = 4096
 
 
 class Tokens(Protocol):
-    """A split: consecutive tokens, read by position."""
+    """A split: consecutive tokens, read by position. A `TokenSplit` of examples is scored by their answers."""
 
     def __len__(self) -> int: ...
 
@@ -72,6 +74,7 @@ def evaluate(
 ) -> Score | None:
     """Score every token but the first once, each with at least block_size - stride tokens before it where there are.
 
+    Of examples only the answers are scored, each after its own prompt; what exceeds a block is not.
     `token_lengths` (V,) are bytes a token, for bits per byte. `on_tokens` is called with the number of tokens scored.
     None for a split of less than two tokens. A GPT should be in eval mode.
     """
@@ -82,7 +85,11 @@ def evaluate(
     batch_size = max(1, min(batch_size, MAX_TOKENS_A_BATCH // block_size))
     loss_sum = correct = 0.0
     scored = bytes_scored = 0
-    for token_ids, targets in _window_batches(split, total, block_size, stride, batch_size):
+    if isinstance(split, TokenSplit) and split.has_answers:
+        batches = _example_batches(split, total, block_size, batch_size)
+    else:
+        batches = _window_batches(split, total, block_size, stride, batch_size)
+    for token_ids, targets in batches:
         ids, wanted = torch.from_numpy(token_ids).to(device), torch.from_numpy(targets).to(device)
         losses, hits = _losses(model, ids, wanted)
         loss_sum += losses
@@ -93,6 +100,8 @@ def evaluate(
             bytes_scored += int(token_lengths[counted].sum())
         if on_tokens is not None:
             on_tokens(counted.size)
+    if not scored:  # no answer begins within a block
+        return None
     bits_per_byte = loss_sum / math.log(2) / bytes_scored if bytes_scored else None
     return Score(loss_sum / scored, correct / scored, scored, bits_per_byte)
 
@@ -116,6 +125,22 @@ def _losses(model: Logits, token_ids: Tensor, targets: Tensor) -> tuple[float, i
     logits, wanted = logits.float(), targets[kept]
     losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
     return losses.double().item(), int((logits.argmax(-1) == wanted).sum())
+
+
+def _example_batches(
+    split: TokenSplit, total: int, block_size: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of the examples that begin in the first `total` tokens, as `stack_examples` gives them."""
+    starts, stops = example_bounds(split)
+    rows = [
+        (int(start), int(min(stop, start + block_size + 1)))
+        for start, stop in zip(starts, stops, strict=True)
+        if start < total and stop - start > 1
+    ]
+    for first in range(0, len(rows), batch_size):
+        token_ids, targets = stack_examples(split, rows[first : first + batch_size], block_size)
+        if (targets >= 0).any():
+            yield token_ids, targets
 
 
 def _window_batches(

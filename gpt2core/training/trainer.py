@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core import runtime
-from gpt2core.data.batches import Batches, Epochs
+from gpt2core.data.batches import Epochs
+from gpt2core.data.examples.batches import AnyBatches
 from gpt2core.errors import UserError
 from gpt2core.evaluation.scores import Tokens
 from gpt2core.model import GPT
@@ -30,7 +31,7 @@ class Trainer:
     def __init__(
         self,
         model: GPT,
-        train: Batches,
+        train: AnyBatches,
         val: Tokens | None,
         config: TrainerConfig,
         *,
