@@ -24,13 +24,14 @@ from gpt2core.training.events import TrainResult
 from gpt2core.training.trainer import Trainer
 from gpt2ops.params.schema import Params, check_sequence_length
 from gpt2ops.pipeline import paths
+from gpt2ops.pipeline.run_origin import INITIAL_WEIGHTS_TAG
 from gpt2ops.process.failures import failure_line
 from gpt2ops.process.signals import is_rank
 from gpt2ops.tracking.api import start_run
 from gpt2ops.training.environment import environment
 from gpt2ops.training.examples import example_lines, open_batches, template_for
 from gpt2ops.training.fingerprint import checkpoints_of, fingerprint_of, recorded, unfinished_run, was_lost
-from gpt2ops.training.initial_model import initial_model
+from gpt2ops.training.initial_model import initial_model, initial_weights_sha256
 from gpt2ops.training.log import MLflowRows, ProgressBar, TrainingLog
 from gpt2ops.training.memory import check_memory
 from gpt2ops.training.references import LossReference, published_for
@@ -210,6 +211,8 @@ class TrackedTraining:
         trainer = self.trainer
         if self.training.params.train.resume and (line := unfinished_run(trainer.checkpoints, trainer.fingerprint)):
             self.log.say(line)
+        if start := initial_weights_sha256(self.training.params):
+            self.tracked.set_tags({INITIAL_WEIGHTS_TAG: start})
         trainer.start_over()
         trainer.extra = {"run_id": self.tracked.run_id, "length": length_of(self.training.params), **recorded()}
 
