@@ -42,6 +42,11 @@ class Params(Section):
         if self.model.init == "scratch":
             block_size = GPTConfig.from_preset(self.model.preset, **self.model.overrides).block_size
             check_sequence_length(self.train.sequence_length, block_size)
+        if self.data.format != "text" and self.train.sampler == "sliding":
+            rule = "is for text, and {data.format} is {kind}"
+            raise UserError(
+                key="train.sampler", value="sliding", rule=rule, remedy="set it to shuffled", kind=self.data.format
+            )
         share = self.train.batch_size % self.run.nproc_per_node
         if share:
             raise UserError(

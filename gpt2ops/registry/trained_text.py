@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 from gpt2core.data.tokens import open_tokens
 from gpt2ops.pipeline import paths
 from gpt2ops.registry.held_out import HeldOut
-from gpt2ops.registry.passages import FILE, FirstTokens, read_passages, seen_share, train_passages, write_passages
+from gpt2ops.registry.scoring.passages import (
+    FILE,
+    FirstTokens,
+    read_passages,
+    seen_share,
+    train_passages,
+    write_passages,
+)
 from gpt2ops.tracking.api import TrackedRun
 
 if TYPE_CHECKING:
