@@ -87,7 +87,10 @@ def _verdict(
     if own > other:
         return f"Held-out perplexity is worse: {numbers}{luck}.", False
     if found.interval is None or not found.is_sure:
-        return f"Held-out perplexity is lower, but {_not_sure(found, held_out, seeds)}: {numbers}{luck}.", False
+        return (
+            f"Held-out perplexity is lower, but there is {_not_sure(found, held_out, seeds)}: {numbers}{luck}.",
+            False,
+        )
     if champion.same_recipe and not seeds:
         return (
             "Held-out perplexity is lower, but the settings of data, model and train are the champion's: which of two "
@@ -131,7 +134,7 @@ def more_text(found: Difference, tokens: int) -> str:
 
 def _not_sure(found: Difference, held_out: HeldOut, seeds: int) -> str:
     if found.interval is not None and seeds and found.times_more is None:
-        return "the seeds of one recipe lie as far apart, so that no amount of text would tell"
+        return "more luck than that in the seeds of one recipe, which lie as far apart whatever the text"
     more = more_text(found, held_out.tokens)
     more += "" if held_out.tokens >= held_out.split_tokens else " (evaluate.gate_tokens)"
     return f"{NOT_ENOUGH} ({more})"
@@ -148,7 +151,7 @@ def _same_blocks(first: BlockLosses, second: BlockLosses) -> bool:
 
 
 def _of(held_out: HeldOut) -> str:
-    return f" ({held_out.text})" if held_out.text else ""
+    return f", on {held_out.text}" if held_out.text else ""
 
 
 def _change(loss: float) -> str:

@@ -2,16 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.gate_power import GAIN, Pairs, decisions, enough_blocks, real_losses, share
 from gpt2ops.registry.comparison import NOT_ENOUGH
 
-COUNT = 100
+COUNT = 60
 
 
 @pytest.fixture(scope="module")
 def real() -> np.ndarray:
-    return real_losses(models=4, steps=40)
+    threads = torch.get_num_threads()
+    try:
+        return real_losses(models=3, steps=30)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_models_that_differ_by_the_luck_of_the_text_are_seldom_promoted(real) -> None:
