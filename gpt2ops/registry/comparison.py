@@ -98,7 +98,7 @@ def _verdict(
         ), False
     needed = other * (1 - thresholds.min_improvement)
     if own < needed or (thresholds.min_improvement > 0 and own == needed):
-        alone = "" if seeds else " The luck of the seed is not in it: run.seeds is 1."
+        alone = "" if seeds else " The luck of the seed is not counted: that takes run.seeds: 3."
         return f"Held-out perplexity is better: {numbers}{luck}.{alone}", True
     return (
         f"Held-out perplexity is better by {1 - own / other:.1%} only, but register.gate.min_improvement is "
