@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2core.evaluation.blocks import BLOCK_TOKENS, BlockLosses
+from gpt2core.evaluation.blocks import BLOCK_TOKENS, FEWEST_BLOCKS, BlockLosses
 from gpt2ops.params.sections import Gate
 from gpt2ops.registry.held_out import Champion, HeldOut, is_number, rounded
-from gpt2ops.registry.scoring.uncertainty import FEWEST_BLOCKS, Difference, difference
+from gpt2ops.registry.scoring.uncertainty import Difference, difference
 
 NOT_ENOUGH = "not enough text to tell"
 FEWEST_SEEDS = 3

@@ -39,7 +39,8 @@ def comparison_figure(comparison: Mapping[str, Any]) -> Figure | None:
     if low <= 0 <= high:
         verdict = "The interval holds 0: the difference may be luck."
     else:
-        verdict = f"The interval does not hold 0: this model is {'better' if high < 0 else 'worse'}, and not by luck."
+        word = "better" if high < 0 else "worse"
+        verdict = f"The interval does not hold 0: this model is {word} by more than the luck of the text."
     words = (
         f"{_percent(value)} on the same {comparison['blocks']:,} blocks of held-out text, "
         f"{comparison['confidence']:.0%} interval {_percent(low)} to {_percent(high)}; less is better. {verdict}"

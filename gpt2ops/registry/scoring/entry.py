@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from gpt2core.evaluation.blocks import BLOCK_TOKENS
+from gpt2core.evaluation.blocks import BLOCK_TOKENS, FEWEST_BLOCKS
 from gpt2core.evaluation.scores import Score
-from gpt2ops.registry.scoring.uncertainty import FEWEST_BLOCKS, uncertainty
+from gpt2ops.registry.scoring.uncertainty import uncertainty
 
 
 def score_entry(score: Score, split_tokens: int) -> dict[str, Any]:

@@ -462,8 +462,8 @@ def test_a_text_too_short_for_an_interval_has_no_chart_of_it() -> None:
     ("interval", "verdict"),
     [
         ((-0.03, 0.01), "the difference may be luck"),
-        ((-0.03, -0.001), "this model is better, and not by luck"),
-        ((0.001, 0.03), "this model is worse, and not by luck"),
+        ((-0.03, -0.001), "this model is better by more than the luck of the text"),
+        ((0.001, 0.03), "this model is worse by more than the luck of the text"),
     ],
 )
 def test_a_gain_over_the_champion_is_told_from_luck(interval, verdict) -> None:
