@@ -216,6 +216,7 @@ def run_of_steps(job: Job, cut: int | None) -> tuple[dict[str, Any], list[float]
 
     class Batches:
         batch_size, sequence_length, windows_per_epoch = rows, length, 1000 * rows
+        tokens_per_step, masked = rows * length, False
         split = Split(text)
 
         def batch(self, index: int) -> Any:

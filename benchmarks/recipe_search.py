@@ -53,7 +53,8 @@ class Recut:
     def __init__(self, batches: Any, tokens: int, phases: Phases) -> None:
         self._batches = batches
         self.split, self.batch_size, self.sequence_length = batches.split, batches.batch_size, batches.sequence_length
-        self.windows_per_epoch = batches.windows_per_epoch
+        self.windows_per_epoch, self.tokens_per_step = batches.windows_per_epoch, batches.tokens_per_step
+        self.masked = False
         self.plan = list(_plan(tokens, phases))
 
     def batch(self, index: int) -> tuple[Any, Any]:

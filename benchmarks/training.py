@@ -87,6 +87,7 @@ def ours(job: dict[str, Any]) -> tuple[list[float], list[float]]:
         """Batches without a split: row after row."""
 
         batch_size, sequence_length, windows_per_epoch = job["batch"], job["length"], 10**9
+        tokens_per_step, masked = batch_size * sequence_length, False
         split = Split(rows)
 
         def batch(self, index: int) -> Any:

@@ -22,6 +22,8 @@ from gpt2core.kernels.dropout import Dropout
 from gpt2core.kernels.head_loss import head_loss, head_loss_is_faster, padded_head_loss
 from gpt2core.storage.hf import find_weights, load_state, read_model, write_model
 
+HeadLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # x (N, C), head (V, C), targets (N,) -> mean loss
+
 
 class Cache(Protocol):
     """Keys and values of the tokens so far, layer by layer."""
@@ -124,22 +126,28 @@ class GPT(nn.Module):
         targets: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
+        masked: bool = False,
     ) -> Tensor:
         """Logits (B, T, V) for token_ids (B, T) int64; with targets (B, T) the mean loss in nats instead, a scalar.
 
         `attention_mask` (B, S) is 0 at left padding. With a `cache`, token_ids are the tokens after those it holds.
+        `masked`: targets are negative where a token has no loss; the mean is over the others, 0 where there is none.
         Raises UserError when the tokens do not fit into block_size.
         """
         x = self.hidden_states(token_ids, attention_mask, cache)  # (B, T, C)
         if targets is None:
             return self.lm_head(x)  # (B, T, V)
-        return self._head_loss(x)(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
+        loss = self._head_loss(x, masked)
+        if masked:
+            return _masked_loss(loss, x.flatten(0, 1), self.lm_head.weight, targets.flatten())
+        return loss(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
 
-    def _head_loss(self, x: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def _head_loss(self, x: Tensor, masked: bool) -> HeadLoss:
         """The fastest kind of head and loss for x (B, T, C)."""
         if self.own_kernels and head_loss_is_faster(x):
             return head_loss
-        return compiled_head_loss() if self.compiled and self.training else padded_head_loss
+        # A compiled loss is one for a number of rows, and masked batches have another each.
+        return compiled_head_loss() if self.compiled and self.training and not masked else padded_head_loss
 
     def hidden_states(
         self, token_ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None
@@ -203,6 +211,14 @@ class GPT(nn.Module):
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write `config.json`, `generation_config.json` and `model.safetensors` as `transformers` reads them."""
         write_model(self.config, dict(self.named_parameters()), Path(directory), dtype)
+
+
+def _masked_loss(loss: HeadLoss, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """`loss` of the rows of x (N, C) whose target is not negative: the head, the largest matrix, sees no other."""
+    kept = targets >= 0
+    if not kept.any():  # zero with the gradients that other ranks wait for
+        return loss(x[:1], weight, torch.zeros_like(targets[:1])) * 0.0
+    return loss(x[kept], weight, targets[kept])
 
 
 def _causal_mask(T: int, S: int, device: torch.device) -> Tensor:

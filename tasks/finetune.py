@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 
 from gpt2core import runtime
+from gpt2core.data.tokens import open_tokens
 from gpt2core.storage.files import replaced_directory, sha256_file, write_json
 from gpt2core.storage.hf import WEIGHTS
 from gpt2core.tokenizer import Tokenizer
@@ -22,6 +23,7 @@ from gpt2ops.process.console import say
 from gpt2ops.process.signals import Interruption, is_rank, spawn_ranks
 from gpt2ops.process.stage import run_stage
 from gpt2ops.tracking.api import tracked_run
+from gpt2ops.training.examples import template_for
 from gpt2ops.training.run import TrackedTraining, Training, describe_saved, set_up, train_metrics
 from gpt2ops.training.seeds import SeedRun, median, of_each_seed, summary, summary_line
 
@@ -65,6 +67,8 @@ def write_outputs(run: SeedRun) -> None:
     with replaced_directory(paths.BEST_MODEL) as partial:
         shutil.copytree(run.best_directory, partial, dirs_exist_ok=True)
         Tokenizer().save(partial)
+        if template := template_for(open_tokens(paths.TOKENS).manifest):
+            template.save(partial)
     write_json(paths.HISTORY, run.history)
     write_json(paths.TRAIN_METRICS, run.metrics)
     write_json(paths.RUN, {**run.record, "weights_sha256": sha256_file(paths.BEST_MODEL / WEIGHTS)})

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core.data.corpus import read_corpus
+from gpt2core.data.examples.reading import read_examples
+from gpt2core.data.examples.template import TEMPLATES
+from gpt2core.data.examples.writer import write_examples
 from gpt2core.data.writer import write_tokens
 from gpt2core.errors import UserError
+from gpt2ops.corpora.source_files import fields_of
 from gpt2ops.params.schema import Data, load_params
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.results import read_report
@@ -33,6 +37,15 @@ def main() -> None:
 
 def write(data: Data, files: list[Path], provenance: dict[str, Any]) -> dict[str, Any]:
     """Tokenize; the manifest. Raises UserError, in arguments of the library, where the text does not suit `data`."""
+    if data.format != "text":
+        return write_examples(
+            paths.TOKENS,
+            read_examples(files, data.format, fields_of(data)),
+            TEMPLATES[data.format],
+            source=provenance["source"],
+            shares=data.split.model_dump(),
+            max_tokens=data.max_tokens,
+        )
     examples = data.documents in ("line", "paragraph")  # whole in one split, also where shares are then less exact
     with progress_bar("tokenize", total=provenance["size_bytes"], unit="B") as bar:
         return write_tokens(

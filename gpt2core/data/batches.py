@@ -46,6 +46,8 @@ class Batches:
     Raises UserError for a split with fewer windows than one batch has.
     """
 
+    masked = False  # every target is trained
+
     def __init__(
         self,
         split: TokenSplit,
@@ -60,6 +62,7 @@ class Batches:
             raise UserError(key="sampler", value=sampler, rule=f"must be one of {', '.join(SAMPLERS)}")
         self.batch_size = batch_size
         self.sequence_length = sequence_length
+        self.tokens_per_step = batch_size * sequence_length
         self.split = split
         self._seed = seed
         self._shuffled = sampler != "sequential"

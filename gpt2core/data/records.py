@@ -1,4 +1,4 @@
-"""The texts of records: .jsonl, .json, .csv, .tsv and .parquet."""
+"""Records, and the texts of their fields: .jsonl, .json, .csv, .tsv and .parquet."""
 
 import csv
 import itertools
@@ -7,31 +7,48 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt2core.data.text_files import lines, refused
+from gpt2core.data.text_files import expansion_budget, lines, refused
 from gpt2core.errors import UserError
 from gpt2core.extras import needs_extra
+from gpt2core.storage.bounds import check_regular
 from gpt2core.tokenizer import check_unicode
 
 # A line is read as a whole, and so is a .json file with an array; a few compressed bytes can expand to an endless one.
 LONGEST_RECORD = 1 << 28
 
 
+Records = Iterator[tuple[str, Any]]  # where a record stands, such as `line 3`, and the record
+
+
 def jsonl_texts(path: Path, blocks: Iterable[str], text_field: str) -> Iterator[str]:
-    """One object a line."""
-    for number, line in enumerate(lines(path, blocks, LONGEST_RECORD), start=1):
-        if line.strip():
-            yield _text_of(_parsed(path, line, f"line {number}: "), text_field, path, f"line {number}")
+    """Of one object a line."""
+    for where, record in jsonl_records(path, blocks):
+        yield _text_of(record, text_field, path, where)
 
 
 def json_texts(path: Path, blocks: Iterable[str], text_field: str) -> Iterator[str]:
-    """An array of objects or texts, or one object a line."""
+    """Of an array of objects or texts, or of one object a line."""
+    for where, record in json_records(path, blocks):
+        is_text = isinstance(record, str) and where.startswith("record")
+        yield _text_of({text_field: record} if is_text else record, text_field, path, where)
+
+
+def jsonl_records(path: Path, blocks: Iterable[str]) -> Records:
+    """One object a line."""
+    for number, line in enumerate(lines(path, blocks, LONGEST_RECORD), start=1):
+        if line.strip():
+            yield f"line {number}", _parsed(path, line, f"line {number}: ")
+
+
+def json_records(path: Path, blocks: Iterable[str]) -> Records:
+    """The items of an array, or one object a line."""
     blocks = iter(blocks)
     head = ""
     while not head.strip() and (block := next(blocks, None)) is not None:
         head = head[-1:] + block  # blanks before the first character say nothing
     blocks = itertools.chain((head,), blocks)
     if not head.lstrip().startswith("["):
-        yield from jsonl_texts(path, blocks, text_field)
+        yield from jsonl_records(path, blocks)
         return
     parts, size = [], 0
     for block in blocks:
@@ -42,26 +59,42 @@ def json_texts(path: Path, blocks: Iterable[str], text_field: str) -> Iterator[s
                 path, f"an array of more than {LONGEST_RECORD:,} characters", "write one object a line (.jsonl)"
             )
     for number, record in enumerate(_parsed(path, "".join(parts), ""), start=1):
-        record = {text_field: record} if isinstance(record, str) else record
-        yield _text_of(record, text_field, path, f"record {number}")
+        yield f"record {number}", record
 
 
 def csv_texts(path: Path, blocks: Iterable[str], text_field: str, delimiter: str) -> Iterator[str]:
     """Rows below a header: of the column `text_field`, or of the only one. A quoted field may have line ends."""
+    rows = _csv_rows(path, blocks, delimiter)
+    _, header = next(rows, ("", []))
+    if text_field not in header and len(header) != 1:
+        columns = ", ".join(map(repr, header)) or "none"
+        raise refused(path, f"no column {text_field!r} (it has {columns})", "set {text_field}")
+    column = header.index(text_field) if text_field in header else 0
+    for _, row in rows:
+        yield row[column]
+
+
+def csv_records(path: Path, blocks: Iterable[str], delimiter: str) -> Records:
+    """Rows below a header."""
+    rows = _csv_rows(path, blocks, delimiter)
+    _, header = next(rows, ("", []))
+    for where, row in rows:
+        yield where, dict(zip(header, row, strict=True))
+
+
+def _csv_rows(path: Path, blocks: Iterable[str], delimiter: str) -> Iterator[tuple[str, list[str]]]:
+    """The header and the rows that are not empty, each with the line on which it ends."""
     csv.field_size_limit(LONGEST_RECORD)
     rows = csv.reader((f"{line}\n" for line in lines(path, blocks, LONGEST_RECORD)), delimiter=delimiter, strict=True)
     try:
         header = next(rows, [])
-        if text_field not in header and len(header) != 1:
-            columns = ", ".join(map(repr, header)) or "none"
-            raise refused(path, f"no column {text_field!r} (it has {columns})", "set {text_field}")
-        column = header.index(text_field) if text_field in header else 0
+        yield "line 1", header
         for row in rows:
             if row and len(row) != len(header):
                 what = f"line {rows.line_num}: {len(row)} fields, but the header has {len(header)}"
                 raise refused(path, what, "quote fields that contain the separator")
             if row:
-                yield row[column]
+                yield f"line {rows.line_num}", row
     except csv.Error as error:
         raise refused(path, f"line {rows.line_num}: not valid {path.suffix or 'CSV'} ({error})") from None
 
@@ -90,24 +123,42 @@ def _text_of(record: Any, text_field: str, path: Path, where: str) -> str:
 
 
 def parquet_texts(path: Path, text_field: str, on_bytes: Callable[[int], None]) -> Iterator[str]:
+    """Of a column of texts."""
+    for where, record in parquet_records(path, [text_field], on_bytes, texts=True):
+        if record[text_field] is None:
+            raise refused(path, f"{where}: column {text_field!r} is null", "remove the row")
+        yield record[text_field]
+
+
+def parquet_records(path: Path, fields: list[str], on_bytes: Callable[[int], None], *, texts: bool = False) -> Records:
+    """Rows of the columns `fields`; with `texts` each must be of texts."""
     with needs_extra("a .parquet file"):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
     if not path.exists():
         raise refused(path, "the file is missing")
+    check_regular(path)
     try:
         with path.open("rb") as handle, pq.ParquetFile(handle) as table:
-            _check_column(path, table.schema_arrow, text_field)
-            row = 0
-            for batch in table.iter_batches(batch_size=256, columns=[text_field]):
-                for text in batch.column(0).to_pylist():
+            for field in fields:
+                _check_column(path, table.schema_arrow, field, texts)
+            _check_groups(path, table.metadata)
+            plain = [field for field in fields if pa.types.is_string(table.schema_arrow.field(field).type)]
+        # As a dictionary: a text that stands in every row is in memory once.
+        with path.open("rb") as handle, pq.ParquetFile(handle, read_dictionary=plain) as table:
+            row, budget = 0, expansion_budget(path)
+            for batch in table.iter_batches(batch_size=256, columns=fields):
+                for values in zip(*(batch.column(field) for field in fields), strict=True):
                     row += 1
-                    if text is None:
-                        raise refused(path, f"row {row}: column {text_field!r} is null", "remove the row")
-                    yield text
+                    record = {field: value.as_py() for field, value in zip(fields, values, strict=True)}
+                    size = sum(len(value) for value in record.values() if isinstance(value, str))
+                    if size > LONGEST_RECORD:
+                        raise refused(path, f"row {row}: longer than {LONGEST_RECORD:,} characters", "split it")
+                    budget.take(size)
+                    yield f"row {row}", record
     except UnicodeDecodeError as error:
-        reason = f"column {text_field!r} holds text that is not valid UTF-8 ({error.reason})"
+        reason = f"column {', '.join(map(repr, fields))} holds text that is not valid UTF-8 ({error.reason})"
         raise refused(path, reason) from None
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
@@ -117,12 +168,21 @@ def parquet_texts(path: Path, text_field: str, on_bytes: Callable[[int], None]) 
     on_bytes(path.stat().st_size)
 
 
-def _check_column(path: Path, schema: Any, text_field: str) -> None:
+def _check_groups(path: Path, metadata: Any) -> None:
+    """Raises UserError where pages expand out of all proportion. Columns are not asked: on damage pyarrow aborts."""
+    budget = expansion_budget(path)
+    for number in range(metadata.num_row_groups):
+        budget.take(metadata.row_group(number).total_byte_size)
+
+
+def _check_column(path: Path, schema: Any, text_field: str, texts: bool) -> None:
     import pyarrow as pa
 
     if text_field not in schema.names:
         columns = ", ".join(map(repr, schema.names))
-        raise refused(path, f"no column {text_field!r} (it has {columns})", "set {text_field}")
+        raise refused(path, f"no column {text_field!r} (it has {columns})", "set {text_field}" if texts else "")
+    if not texts:
+        return
     kind = schema.field(text_field).type
     values = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(values) or pa.types.is_large_string(values)):

@@ -6,6 +6,10 @@ A split by documents takes documents with the `<|endoftext|>` after them; a spli
     manifest.json             sizes, hashes, how it was split
     train-00000.bin, …        token ids, little-endian uint16, no header
     train-documents.bin       index of each document's first token in its split, little-endian int64
+    train-answers.bin         of examples: 1 where a token belongs to an answer, 0 elsewhere; a byte each
+
+A set of examples (`examples.writer`) is of format version 2: each document is one, and ends with its answer's
+`<|endoftext|>`. A set of plain text is of version 1, as before.
 """
 
 import hashlib
@@ -21,12 +25,14 @@ from gpt2core.data.splits import SPLITS
 from gpt2core.errors import UserError
 from gpt2core.storage.files import inside, read_json, sha256_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of plain text
+EXAMPLES_VERSION = 2
 MANIFEST = "manifest.json"
 TOKEN_DTYPE = np.dtype("<u2")
 MOST_TOKENS = 2**60
 CHUNK_TOKENS = 2**20  # read at once where a whole split is read
 START_DTYPE = np.dtype("<i8")
+ANSWER_DTYPE = np.dtype("u1")
 
 
 class TokenSplit:
@@ -39,7 +45,8 @@ class TokenSplit:
         self._directory = directory
         self._index: Mapping[str, Any] = entry["document_index"]
         self._shards: list[Mapping[str, Any]] = entry["shards"]
-        files = [self._index["file"], *(shard["file"] for shard in self._shards)]
+        self._answers: Mapping[str, Any] | None = entry.get("answers")
+        files = [entry["file"] for entry in (*self._shards, *self._side_files)]
         if any(Path(file).name != file for file in files):  # a plain name, not a path
             raise TypeError
         counts = [self.num_documents, *(shard["tokens"] for shard in self._shards)]
@@ -47,6 +54,7 @@ class TokenSplit:
             raise TypeError
         self._edges = np.cumsum([0, *(shard["tokens"] for shard in self._shards)])
         self._files: dict[int, ArrayFile] = {}
+        self._answer_file: ArrayFile | None = None
 
     def __len__(self) -> int:
         return int(self._edges[-1])
@@ -66,6 +74,27 @@ class TokenSplit:
             start, shard = end, shard + 1
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, TOKEN_DTYPE), *parts])
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether the documents are examples with answers."""
+        return self._answers is not None
+
+    def answers(self, start: int, stop: int) -> np.ndarray:
+        """Which of the tokens `start` to `stop` (exclusive) belong to answers, bool (stop - start,).
+
+        Raises IndexError for tokens that the split does not have, UserError for a file that was cut short since.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"tokens {start} to {stop} of a {self.name} split of {len(self)} tokens")
+        assert self._answers is not None, "a split of plain text"
+        if self._answer_file is None:
+            self._answer_file = ArrayFile(self._directory / self._answers["file"], ANSWER_DTYPE)
+        return self._answer_file.read(start, stop) != 0
+
+    @property
+    def _side_files(self) -> tuple[Mapping[str, Any], ...]:
+        return (self._index,) if self._answers is None else (self._index, self._answers)
+
     @cached_property
     def document_starts(self) -> np.ndarray:
         """Index of each document's first token in this split, int64. One that began in another split starts at 0."""
@@ -75,6 +104,8 @@ class TokenSplit:
         """Raises UserError for a file that is missing or has another size; reads no content."""
         sizes = {shard["file"]: shard["tokens"] * TOKEN_DTYPE.itemsize for shard in self._shards}
         sizes[self._index["file"]] = self.num_documents * START_DTYPE.itemsize
+        if self._answers is not None:
+            sizes[self._answers["file"]] = len(self) * ANSWER_DTYPE.itemsize
         for file, size in sizes.items():
             path = inside(self._directory / file, self._directory)
             found = path.stat().st_size if path.is_file() else None
@@ -86,7 +117,7 @@ class TokenSplit:
     def verify(self) -> None:
         """Raises UserError for a file whose checksum differs; reads all of it."""
         self.check_sizes()
-        for entry in (*self._shards, self._index):
+        for entry in (*self._shards, *self._side_files):
             if sha256_file(self._directory / entry["file"]) != entry.get("sha256"):
                 raise UserError(f"{self._directory / entry['file']} is damaged (sha256); tokenize the corpus again.")
         self.check_digest()
@@ -142,10 +173,15 @@ class TokenSet:
         self._check_digest()
 
     def _check_digest(self) -> None:
-        splits = self.manifest["splits"]
-        joined = "".join(splits[name]["sha256"] for name in SPLITS if name in splits)
-        if hashlib.sha256(joined.encode()).hexdigest() != self.manifest["sha256"]:
+        if digest_of_set(self.manifest["splits"]) != self.manifest["sha256"]:
             raise _damaged(self.directory / MANIFEST)
+
+
+def digest_of_set(splits: Mapping[str, Any]) -> str:
+    """The hash that identifies a token set, of the manifest's entries: of its tokens, and of what is an answer."""
+    found = [splits[name] for name in SPLITS if name in splits]
+    hashes = [entry["sha256"] + (entry["answers"]["sha256"] if "answers" in entry else "") for entry in found]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def open_tokens(directory: Path | str) -> TokenSet:
@@ -159,8 +195,9 @@ def open_tokens(directory: Path | str) -> TokenSet:
         version = manifest["format_version"]
     except (ValueError, KeyError, TypeError):
         raise _damaged(path) from None
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path}: format_version is {version!r}, expected {FORMAT_VERSION}; tokenize the corpus again.")
+    if version not in (FORMAT_VERSION, EXAMPLES_VERSION):
+        known = f"{FORMAT_VERSION} or {EXAMPLES_VERSION}"
+        raise UserError(f"{path}: format_version is {version!r}, expected {known}; tokenize the corpus again.")
     if not {"splits", "sha256", "tokens"} <= manifest.keys() or not isinstance(manifest["splits"], dict):
         raise _damaged(path)
     return TokenSet(directory, manifest)

@@ -53,7 +53,7 @@ def write_tokens(
         for name in SPLITS:
             index = partial / f"{name}-documents.bin"
             starts = np.concatenate([[0], np.cumsum(split.document_lengths[name])])[:-1]
-            _write_durably(index, starts.astype(START_DTYPE).tobytes())
+            write_durably(index, starts.astype(START_DTYPE).tobytes())
             splits[name] = {
                 "tokens": sum(shard["tokens"] for shard in shards[name].entries),
                 "documents": len(starts),
@@ -120,7 +120,7 @@ def _write_stream(path: Path, arrays: Iterable[np.ndarray], max_tokens: int | No
     return lengths[lengths > 0]
 
 
-class _Shards:
+class Shards:
     """Tokens of one split, appended to files of at most `shard_tokens`."""
 
     def __init__(self, directory: Path, name: str, shard_tokens: int) -> None:
@@ -158,9 +158,9 @@ class _Shards:
 
 def _divide(
     stream: Path, run_lengths: np.ndarray, run_owners: np.ndarray, directory: Path, shard_tokens: int
-) -> dict[str, _Shards]:
+) -> dict[str, Shards]:
     """Copy each run of `stream` to its split, in one pass over the file."""
-    shards = {name: _Shards(directory, name, shard_tokens) for name in SPLITS}
+    shards = {name: Shards(directory, name, shard_tokens) for name in SPLITS}
     edges = np.concatenate([[0], np.cumsum(run_lengths)])
     with stream.open("rb") as handle:
         for start in range(0, int(edges[-1]), COPY_TOKENS):
@@ -176,7 +176,8 @@ def _divide(
     return shards
 
 
-def _write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes) -> None:
+    """Write `content`, which has reached the disk when this returns."""
     with path.open("wb") as handle:
         handle.write(content)
         handle.flush()

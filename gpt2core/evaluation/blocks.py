@@ -18,7 +18,7 @@ class BlockLosses:
 
     sums: np.ndarray
     counts: np.ndarray
-    unit: str  # "document" or "512 tokens"
+    unit: str  # "document", "example" or "512 tokens"
 
     def __len__(self) -> int:
         return len(self.sums)
@@ -70,3 +70,10 @@ def blocks_of(total: int, document_starts: np.ndarray | None = None) -> Blocks:
         # The last run takes up a rest that is shorter than half a block.
         inner = np.arange(BLOCK_TOKENS, total - BLOCK_TOKENS // 2 + 1, BLOCK_TOKENS)
     return Blocks(np.concatenate([[0], inner, [total]]).astype(np.int64), unit)
+
+
+def losses_by_example(of_tokens: np.ndarray, counts: np.ndarray) -> BlockLosses:
+    """The losses of examples in a row; `counts` (N,) are the scored tokens of each, some may have none."""
+    counts = counts[counts > 0].astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return BlockLosses(np.add.reduceat(of_tokens.astype(np.float64), starts), counts, "example")

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt2core.data.examples.batches import example_bounds, stack_examples
+from gpt2core.data.tokens import TokenSplit
 from gpt2core.decoding import generate
-from gpt2core.evaluation.blocks import BlockLosses, blocks_of
+from gpt2core.evaluation.blocks import BlockLosses, blocks_of, losses_by_example
 from gpt2core.kernels.head_loss import head_scores, padded_logits
 from gpt2core.model import GPT
 
@@ -28,7 +30,7 @@ MAX_TOKENS_A_BATCH = 4096
 
 
 class Tokens(Protocol):
-    """A split: consecutive tokens, read by position."""
+    """A split: consecutive tokens, read by position. A `TokenSplit` of examples is scored by their answers."""
 
     def __len__(self) -> int: ...
 
@@ -74,6 +76,7 @@ def evaluate(
 ) -> Score | None:
     """Score every token but the first once, each with at least block_size - stride tokens before it where there are.
 
+    Of examples only the answers are scored, each after its own prompt; what exceeds a block is not.
     `token_lengths` (V,) are bytes a token, for bits per byte. `on_tokens` is called with the number of tokens scored.
     None for a split of less than two tokens. A GPT should be in eval mode.
     """
@@ -82,21 +85,34 @@ def evaluate(
         return None
     device = device or torch.device("cpu")
     batch_size = max(1, min(batch_size, MAX_TOKENS_A_BATCH // block_size))
-    by_token = []  # windows follow each other, and each scores the tokens after those of the one before
+    # Windows follow each other, and each scores the tokens after those of the one before.
+    by_token, by_example = [], []
     correct = bytes_scored = 0
-    for token_ids, targets in _window_batches(split, total, block_size, stride, batch_size):
+    examples = isinstance(split, TokenSplit) and split.has_answers
+    if isinstance(split, TokenSplit) and examples:
+        batches = _example_batches(split, total, block_size, batch_size)
+    else:
+        batches = _window_batches(split, total, block_size, stride, batch_size)
+    for token_ids, targets in batches:
         ids, wanted = torch.from_numpy(token_ids).to(device), torch.from_numpy(targets).to(device)
         losses, hits = _losses(model, ids, wanted)
         by_token.append(losses.cpu().numpy())
+        by_example.append((targets >= 0).sum(axis=1))
         correct += hits
         counted = targets[targets >= 0]
         if token_lengths is not None:
             bytes_scored += int(token_lengths[counted].sum())
         if on_tokens is not None:
             on_tokens(counted.size)
-    blocks = blocks_of(total, getattr(split, "document_starts", None)).losses(np.concatenate(by_token))
+    if not sum(map(len, by_token)):  # no answer begins within a block
+        return None
+    of_tokens = np.concatenate(by_token)
+    if examples:
+        blocks = losses_by_example(of_tokens, np.concatenate(by_example))
+    else:
+        blocks = blocks_of(total, getattr(split, "document_starts", None)).losses(of_tokens)
     bits_per_byte = blocks.sums.sum() / math.log(2) / bytes_scored if bytes_scored else None
-    return Score(blocks.loss, correct / (total - 1), total - 1, bits_per_byte, blocks)
+    return Score(blocks.loss, correct / len(of_tokens), len(of_tokens), bits_per_byte, blocks)
 
 
 def perplexity(model: Logits, split: Tokens, *, block_size: int, stride: int | None = None) -> float:
@@ -118,6 +134,22 @@ def _losses(model: Logits, token_ids: Tensor, targets: Tensor) -> tuple[Tensor, 
     logits, wanted = logits.float(), targets[kept]
     losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
     return losses, int((logits.argmax(-1) == wanted).sum())
+
+
+def _example_batches(
+    split: TokenSplit, total: int, block_size: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of the examples that begin in the first `total` tokens, as `stack_examples` gives them."""
+    starts, stops = example_bounds(split)
+    rows = [
+        (int(start), int(min(stop, start + block_size + 1)))
+        for start, stop in zip(starts, stops, strict=True)
+        if start < total and stop - start > 1
+    ]
+    for first in range(0, len(rows), batch_size):
+        token_ids, targets = stack_examples(split, rows[first : first + batch_size], block_size)
+        if (targets >= 0).any():
+            yield token_ids, targets
 
 
 def _window_batches(

@@ -19,7 +19,7 @@ from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
 from gpt2core.training.config import TrainerConfig
 from gpt2core.training.spikes import GRADIENT_LIMIT, LossMonitor
-from gpt2core.training.step import StepResult, TrainStep
+from gpt2core.training.step import MicroStep, StepResult, TrainStep
 
 # With more tokens a step the GPU computes for longer than the launches take.
 LARGEST_STEP = 65_536  # tokens
@@ -29,9 +29,14 @@ LEAST_STEPS_COMPILED = 500  # without a graph, where Python launches compiled bl
 WARM_UPS = 3  # libraries allocate their workspaces in the first passes, outside the graph's memory
 
 
-def make_train_step(model: GPT, config: TrainerConfig, run: Runtime, total_steps: int, tokens: int) -> TrainStep:
-    """The fastest kind for steps of `tokens` tokens. Raises UserError if cuda_graph is on and impossible."""
-    obstacle = graph_obstacle(config, run)
+def make_train_step(
+    model: GPT, config: TrainerConfig, run: Runtime, total_steps: int, tokens: int, masked: bool = False
+) -> TrainStep:
+    """The fastest kind for steps of `tokens` tokens, `masked` if some of them have no loss.
+
+    Raises UserError if cuda_graph is on and impossible.
+    """
+    obstacle = graph_obstacle(config, run, masked)
     if config.cuda_graph == "on" and obstacle:
         raise UserError(key="cuda_graph", value="on", rule=f"is impossible: {obstacle}", remedy="set it to auto")
     wanted = config.cuda_graph == "on" or (config.cuda_graph == "auto" and tokens <= LARGEST_STEP)
@@ -43,10 +48,12 @@ def make_train_step(model: GPT, config: TrainerConfig, run: Runtime, total_steps
     return kind(model, config, run, total_steps, compiled=compiled)
 
 
-def graph_obstacle(config: TrainerConfig, run: Runtime) -> str | None:
+def graph_obstacle(config: TrainerConfig, run: Runtime, masked: bool = False) -> str | None:
     """The reason why this run's step cannot be a CUDA graph; None if it can."""
     if run.device.type != "cuda":
         return f"the device is {run.device.type}"
+    if masked:
+        return "each batch of examples has another number of trained tokens"
     if run.precision == "fp16":
         return "fp16 adapts its loss scale on the host"
     if config.optimizer != "adamw":
@@ -72,6 +79,7 @@ class GraphedStep(TrainStep):
             group["capturable"] = True
         self._call = GraphedCall[None](device)
         self._inputs: tuple[Tensor, Tensor] | None = None
+        self._steps: list[MicroStep] = []
         self._skipped = torch.zeros((), dtype=torch.bool, device=device)
         self._numbers = torch.zeros(2, device=device)  # loss and norm
 
@@ -83,6 +91,7 @@ class GraphedStep(TrainStep):
         if self._inputs is None:
             token_ids, targets = (torch.from_numpy(array).to(self.run.device) for array in batch)
             self._inputs = token_ids, targets
+            self._steps = self._micro_steps(batch[1])
         note = None
         if self._call.can_capture and (reason := self._call.capture(self._compute, self._warm_up)):
             note = f"CUDA graph capture failed, kernels are launched one by one: {reason}"
@@ -106,7 +115,7 @@ class GraphedStep(TrainStep):
         """Forward, backward and update without synchronising with the host."""
         assert self._inputs is not None
         self._zero_grad()
-        loss = self._add_gradients(*self._inputs, interrupted=lambda: False)
+        loss = self._add_gradients(*self._inputs, self._steps, interrupted=lambda: False)
         assert loss is not None
         norm = self._clip()
         applied = loss.isfinite() & (norm < GRADIENT_LIMIT) & ~self._skipped

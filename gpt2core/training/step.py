@@ -29,6 +29,15 @@ class StepResult(NamedTuple):
     decision: UpdateDecision
 
 
+class MicroStep(NamedTuple):
+    """Rows `start` to `stop` of a rank's part of a batch."""
+
+    start: int
+    stop: int
+    share: float  # of the batch's trained tokens, times the number of ranks
+    masked: bool  # whether a target has no loss
+
+
 class TrainStep:
     """Optimizers, schedule and gradient scaler of a run; an update is a function of the step and its batch."""
 
@@ -62,10 +71,13 @@ class TrainStep:
     def update(
         self, step: int, batch: tuple[np.ndarray, np.ndarray], monitor: LossMonitor, interrupted: Callable[[], bool]
     ) -> StepResult | None:
-        """One update with batch `step`, int64 (B, T) twice, unless `monitor` skips it; None if interrupted."""
+        """One update with batch `step`, int64 (B, T) twice, unless `monitor` skips it; None if interrupted.
+
+        A target is negative where a token has no loss.
+        """
         self._begin(step)
         token_ids, targets = (self._share(array) for array in batch)
-        loss = self._add_gradients(token_ids, targets, interrupted)
+        loss = self._add_gradients(token_ids, targets, self._micro_steps(batch[1]), interrupted)
         if loss is None:
             self._zero_grad()
             return None
@@ -129,21 +141,38 @@ class TrainStep:
         # Dropout is a function of the step, so a resumed run draws the same masks as an uninterrupted one.
         torch.manual_seed(step_seed(self.config.seed, step, runtime.rank()))
 
-    def _add_gradients(self, token_ids: Tensor, targets: Tensor, interrupted: Callable[[], bool]) -> Tensor | None:
+    def _micro_steps(self, targets: np.ndarray) -> list[MicroStep]:
+        """How this rank computes a batch of targets, int64 (B, T): all trained tokens have the same weight."""
+        trained = (targets >= 0).sum(axis=1)
+        total, ranks = max(1, int(trained.sum())), runtime.world_size()
+        own = trained[runtime.rank() :: ranks]
+        micro = self.config.micro_batch_size or len(own)
+        steps = []
+        for start in range(0, len(own), micro):
+            counts = own[start : start + micro]
+            count = int(counts.sum())
+            # The gradients of the ranks are averaged, not added up.
+            steps.append(
+                MicroStep(start, start + len(counts), count * ranks / total, count < counts.size * targets.shape[1])
+            )
+        return steps
+
+    def _add_gradients(
+        self, token_ids: Tensor, targets: Tensor, steps: list[MicroStep], interrupted: Callable[[], bool]
+    ) -> Tensor | None:
         """Add up the gradients of int64 (B, T) twice in micro-steps; returns the mean loss in nats, a scalar.
 
-        None if a rank was interrupted, which is checked between micro-steps.
+        The mean over the ranks of what they return is that of all trained tokens of the batch. None if a rank was
+        interrupted, which is checked between micro-steps.
         """
-        micro = self.config.micro_batch_size or len(token_ids)
         total = torch.zeros((), device=self.run.device)
-        for start in range(0, len(token_ids), micro):
+        for start, stop, share, masked in steps:
             if _any_rank(interrupted(), self.run.device):
                 return None
             # Casts kept for the backward pass are memory that checkpointing is there to save.
             autocast = self.run.autocast(keep_casts=not self.config.gradient_checkpointing)
-            with self._sync(start + micro >= len(token_ids)), autocast:
-                loss = self._forward(token_ids[start : start + micro], targets[start : start + micro])
-            share = min(micro, len(token_ids) - start) / len(token_ids)
+            with self._sync(stop >= len(token_ids)), autocast:
+                loss = self._forward(token_ids[start:stop], targets[start:stop], masked=masked)
             self.scaler.scale(loss * share).backward()
             total += loss.detach() * share
         return total

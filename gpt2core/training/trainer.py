@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core import runtime
-from gpt2core.data.batches import Batches, Epochs
+from gpt2core.data.batches import Epochs
+from gpt2core.data.examples.batches import AnyBatches
 from gpt2core.errors import UserError
 from gpt2core.evaluation.scores import Tokens
 from gpt2core.model import GPT
@@ -30,7 +31,7 @@ class Trainer:
     def __init__(
         self,
         model: GPT,
-        train: Batches,
+        train: AnyBatches,
         val: Tokens | None,
         config: TrainerConfig,
         *,
@@ -47,7 +48,7 @@ class Trainer:
         """
         self.model, self.train_batches, self.config, self.run = model, train, config, run
         self.batch_size, self.sequence_length = train.batch_size, train.sequence_length
-        self.tokens_per_step = self.batch_size * self.sequence_length
+        self.tokens_per_step = train.tokens_per_step
         self.epochs = Epochs(train.windows_per_epoch, self.batch_size)
         self.batches_per_epoch = round(self.epochs.batches)
         self.total_steps = total_steps(config, self.epochs.batches)
@@ -67,7 +68,8 @@ class Trainer:
         background = run.device.type == "cuda" if background_saves is None else background_saves
         self.writer = CheckpointWriter(checkpoints, config.keep_last, background=background, note=self._note)
         self.saved_step: int | None = None  # step of the newest checkpoint on the disk
-        self.train_step = make_train_step(model, config, run, self.total_steps, self.tokens_per_step)
+        size = self.batch_size * self.sequence_length
+        self.train_step = make_train_step(model, config, run, self.total_steps, size, train.masked)
 
     def fit(self) -> TrainResult:
         """Train until a stop rule applies. Raises UserError when the loss stays non-finite, or always was."""

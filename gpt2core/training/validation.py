@@ -5,11 +5,12 @@ import math
 import torch
 
 from gpt2core import runtime
-from gpt2core.data.batches import Batches
+from gpt2core.data.examples.batches import AnyBatches
 from gpt2core.decoding import generate
 from gpt2core.evaluation.scores import Score, Tokens, evaluate
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
+from gpt2core.tokenizer import Tokenizer
 from gpt2core.training.config import TrainerConfig
 from gpt2core.training.events import Row
 
@@ -20,9 +21,10 @@ TOKENS_A_BATCH = 2048
 class Validation:
     """Scores windows of the training sequence length, `batch_size` or more at once; leaves the model training."""
 
-    def __init__(self, model: GPT, train: Batches, val: Tokens | None, run: Runtime, batch_size: int) -> None:
+    def __init__(self, model: GPT, train: AnyBatches, val: Tokens | None, run: Runtime, batch_size: int) -> None:
         self.model, self.run = model, run
         self.train, self.sequence_length = train.split, train.sequence_length
+        self.masked = train.masked
         self.val = val if val is not None and len(val) > 1 else None
         self.batch_size = max(batch_size, TOKENS_A_BATCH // self.sequence_length)
 
@@ -60,7 +62,7 @@ class Validation:
             temperature=0.8,
             top_k=50,
             max_new_tokens=count,
-            eos_token_id=None,
+            eos_token_id=Tokenizer.eot_id if self.masked else None,  # an answer has an end
         )
         self.model.train()
         token_ids: list[int] = output[0].tolist()

@@ -105,19 +105,20 @@ COMMANDS = {
     "push": Command(
         "gpt2ops.cli.commands.push", "publish a model on the Hugging Face hub; --dry-run shows what would go there"
     ),
-    "runs": Command("gpt2ops.cli.commands.runs", "list the runs"),
-    "compare": Command("gpt2ops.cli.commands.compare", "compare two runs: settings, metrics, data and code"),
-    "rerun": Command("gpt2ops.cli.commands.rerun", "repeat a run and compare the results"),
+    "runs": Command("gpt2ops.cli.commands.runs.list", "list the runs"),
+    "compare": Command("gpt2ops.cli.commands.runs.compare", "compare two runs: settings, metrics, data and code"),
+    "rerun": Command("gpt2ops.cli.commands.runs.rerun", "repeat a run and compare the results"),
     "models": Command("gpt2ops.cli.commands.models", "list registered models, promote one, roll back"),
-    "doctor": Command("gpt2ops.cli.commands.doctor", "check this machine and this project, and say what to fix"),
+    "doctor": Command("gpt2ops.cli.commands.upkeep.doctor", "check this machine and this project, and say what to fix"),
     "verify": Command(
-        "gpt2ops.cli.commands.verify", "check tokens, checkpoints and models against their recorded hashes"
+        "gpt2ops.cli.commands.upkeep.verify", "check tokens, checkpoints and models against their recorded hashes"
     ),
     "gc": Command(
-        "gpt2ops.cli.commands.gc", "remove files that no run, alias or lock file uses; without --yes, only list them"
+        "gpt2ops.cli.commands.upkeep.gc",
+        "remove files that no run, alias or lock file uses; without --yes, only list them",
     ),
     "relocate": Command(
-        "gpt2ops.cli.commands.relocate", "correct the paths in mlruns/ after the folder was moved or copied"
+        "gpt2ops.cli.commands.upkeep.relocate", "correct the paths in mlruns/ after the folder was moved or copied"
     ),
     "completion": Command("gpt2ops.cli.completion", "print the completion script of a shell"),
 }

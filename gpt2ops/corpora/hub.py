@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ SPLIT_ORDER = ("train", "validation", "test")
 ZSTD_LEVEL = 3
 
 
-def save_dataset(name: str, text_field: str, folder: Path) -> tuple[list[str], str | None]:
+def save_dataset(name: str, fields: Mapping[str, type], folder: Path) -> tuple[list[str], str | None]:
     """Write each split of the data set `OWNER/NAME[/CONFIG]` (or a local folder of one) into `folder`.
 
-    Returns the file names in reading order, and the licence if the data set states one. Records are streamed, so memory
-    stays bounded. Raises UserError if it cannot be loaded or has no text in `text_field`.
+    Returns the file names in reading order, and the licence if the data set states one. Of a record `fields` are kept,
+    which have these types. Records are streamed, so memory stays bounded. Raises UserError if it cannot be loaded, or
+    has no such field.
     """
     import datasets
 
@@ -38,7 +40,7 @@ def save_dataset(name: str, text_field: str, folder: Path) -> tuple[list[str], s
             ),
         )
         files = [
-            _save_split(splits[split], f"hf:{name}, split {split}", text_field, folder / f"{split}.jsonl.zst")
+            _save_split(splits[split], f"hf:{name}, split {split}", fields, folder / f"{split}.jsonl.zst")
             for split in order
         ]
         licence = next((splits[split].info.license for split in order), None)
@@ -64,8 +66,8 @@ def _path_and_config(name: str) -> tuple[str, str | None]:
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
 
 
-def _save_split(records: Any, where: str, text_field: str, path: Path) -> str:
-    """Write the texts of `records` to `path`; returns its name."""
+def _save_split(records: Any, where: str, fields: Mapping[str, type], path: Path) -> str:
+    """Write the `fields` of `records` to `path`; returns its name."""
     import zstandard
 
     with (
@@ -74,11 +76,21 @@ def _save_split(records: Any, where: str, text_field: str, path: Path) -> str:
         progress_bar(where, total=None, unit=" records") as bar,
     ):
         for number, record in enumerate(records, start=1):
-            if text_field not in record:
-                fields = ", ".join(map(repr, record))
-                raise UserError(f"{where}: no field {text_field!r} (it has {fields}); set data.text_field.")
-            if not isinstance(record[text_field], str):
-                raise UserError(f"{where}, record {number}: field {text_field!r} is not text; set data.text_field.")
-            packed.write(json.dumps({text_field: record[text_field]}, ensure_ascii=False).encode() + b"\n")
+            for name, kind in fields.items():
+                if name not in record:
+                    found = ", ".join(map(repr, record))
+                    raise UserError(f"{where}: no field {name!r} (it has {found}); set {_key(kind, fields)}.")
+                if not isinstance(record[name], kind):
+                    what = "text" if kind is str else "a list of messages"
+                    raise UserError(
+                        f"{where}, record {number}: field {name!r} is not {what}; set {_key(kind, fields)}."
+                    )
+            kept = {name: record[name] for name in fields}
+            packed.write(json.dumps(kept, ensure_ascii=False).encode() + b"\n")
             bar.update()
     return path.name
+
+
+def _key(kind: type, fields: Mapping[str, type]) -> str:
+    """The setting that names the fields."""
+    return "data.text_field" if kind is str and len(fields) == 1 else "data.fields"

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from gpt2core.data.corpus import COMPRESSIONS, SUFFIXES, check_file, file_format
+from gpt2core.data.corpus import COMPRESSIONS, SUFFIXES, file_format
 from gpt2core.errors import UserError
 from gpt2core.storage.files import sha256_file, with_home
 from gpt2core.tokenizer import check_unicode
 from gpt2ops.corpora.globbing import matching_files
 from gpt2ops.corpora.http import DOWNLOADS, download
+from gpt2ops.corpora.source_files import check_source_file
 from gpt2ops.params.sections import Data
 from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
@@ -102,7 +103,9 @@ def _collect(data: Data, folder: Path) -> CollectedFiles:
         from gpt2ops.corpora.hub import save_dataset
 
         _refuse_sha256(data, "a data set of the Hub")
-        names, licence = save_dataset(source.removeprefix("hf:"), data.text_field, folder)
+        names, licence = save_dataset(source.removeprefix("hf:"), _hub_fields(data), folder)
+        for name in names if data.format != "text" else []:
+            _check(folder / name, data)
         return CollectedFiles(licence, (f"https://huggingface.co/datasets/{source.removeprefix('hf:')}",), tuple(names))
     if source in NAMED_SETS:
         return _named_set(data, NAMED_SETS[source], folder)
@@ -124,13 +127,29 @@ def _copy(files: dict[Path, str], data: Data, folder: Path) -> tuple[str, ...]:
     for path, name in files.items():
         if not path.is_file():
             raise UserError(f"{path} is missing; restore it or set data.source.")
-        check_file(path, text_field=data.text_field, documents=data.documents)
+        _check(path, data)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / name)
         found = sha256_file(folder / name) if data.sha256 else None
         if found != data.sha256:
             raise UserError(f"{path}: sha256 is {found}, expected {data.sha256}; check data.source and data.sha256.")
     return tuple(files.values())
+
+
+def _check(path: Path, data: Data) -> None:
+    try:
+        check_source_file(path, data)
+    except UserError as error:
+        raise error.spelled(lambda name: name.replace("fields.", "data.fields.")) from None
+
+
+def _hub_fields(data: Data) -> dict[str, type]:
+    """The fields of a record that are kept, with their types."""
+    if data.format == "text":
+        return {data.text_field: str}
+    if data.format == "chat":
+        return {data.fields.messages: list}
+    return {data.fields.prompt: str, data.fields.completion: str}
 
 
 def _refuse_sha256(data: Data, what: str) -> None:
@@ -243,6 +262,6 @@ def _fetch(item: Download, data: Data, target: Path) -> None:
     )
     shutil.move(partial, target)
     try:
-        check_file(target, text_field=data.text_field, documents=data.documents)
+        _check(target, data)
     except UserError as error:
         raise error.spelled(source=item.url) from None

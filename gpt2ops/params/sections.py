@@ -82,6 +82,14 @@ class Split(Section):
         return self
 
 
+class Fields(Section):
+    prompt: str = Field("prompt", min_length=1)
+    completion: str = Field("completion", min_length=1)
+    messages: str = Field("messages", min_length=1)
+    role: str = Field("role", min_length=1)
+    content: str = Field("content", min_length=1)
+
+
 class Data(Section):
     source: str = Field("bundled", min_length=1)
     """bundled | file, folder or glob | http(s) URL | tinyshakespeare | tinystories | hf:DATASET[/CONFIG]."""
@@ -93,6 +101,10 @@ class Data(Section):
     """Largest download; null: nine tenths of the free space."""
     text_field: str = Field("text", min_length=1)
     """Field or column that holds the text, of .jsonl, .json, .csv, .tsv, .parquet and hf: records."""
+    format: Literal["text", "completion", "chat"] = "text"
+    """text; completion: records with a prompt and its answer; chat: records with messages. docs/examples.md."""
+    fields: Fields = Fields()
+    """Names of the fields of completion (prompt, completion) and chat (messages; role and content of each)."""
     documents: Literal["separator", "line", "paragraph", "file"] = "separator"
     """What of a .txt or .md file is a document: what <|endoftext|> divides, each line, each paragraph, or the file."""
     licence: str | None = None
@@ -104,6 +116,13 @@ class Data(Section):
     """Keep only so many tokens from the start; null: all."""
     workers: int | None = Field(None, ge=1, le=256)
     """Tokenizing processes; null: one a core."""
+
+    @model_validator(mode="after")
+    def _examples_stay_whole(self) -> Self:
+        if self.format != "text" and self.split_by == "tokens":
+            rule = "cuts examples in two, and {format} is {kind}"
+            raise UserError(key="split_by", value="tokens", rule=rule, remedy="set it to auto", kind=self.format)
+        return self
 
 
 class Model(Section):
@@ -162,6 +181,10 @@ class Train(Section, TrainSettings, by_recipe=CHOSEN):
     sampler: Literal["sequential", "shuffled", "sliding"] = "shuffled"
     stride: int | None = Field(None, ge=1)
     """Distance between the starts of sliding windows; null: half the sequence."""
+    mask_prompt: bool = True
+    """Of examples (data.format), train the answers only; false: the prompts too."""
+    long_examples: Literal["leave_out", "truncate"] = "leave_out"
+    """What becomes of an example longer than sequence_length; without its answer it is left out in any case."""
     eval_interval: int | Literal["epoch"] = 100
     """Steps between evaluations, or once an epoch."""
     sample_prompt: str = "ROMEO."

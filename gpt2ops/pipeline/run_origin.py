@@ -13,6 +13,7 @@ from gpt2ops.pipeline.paths import project_root
 from gpt2ops.process.git import git
 
 UNKNOWN = "unknown"
+INITIAL_WEIGHTS_TAG = "initial_weights_sha256"  # of the weights that a training started at
 
 
 def origin_tags() -> dict[str, str]:

@@ -7,13 +7,17 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from gpt2core.config import PRESETS
-from gpt2core.data.corpus import SUFFIXES, check_file, file_format, read_corpus
+from gpt2core.data.corpus import SUFFIXES, file_format
 from gpt2core.errors import UserError
 from gpt2core.storage.files import with_home
-from gpt2core.tokenizer import END_OF_TEXT
 from gpt2ops.corpora.globbing import matching_files
+from gpt2ops.corpora.source_files import check_source_file, first_prompts
 from gpt2ops.params.editing import merged
+from gpt2ops.params.problems import user_error
+from gpt2ops.params.sections import Data
 
 RELEASED = tuple(name for name in PRESETS if name.startswith("gpt2"))
 FINE_TUNING: dict[str, Any] = {
@@ -24,7 +28,6 @@ FINE_TUNING: dict[str, Any] = {
         "stop": {"target_loss": None, "max_steps": None, "max_epochs": 3},
     }
 }
-PROMPT_WORDS = 4
 
 
 def from_model(name: str) -> dict[str, Any]:
@@ -57,23 +60,31 @@ def from_preset(preset: str) -> dict[str, Any]:
     return {"model": {"init": "scratch", "preset": preset}, "train": train}
 
 
-def of_text(source: str, **reading: str) -> dict[str, Any]:
-    """Settings for the text `source`, and prompts from its first words. `reading`: as for `read_corpus`.
+def of_text(source: str, reading: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for the text `source`, and prompts from its start. `reading`: keys of `data` that say how it is read.
 
     Raises UserError where it is missing, empty or no text; a source on a network is checked when it is downloaded.
     """
     from gpt2ops.corpora.sources import NAMED_SETS
 
     if source in NAMED_SETS or source.startswith(("hf:", "http://", "https://")):
-        return {"data": {"source": source}, **_prompts("")}
-    files = local_files(source, **reading)
+        return {"data": {"source": source}, **prompts_of([""])}
+    files = local_files(source, reading)
     path = with_home(source)
     name = os.path.abspath(path)  # noqa: PTH100  # `resolve` would follow a link to another name
     watched = name if path.exists() else os.path.commonpath([file.parent.resolve() for file in files])
-    return {"data": {"source": name, "watch": watched}, **_prompts(first_words(files[0], **reading))}
+    return {"data": {"source": name, "watch": watched}, **prompts_of(first_prompts(files[0], data_of(reading)))}
 
 
-def local_files(source: str, **reading: str) -> list[Path]:
+def data_of(reading: Mapping[str, Any]) -> Data:
+    """The section `data` with these keys. Raises UserError where one is wrong."""
+    try:
+        return Data.model_validate(reading)
+    except ValidationError as error:
+        raise user_error(error, Data) from None
+
+
+def local_files(source: str, reading: Mapping[str, Any]) -> list[Path]:
     """The files that a file, folder or glob names. Raises UserError where there is none, or one is no text."""
     path = with_home(source)
     if path.is_file():
@@ -85,8 +96,9 @@ def local_files(source: str, **reading: str) -> list[Path]:
     if not found:
         what = "has no text files" if path.is_dir() else "is missing"
         raise UserError(f"--train-file: {source} {what}; give a text file ({', '.join(SUFFIXES)}, also .gz and .zst).")
+    data = data_of(reading)
     for file in found:
-        check_file(file, **reading)
+        check_source_file(file, data)
     return found
 
 
@@ -98,14 +110,9 @@ def _is_text(file: Path) -> bool:
     return True
 
 
-def first_words(file: Path, *, text_field: str = "text", documents: str = "separator") -> str:
-    """The first PROMPT_WORDS words of the first document."""
-    start = next(iter(read_corpus([file], text_field=text_field, documents=documents)), "")
-    return " ".join(start.partition(END_OF_TEXT)[0][:500].split()[:PROMPT_WORDS])
-
-
-def _prompts(words: str) -> dict[str, Any]:
-    return {"train": {"sample_prompt": words}, "sample": {"prompts": list(dict.fromkeys([words, ""]))}}
+def prompts_of(prompts: list[str]) -> dict[str, Any]:
+    """Settings to sample with `prompts`, in training with the first."""
+    return {"train": {"sample_prompt": prompts[0]}, "sample": {"prompts": prompts}}
 
 
 def combined(*settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 import json
 from importlib.resources import as_file, files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2ops.reporting.charts import printable
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
 
 TEMPLATES = files("gpt2ops.reporting") / "templates"
 PDF_FONT = "Libertinus Serif"  # comes with typst
@@ -12,18 +16,27 @@ PDF_FONT = "Libertinus Serif"  # comes with typst
 
 def render_html(report: dict[str, Any]) -> str:
     """A self-contained page: no script, no request."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
+    return environment().get_template("report.html").render(report=report, style=style()) + "\n"
 
-    environment = Environment(
+
+def environment() -> "Environment":
+    """The templates of the pages, which escape every text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
         loader=PackageLoader("gpt2ops.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))  # package data, no user's text
-    return environment.get_template("report.html").render(report=report, style=style) + "\n"
+
+
+def style() -> "Markup":
+    """The style sheet of the pages."""
+    from markupsafe import Markup
+
+    return Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))  # package data, no user's text
 
 
 def render_pdf(report: dict[str, Any]) -> bytes:

@@ -29,6 +29,8 @@ NEUTRAL_TRAIN_KEYS = {
 LATER_KEYS = {
     "train.spike_rollback": None,
     "train.cuda_graph": "auto",
+    "train.mask_prompt": True,
+    "train.long_examples": "leave_out",
     "kernels": "auto",
     "model.activation_function": "gelu_new",
     "model.tie_word_embeddings": True,

@@ -44,6 +44,17 @@ def load_model(name: str, key: str) -> GPT:
     return model
 
 
+def initial_weights_sha256(params: Params) -> str | None:
+    """The hash of the weights' file that the run starts at: a link to a registered version with these weights.
+
+    None for new and released weights, and for weights in several files.
+    """
+    if params.model.init == "scratch" or params.model.init in RELEASED:
+        return None
+    weights = Path(resolve_model(params.model.init)) / WEIGHTS
+    return sha256_file(weights) if weights.is_file() else None
+
+
 def best_model() -> GPT:
     """The best model of stage finetune. Raises UserError as `check_best_model`."""
     check_best_model()

@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from gpt2core import runtime
 from gpt2core.config import GPTConfig
-from gpt2core.data.batches import Batches
-from gpt2core.data.tokens import TokenSet, TokenSplit, open_tokens
+from gpt2core.data.examples.template import Template
+from gpt2core.data.tokens import TokenSet, open_tokens
 from gpt2core.errors import UserError
 from gpt2core.evaluation.scores import unigram_loss
 from gpt2core.runtime import Runtime
@@ -24,12 +24,14 @@ from gpt2core.training.events import TrainResult
 from gpt2core.training.trainer import Trainer
 from gpt2ops.params.schema import Params, check_sequence_length
 from gpt2ops.pipeline import paths
+from gpt2ops.pipeline.run_origin import INITIAL_WEIGHTS_TAG
 from gpt2ops.process.failures import failure_line
 from gpt2ops.process.signals import is_rank
 from gpt2ops.tracking.api import start_run
 from gpt2ops.training.environment import environment
+from gpt2ops.training.examples import example_lines, open_batches, template_for
 from gpt2ops.training.fingerprint import checkpoints_of, fingerprint_of, recorded, unfinished_run, was_lost
-from gpt2ops.training.initial_model import initial_model
+from gpt2ops.training.initial_model import initial_model, initial_weights_sha256
 from gpt2ops.training.log import MLflowRows, ProgressBar, TrainingLog
 from gpt2ops.training.memory import check_memory
 from gpt2ops.training.references import LossReference, published_for
@@ -77,7 +79,7 @@ def set_up(params: Params, interrupted: Callable[[], bool]) -> Training:
         model,
         batches,
         val,
-        trainer_config(params, run.device.type, len(val)),
+        trainer_config(params, run.device.type, len(val), template_for(tokens.manifest)),
         run=run,
         checkpoints=checkpoints_of(fingerprint),
         fingerprint=fingerprint,
@@ -106,24 +108,17 @@ def check_new_model_fits(params: Params, device: str) -> None:
     )
 
 
-def open_batches(params: Params, split: TokenSplit) -> Batches:
-    return Batches(
-        split,
-        batch_size=params.train.batch_size,
-        sequence_length=params.train.sequence_length,
-        sampler=params.train.sampler,
-        stride=params.train.stride,
-        seed=params.run.seed,
-    )
+def trainer_config(params: Params, device: str, val_tokens: int, template: Template | None = None) -> TrainerConfig:
+    """The library's settings from `params.train`; `template` is that of examples.
 
-
-def trainer_config(params: Params, device: str, val_tokens: int) -> TrainerConfig:
-    """The library's settings from `params.train`. Raises UserError where compile is on and there is no compiler."""
+    Raises UserError where compile is on and there is no compiler.
+    """
     tokenizer, stop = Tokenizer(), params.train.stop
     train, best_by = params.train, params.train.best_by
     if best_by == "auto":
         held_out = val_tokens > 1 and not (stop.target_loss and stop.metric != "val")
         best_by = "val_loss" if held_out else "train_loss"
+    prompt = template.prompt(train.sample_prompt) if template else train.sample_prompt
     compilers = ("g++", "clang++", "cl")
     if train.compile == "on" and device == "cpu" and not any(map(shutil.which, compilers)):
         rule = "needs a C++ compiler, and none (g++, clang++ or cl) was found"
@@ -133,7 +128,7 @@ def trainer_config(params: Params, device: str, val_tokens: int) -> TrainerConfi
         **stop.model_dump(),
         eval_interval=None if train.eval_interval == "epoch" else train.eval_interval,
         best_by=best_by,
-        sample_prompt=tuple(tokenizer.encode(train.sample_prompt)) or (tokenizer.eot_id,),
+        sample_prompt=tuple(tokenizer.encode(prompt)) or (tokenizer.eot_id,),
         seed=params.run.seed,
         own_kernels=params.run.kernels == "auto",
     )
@@ -216,6 +211,8 @@ class TrackedTraining:
         trainer = self.trainer
         if self.training.params.train.resume and (line := unfinished_run(trainer.checkpoints, trainer.fingerprint)):
             self.log.say(line)
+        if start := initial_weights_sha256(self.training.params):
+            self.tracked.set_tags({INITIAL_WEIGHTS_TAG: start})
         trainer.start_over()
         trainer.extra = {"run_id": self.tracked.run_id, "length": length_of(self.training.params), **recorded()}
 
@@ -252,6 +249,7 @@ def setup_lines(training: Training) -> list[str]:
         f"model: {_start_of(params)}, {trainer.model.num_parameters():,} parameters",
         f"tokens: {training.tokens.manifest['tokens']:,} in all, {len(split):,} in the train split",
         f"batches an epoch: {trainer.epochs.batches:,.2f}".removesuffix(".00"),
+        *example_lines(params, trainer.train_batches, training.tokens.manifest),
     ]
 
 

@@ -1,5 +1,7 @@
 """Writes the golden files of the format that this code writes: `python -m tests.golden.make tests/golden/v1`.
 
+Token sets of examples have a format of their own: `python -m tests.golden.make --examples tests/golden/examples-v2`.
+
 Run once for a format that is released, by the code of that release, and committed; never again for the same version.
 What later code must read of them stands in expected.json, and tests/gpt2core/test_golden.py reads it.
 """
@@ -15,6 +17,9 @@ import torch
 from gpt2core.config import GPTConfig
 from gpt2core.data import tokens
 from gpt2core.data.batches import Batches
+from gpt2core.data.examples.reading import Example
+from gpt2core.data.examples.template import TEMPLATES, Turn
+from gpt2core.data.examples.writer import write_examples
 from gpt2core.data.writer import write_tokens
 from gpt2core.model import GPT
 from gpt2core.runtime import Runtime
@@ -81,6 +86,32 @@ def make(directory: Path) -> None:
     )  # fmt: skip
 
 
+def make_examples(directory: Path) -> None:
+    """A token set of conversations, and what it must give back."""
+    examples = [
+        Example(
+            (Turn("system", "Be brief."), Turn("user", text), Turn("assistant", f"Answer {number}: {text[:7]}")),
+            "golden.jsonl",
+            f"line {number}",
+        )
+        for number, text in enumerate(TEXT, start=1)
+    ]
+    shares = {"train": 0.6, "val": 0.2, "test": 0.2}
+    manifest = write_examples(
+        directory / "tokens", examples, TEMPLATES["chat"], source="golden", shares=shares, shard_tokens=100
+    )
+    opened = {name: tokens.open_split(directory / "tokens", name) for name in manifest["splits"]}
+    write_json(
+        directory / "expected.json",
+        {
+            "version": tokens.EXAMPLES_VERSION,
+            "template": TEMPLATES["chat"].jinja,
+            "tokens": {name: split.read(0, len(split)).tolist() for name, split in opened.items()},
+            "answers": {name: split.answers(0, len(split)).tolist() for name, split in opened.items()},
+        },
+    )
+
+
 def write_registered(model: GPT, directory: Path) -> None:
     """What MLflow keeps of a version of `gpt2`: an exported graph, as the stage `register` logs it."""
     import mlflow.pytorch
@@ -105,4 +136,7 @@ def export_settings(vocab_size: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    if sys.argv[1] == "--examples":
+        make_examples(Path(sys.argv[2]))
+    else:
+        make(Path(sys.argv[1]))

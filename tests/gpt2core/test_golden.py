@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gpt2core.data import tokens
+from gpt2core.data.examples.template import TEMPLATES
 from gpt2core.data.tokens import open_tokens
 from gpt2core.model import GPT
 from gpt2core.storage.files import read_json
@@ -20,6 +21,7 @@ from tests.golden.make import IDS, RUN_ID, TEXT, logits, losses, trainer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORMATS = sorted(GOLDEN.glob("v*"))
+EXAMPLES = GOLDEN / "examples-v2"
 CLOSE = 1e-4  # other processors and thread counts round otherwise
 
 
@@ -46,6 +48,18 @@ def test_an_earlier_token_set_opens_whole_and_gives_the_tokens_it_was_made_of(go
     assert read == expected
     assert Tokenizer().decode(read["train"]).startswith(TEXT[1])  # the shuffled first document
     assert opened.split("train").document_starts[0] == 0
+
+
+def test_an_earlier_token_set_of_examples_opens_whole_with_its_answers() -> None:
+    opened, expected = open_tokens(EXAMPLES / "tokens"), read_json(EXAMPLES / "expected.json")
+    opened.verify()
+    assert opened.manifest["format_version"] == expected["version"] == tokens.EXAMPLES_VERSION
+    for name, ids in expected["tokens"].items():
+        split = opened.split(name)
+        assert split.has_answers
+        assert split.read(0, len(split)).tolist() == ids
+        assert split.answers(0, len(split)).tolist() == expected["answers"][name]
+    assert TEMPLATES["chat"].jinja == expected["template"]  # how a model directory is recognised
 
 
 def test_an_earlier_model_directory_gives_the_logits_that_were_recorded(golden: Path) -> None:

@@ -119,7 +119,7 @@ def overrides(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     settings = combined(
         {"register": {"name": name, "text_name": f"{name}-text"}},
         start,
-        of_text(arguments.train_file, **reading(arguments)),
+        of_text(arguments.train_file, reading(arguments)),
         from_flags(arguments),
     )
     set_implied_keys(settings, arguments)

@@ -9,10 +9,11 @@ from gpt2core.config import PRESETS
 from gpt2core.errors import UserError
 from gpt2core.storage.files import with_home, write_text
 from gpt2ops.cli.flags.finetune import TEXT_FLAGS, add_flag, reading
+from gpt2ops.corpora.source_files import first_prompts
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.code_version import package_version
 from gpt2ops.projects.project import in_git, is_project, params_text, published, write_pipeline, write_project
-from gpt2ops.projects.settings import combined, first_words, from_model, from_preset, local_files
+from gpt2ops.projects.settings import combined, data_of, from_model, from_preset, local_files, prompts_of
 
 EXAMPLES = """\
 examples:
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     check_free(folder)
     text = None if arguments.train_file is None else with_home(arguments.train_file)
-    files = [] if text is None else local_files(str(text), **reading(arguments))
+    files = [] if text is None else local_files(str(text), reading(arguments))
     parameters = params_text(settings(arguments, text, files))
     here = folder.is_dir()
     try:
@@ -91,13 +92,12 @@ def settings(arguments: argparse.Namespace, text: Path | None, files: list[Path]
         chosen = from_preset(arguments.preset)
     if text is None:
         return chosen
-    words = first_words(files[0], **reading(arguments))
+    how = reading(arguments)
     own = {
-        "data": {"source": (paths.BUNDLED_CORPUS.parent / text.resolve().name).as_posix(), **reading(arguments)},
-        "train": {"sample_prompt": words, "stop": {"target_loss": None}},
-        "sample": {"prompts": list(dict.fromkeys([words, ""]))},
+        "data": {"source": (paths.BUNDLED_CORPUS.parent / text.resolve().name).as_posix(), **how},
+        "train": {"stop": {"target_loss": None}},
     }
-    return combined(chosen, own)
+    return combined(chosen, own, prompts_of(first_prompts(files[0], data_of(how))))
 
 
 def copy_text(text: Path | None, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""`gpt2 models list|promote|rollback`: the registered models and who is champion."""
+"""`gpt2 models list|promote|rollback|lineage`: the registered models and who is champion."""
 
 import argparse
 from typing import Any
@@ -16,6 +16,7 @@ examples:
   gpt2 models list
   gpt2 models promote gpt2 3
   gpt2 models rollback gpt2
+  gpt2 models lineage gpt2@champion --html lineage.html
   gpt2 generate --model models:/gpt2@champion --prompt "To be"
 """
 
@@ -34,11 +35,16 @@ ROLLBACK = (
     "Make the version champion that was it before, and the text model of the same\nrun with it. No version is removed.",
     "example:\n  gpt2 models rollback gpt2",
 )
+LINEAGE = (
+    "Where a version came from (data, code, settings, the version it started at, and\n"
+    "so on) and what was made from it, as text or as a page.",
+    "examples:\n  gpt2 models lineage gpt2@champion\n  gpt2 models lineage gpt2/3 --html lineage.html",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|promote|rollback")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|promote|rollback|lineage")
     listing = _action(actions, "list", "versions, newest first", LIST)
     listing.add_argument("name", nargs="?", metavar="NAME", help="only of this model")
     promoting = _action(actions, "promote", "make a version champion", PROMOTE)
@@ -49,6 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rolling.add_argument("name", metavar="NAME", help="a registered model, such as gpt2")
     for action in (listing, promoting, rolling):
         action.add_argument("--json", action="store_true", help="a list of objects")
+    tracing = _action(actions, "lineage", "where a version came from", LINEAGE)
+    tracing.add_argument("model", metavar="NAME@ALIAS|NAME/VERSION", help="a version, such as gpt2@champion")
+    tracing.add_argument("--html", metavar="FILE", help="write it as a page")
+    tracing.add_argument("--json", action="store_true", help="one object, nested")
 
 
 def _action(actions: Any, name: str, summary: str, texts: tuple[str, str]) -> argparse.ArgumentParser:
@@ -72,6 +82,9 @@ def run(arguments: argparse.Namespace) -> None:
         if not versions and not arguments.json:
             raise no_such_model(arguments.name, registered_versions())
         show(versions, as_json=arguments.json)
+        return
+    if arguments.action == "lineage":
+        show_lineage(arguments)
         return
     if arguments.action == "promote":
         changed = promote(arguments.name, arguments.version, arguments.force)
@@ -112,6 +125,22 @@ def scored(metrics: dict[str, float]) -> str:
     if not tokens or not everything:
         return "-"
     return "all" if tokens >= everything else f"{tokens / everything:.2%}"
+
+
+def show_lineage(arguments: argparse.Namespace) -> None:
+    from gpt2core.storage.files import atomic_path, with_home
+    from gpt2ops.registry.lineage import lineage
+    from gpt2ops.reporting.lineage import as_page, as_text
+
+    found = lineage(arguments.model)
+    if arguments.html:
+        target = with_home(arguments.html)
+        with atomic_path(target) as partial:
+            partial.write_text(as_page(found), encoding="utf-8")
+    if arguments.json:
+        put_json(found)
+    else:
+        put(f"the page is {arguments.html}\n" if arguments.html else as_text(found))
 
 
 def as_object(version: Any) -> dict[str, Any]:

@@ -67,6 +67,16 @@ TEXT_FLAGS = (
         choices=DOCUMENTS,
     ),
     Flag("--text-field", "data.text_field", str, "field or column of records that holds the text (default: text)"),
+    Flag(
+        "--format",
+        "data.format",
+        str,
+        "text; completion: records with a prompt and its answer; chat: records with messages (default: text)",
+        choices=("text", "completion", "chat"),
+    ),
+    Flag("--prompt-field", "data.fields.prompt", str, "field of the prompt (default: prompt)"),
+    Flag("--completion-field", "data.fields.completion", str, "field of the answer (default: completion)"),
+    Flag("--messages-field", "data.fields.messages", str, "field of the messages (default: messages)"),
 )
 _GROUPS: dict[str, tuple[Flag, ...]] = {
     "the text": TEXT_FLAGS,
@@ -158,10 +168,14 @@ _PLACES = {
 _WITHOUT_EFFECT = ("--do-train", "--do-eval", "--overwrite-output-dir")
 
 
-def reading(arguments: argparse.Namespace) -> dict[str, str]:
-    """How the text is to be read, as far as flags say: arguments of `read_corpus`, and keys of `data`."""
-    given = {flag.dest: getattr(arguments, flag.dest) for flag in TEXT_FLAGS}
-    return {name: value for name, value in given.items() if value is not None}
+def reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the text is to be read, as far as flags say: keys of `data`."""
+    keys: dict[str, Any] = {}
+    for flag in TEXT_FLAGS:
+        if (value := getattr(arguments, flag.dest)) is not None:
+            *sections, name = flag.key.split(".")[1:]
+            (keys.setdefault(sections[0], {}) if sections else keys)[name] = value
+    return keys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,6 +31,7 @@ NEUTRAL = {
     "gpt2ops.registry.download": "the MLflow client",
     "gpt2ops.pipeline.final_metrics": "what MLflow is told of a report",
     "gpt2ops.pipeline.code_version": "which code ran, not what it did",
+    "gpt2ops.pipeline.run_origin": "tags of the MLflow run",
     "gpt2ops.pipeline.paths": "names of files, which dvc.yaml holds too: a test compares them",
     "gpt2core.kernels.cores": "how many threads, so how fast",
     "gpt2core": "hands on names of its modules",

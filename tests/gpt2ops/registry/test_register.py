@@ -88,6 +88,7 @@ def write_outputs(seed, perplexity, data_sha256="ab" * 32, **evaluation):
         "perplexity": perplexity,
         "tokens": tokens - 1,
         "split_tokens": tokens - 1,
+        "first_tokens": tokens,
         "data_sha256": data_sha256,
         "protocol": protocol(tokens),
     }

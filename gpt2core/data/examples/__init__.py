@@ -1,0 +1,1 @@
+"""Examples with answers: records, the template that makes text of them, token sets and batches."""
