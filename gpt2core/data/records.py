@@ -129,8 +129,10 @@ def parquet_texts(path: Path, text_field: str, on_bytes: Callable[[int], None]) 
         yield record[text_field]
 
 
-def parquet_records(path: Path, fields: list[str], on_bytes: Callable[[int], None], *, texts: bool = False) -> Records:
-    """Rows of the columns `fields`; with `texts` each must be of texts."""
+def parquet_records(
+    path: Path, fields: list[str] | None, on_bytes: Callable[[int], None], *, texts: bool = False
+) -> Records:
+    """Rows of the columns `fields`, None: of all; with `texts` each must be of texts."""
     with needs_extra("a .parquet file"):
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -139,7 +141,7 @@ def parquet_records(path: Path, fields: list[str], on_bytes: Callable[[int], Non
         raise refused(path, "the file is missing")
     try:
         with path.open("rb") as handle, pq.ParquetFile(handle) as table:
-            for field in fields:
+            for field in fields or []:
                 _check_column(path, table.schema_arrow, field, texts)
             row = 0
             for batch in table.iter_batches(batch_size=256, columns=fields):
@@ -147,7 +149,7 @@ def parquet_records(path: Path, fields: list[str], on_bytes: Callable[[int], Non
                     row += 1
                     yield f"row {row}", record
     except UnicodeDecodeError as error:
-        reason = f"column {', '.join(map(repr, fields))} holds text that is not valid UTF-8 ({error.reason})"
+        reason = f"column {', '.join(map(repr, fields or []))} holds text that is not valid UTF-8 ({error.reason})"
         raise refused(path, reason) from None
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
