@@ -208,8 +208,11 @@ def verbatim_recall(
 
 
 def unigram_loss(split: Tokens, max_tokens: int = 10_000_000) -> float:
-    """Entropy of the split's token frequencies in nats: the loss of a model without context."""
-    counts = np.bincount(split.read(0, min(len(split), max_tokens)))
+    """Entropy of the split's token frequencies in nats, of examples their answers': a model's loss without context."""
+    tokens = split.read(0, min(len(split), max_tokens))
+    if isinstance(split, TokenSplit) and split.has_answers:
+        tokens = tokens[split.answers(0, len(tokens))]
+    counts = np.bincount(tokens)
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 

@@ -52,7 +52,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     lines = "".join(json.dumps({"messages": one}) + "\n" for one in messages)
     (root / "data/corpus/pairs.jsonl").write_text(lines)
     project = Project(root, SETTINGS)
-    for stage in ("download", "tokenize", "finetune", "evaluate", "sample"):
+    for stage in ("download", "tokenize", "finetune", "evaluate", "sample", "plot", "register", "report"):
         project.run("python", "-m", f"tasks.{stage}")
     return project
 
@@ -69,6 +69,19 @@ def test_held_out_answers_end_by_themselves_and_are_right(project: Project) -> N
     assert len(answers) == HELD_OUT
     assert sum(one["finish_reason"] == "eos" for one in answers) >= 0.95 * HELD_OUT
     assert sum(one["text"] == held_out[one["prompt"]] for one in answers) >= 0.9 * HELD_OUT
+
+
+def test_the_registered_text_model_and_an_export_answer_too(project: Project) -> None:
+    asked = "Reverse: gold pink grey brown"
+    code = (
+        "import json, mlflow; mlflow.set_tracking_uri('sqlite:///mlruns/mlflow.db')\n"
+        "model = mlflow.pyfunc.load_model('models:/gpt2-text@champion')\n"
+        f"print(json.dumps(model.predict([{asked!r}], params={{'max_new_tokens': 12, 'do_sample': False}})))"
+    )
+    assert json.loads(project.run("python", "-c", code).stdout.splitlines()[-1]) == ["brown grey pink gold"]
+    main = "from gpt2ops.cli.main import main; main()"
+    project.run("python", "-c", main, "export", "--model", "models:/gpt2@champion", "--output-dir", "exported")
+    assert template_of(project.root / "exported") == TEMPLATES["chat"]
 
 
 def test_the_stages_train_score_and_sample_answers(project: Project) -> None:

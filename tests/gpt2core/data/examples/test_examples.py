@@ -15,7 +15,7 @@ from gpt2core.data.examples.template import TEMPLATES, Turn
 from gpt2core.data.examples.writer import write_examples
 from gpt2core.data.tokens import EXAMPLES_VERSION, TokenSplit, open_split, open_tokens
 from gpt2core.errors import UserError
-from gpt2core.evaluation.scores import evaluate
+from gpt2core.evaluation.scores import evaluate, unigram_loss
 from gpt2core.model import GPT
 from gpt2core.storage.files import read_json
 from gpt2core.tokenizer import Tokenizer
@@ -159,6 +159,13 @@ def test_a_score_of_examples_is_the_mean_over_their_answers_each_after_its_own_p
         assert (score.tokens, score.loss) == (count, pytest.approx(loss / count, rel=1e-5))
         assert score.bits_per_byte == pytest.approx(loss / np.log(2) / text, rel=1e-5)
     assert evaluate(model, split, block_size=2, stride=1) is None  # no answer begins within two tokens
+
+
+def test_the_loss_without_context_is_that_of_the_answers_tokens(tmp_path: Path) -> None:
+    split = written(tmp_path / "t", pairs(20))
+    answers = np.concatenate([part[kind == 1] for part, kind in (TEMPLATE.encode(one.turns) for one in pairs(20))])
+    shares = np.unique(answers, return_counts=True)[1] / len(answers)
+    assert unigram_loss(split) == pytest.approx(-(shares * np.log(shares)).sum())
 
 
 def test_text_has_no_answers(tmp_path: Path) -> None:
