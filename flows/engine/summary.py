@@ -6,6 +6,7 @@ from typing import Any
 
 from gpt2core.storage.files import read_json
 from gpt2ops.pipeline import paths
+from gpt2ops.registry.scoring.coverage import certainty_text
 
 _TRAIN_ROWS = (
     "train_loss",
@@ -32,7 +33,10 @@ def markdown(reports: dict[str, Any], *, run_id: str, trained_now: bool, picture
     before = evaluation.get("before", {})
     rows: list[tuple[str, Any]] = [(name, train.get(name)) for name in _TRAIN_ROWS]
     for split in ("train", "val", "test"):
-        rows.append((f"{split} perplexity", (evaluation.get(split) or {}).get("perplexity")))
+        score = evaluation.get(split) or {}
+        rows.append((f"{split} perplexity", score.get("perplexity")))
+        said = certainty_text(score)
+        rows.append((f"{split} perplexity, luck and text", said or None))
         rows.append((f"{split} perplexity before training", (before.get(split) or {}).get("perplexity")))
     rows.append(("verbatim_recall", evaluation.get("verbatim_recall")))
     rows.append(("verdict", evaluation.get("verdict")))

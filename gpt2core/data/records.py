@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt2core.data.text_files import lines, refused
+from gpt2core.data.text_files import expansion_budget, lines, refused
 from gpt2core.errors import UserError
 from gpt2core.extras import needs_extra
+from gpt2core.storage.bounds import check_regular
 from gpt2core.tokenizer import check_unicode
 
 # A line is read as a whole, and so is a .json file with an array; a few compressed bytes can expand to an endless one.
@@ -139,14 +140,24 @@ def parquet_records(
 
     if not path.exists():
         raise refused(path, "the file is missing")
+    check_regular(path)
     try:
         with path.open("rb") as handle, pq.ParquetFile(handle) as table:
             for field in fields or []:
                 _check_column(path, table.schema_arrow, field, texts)
-            row = 0
+            _check_groups(path, table.metadata)
+            plain = [field for field in fields if pa.types.is_string(table.schema_arrow.field(field).type)]
+        # As a dictionary: a text that stands in every row is in memory once.
+        with path.open("rb") as handle, pq.ParquetFile(handle, read_dictionary=plain) as table:
+            row, budget = 0, expansion_budget(path)
             for batch in table.iter_batches(batch_size=256, columns=fields):
-                for record in batch.to_pylist():
+                for values in zip(*(batch.column(field) for field in fields), strict=True):
                     row += 1
+                    record = {field: value.as_py() for field, value in zip(fields, values, strict=True)}
+                    size = sum(len(value) for value in record.values() if isinstance(value, str))
+                    if size > LONGEST_RECORD:
+                        raise refused(path, f"row {row}: longer than {LONGEST_RECORD:,} characters", "split it")
+                    budget.take(size)
                     yield f"row {row}", record
     except UnicodeDecodeError as error:
         reason = f"column {', '.join(map(repr, fields or []))} holds text that is not valid UTF-8 ({error.reason})"
@@ -157,6 +168,13 @@ def parquet_records(
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise refused(path, f"not a readable .parquet file ({reason})") from None
     on_bytes(path.stat().st_size)
+
+
+def _check_groups(path: Path, metadata: Any) -> None:
+    """Raises UserError where pages expand out of all proportion. Columns are not asked: on damage pyarrow aborts."""
+    budget = expansion_budget(path)
+    for number in range(metadata.num_row_groups):
+        budget.take(metadata.row_group(number).total_byte_size)
 
 
 def _check_column(path: Path, schema: Any, text_field: str, texts: bool) -> None:

@@ -10,8 +10,10 @@ from typing import IO
 
 from gpt2core.errors import UserError
 from gpt2core.extras import needs_extra
+from gpt2core.storage.bounds import Budget, check_regular
 
 BLOCK_BYTES = 1 << 17
+MOST_EXPANSION, FREE_BYTES = 1000, 1 << 28  # real text shrinks to a tenth, logs to a hundredth
 # Longer marks first: UTF-16's is the start of UTF-32's.
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -27,19 +29,29 @@ def refused(path: Path, reason: str, remedy: str = "") -> UserError:
 
 
 def decompressed(path: Path, compression: str, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
-    """The content of `path` in blocks. Raises UserError for damaged compression."""
+    """The content of `path` in blocks. Raises UserError for damaged compression, and for what expands without end."""
+    check_regular(path)
     try:
+        budget = expansion_budget(path)
         with path.open("rb") as handle:
             blocks = _unzstd(handle) if compression == ".zst" else _ungzip(handle) if compression else _blocks(handle)
             position = 0
             for block in blocks:
                 on_bytes(handle.tell() - position)
                 position = handle.tell()
+                if compression:
+                    budget.take(len(block))
                 yield block
     except FileNotFoundError:
         raise refused(path, "the file is missing") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise refused(path, f"the compressed data is damaged ({error})", "get the file again") from None
+
+
+def expansion_budget(path: Path) -> Budget:
+    """What the text in a file may come to: a few compressed bytes can expand to an endless one."""
+    most = FREE_BYTES + MOST_EXPANSION * path.stat().st_size
+    return Budget(path, most, "bytes of text", "unpack it and give the file without compression")
 
 
 def _blocks(handle: IO[bytes]) -> Iterator[bytes]:

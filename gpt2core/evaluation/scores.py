@@ -15,6 +15,7 @@ from torch import Tensor
 from gpt2core.data.examples.batches import example_bounds, stack_examples
 from gpt2core.data.tokens import TokenSplit
 from gpt2core.decoding import generate
+from gpt2core.evaluation.blocks import BlockLosses, blocks_of, losses_by_example
 from gpt2core.kernels.head_loss import head_scores, padded_logits
 from gpt2core.model import GPT
 
@@ -44,6 +45,7 @@ class Score:
     token_accuracy: float
     tokens: int
     bits_per_byte: float | None
+    blocks: BlockLosses
 
     @property
     def perplexity(self) -> float:
@@ -83,27 +85,34 @@ def evaluate(
         return None
     device = device or torch.device("cpu")
     batch_size = max(1, min(batch_size, MAX_TOKENS_A_BATCH // block_size))
-    loss_sum = correct = 0.0
-    scored = bytes_scored = 0
-    if isinstance(split, TokenSplit) and split.has_answers:
+    # Windows follow each other, and each scores the tokens after those of the one before.
+    by_token, by_example = [], []
+    correct = bytes_scored = 0
+    examples = isinstance(split, TokenSplit) and split.has_answers
+    if isinstance(split, TokenSplit) and examples:
         batches = _example_batches(split, total, block_size, batch_size)
     else:
         batches = _window_batches(split, total, block_size, stride, batch_size)
     for token_ids, targets in batches:
         ids, wanted = torch.from_numpy(token_ids).to(device), torch.from_numpy(targets).to(device)
         losses, hits = _losses(model, ids, wanted)
-        loss_sum += losses
+        by_token.append(losses.cpu().numpy())
+        by_example.append((targets >= 0).sum(axis=1))
         correct += hits
         counted = targets[targets >= 0]
-        scored += counted.size
         if token_lengths is not None:
             bytes_scored += int(token_lengths[counted].sum())
         if on_tokens is not None:
             on_tokens(counted.size)
-    if not scored:  # no answer begins within a block
+    if not sum(map(len, by_token)):  # no answer begins within a block
         return None
-    bits_per_byte = loss_sum / math.log(2) / bytes_scored if bytes_scored else None
-    return Score(loss_sum / scored, correct / scored, scored, bits_per_byte)
+    of_tokens = np.concatenate(by_token)
+    if examples:
+        blocks = losses_by_example(of_tokens, np.concatenate(by_example))
+    else:
+        blocks = blocks_of(total, getattr(split, "document_starts", None)).losses(of_tokens)
+    bits_per_byte = blocks.sums.sum() / math.log(2) / bytes_scored if bytes_scored else None
+    return Score(blocks.loss, correct / len(of_tokens), len(of_tokens), bits_per_byte, blocks)
 
 
 def perplexity(model: Logits, split: Tokens, *, block_size: int, stride: int | None = None) -> float:
@@ -112,8 +121,8 @@ def perplexity(model: Logits, split: Tokens, *, block_size: int, stride: int | N
     return score.perplexity if score else math.nan
 
 
-def _losses(model: Logits, token_ids: Tensor, targets: Tensor) -> tuple[float, int]:
-    """Sum of the losses and number of right guesses where targets (B, T) are not -1."""
+def _losses(model: Logits, token_ids: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+    """The losses and number of right guesses where targets (B, T) are not -1."""
     kept = targets >= 0
     if isinstance(model, GPT):  # the head is the largest matrix: apply it only where a target is scored
         x = model.hidden_states(token_ids)[kept]  # (N, C)
@@ -123,8 +132,8 @@ def _losses(model: Logits, token_ids: Tensor, targets: Tensor) -> tuple[float, i
     else:
         logits = model(token_ids)[kept]
     logits, wanted = logits.float(), targets[kept]
-    losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
-    return losses.double().item(), int((logits.argmax(-1) == wanted).sum())
+    losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+    return losses, int((logits.argmax(-1) == wanted).sum())
 
 
 def _example_batches(

@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from gpt2core.errors import UserError
-from gpt2core.storage.files import read_json
-
-_MAX_JSON_BYTES = 64 * 2**20
+from gpt2core.storage.bounds import read_whole
+from gpt2core.storage.files import parse_json
 
 
 @dataclass
@@ -37,11 +36,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def read_small_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError for a file that is huge, damaged or holds no object."""
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise UserError(f"{path} is {path.stat().st_size:,} bytes, too large for a file of settings.")
+    content = read_whole(path)
     try:
-        value = read_json(path)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(content.decode())
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({type(error).__name__}).") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object.")

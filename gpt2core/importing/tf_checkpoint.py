@@ -5,6 +5,7 @@ tensorflow/core/util/tensor_bundle/tensor_bundle.h, tensorflow/core/protobuf/ten
 doc/table_format.md.
 """
 
+import glob
 import math
 import re
 from collections.abc import Iterator
@@ -14,10 +15,14 @@ import torch
 from torch import Tensor
 
 from gpt2core.errors import UserError
+from gpt2core.storage.bounds import Budget, read_whole
 from gpt2core.storage.files import inside
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48
+# A checkpoint of the largest GPT-2 has 2,000 names, with an optimizer's, of some 60 bytes.
+_MOST_NAME_BYTES = 16 * 2**20
+_MOST_DIMENSIONS = 8
 # DataType of tensorflow/core/framework/types.proto
 _DTYPES = {1: torch.float32, 2: torch.float64, 14: torch.bfloat16, 19: torch.float16}
 _LEAF = {"w": "weight", "g": "weight", "b": "bias"}
@@ -33,8 +38,11 @@ def read_tf_checkpoint(prefix: Path) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors under GPT-2's names, matrices (in, out), and notes. Raises UserError when damaged or not GPT-2."""
     index = prefix.with_name(prefix.name + ".index")
     try:
-        entries = dict(_table(inside(index, prefix.parent).read_bytes()))
+        names = Budget(index, _MOST_NAME_BYTES, "bytes of names")
+        entries = dict(_table(read_whole(inside(index, prefix.parent)), names))
         num_shards = _fields(entries.pop(b""))[0].get(1, 1)
+        shards = prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*")
+        content = Budget(index, sum(shard.stat().st_size for shard in shards if shard.is_file()), "bytes of tensors")
         tensors: dict[str, Tensor] = {}
         skipped = 0
         for key, value in entries.items():
@@ -42,7 +50,7 @@ def read_tf_checkpoint(prefix: Path) -> tuple[dict[str, Tensor], list[str]]:
             if name is None:
                 skipped += 1
             else:
-                tensors[name] = _read_tensor(prefix, value, num_shards)
+                tensors[name] = _read_tensor(prefix, value, num_shards, content)
     except (ValueError, IndexError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
@@ -64,17 +72,18 @@ def _gpt2_name(key: str) -> str | None:
     return ".".join(([f"h.{match[1]}"] if match[1] else []) + path)
 
 
-def _read_tensor(prefix: Path, entry: bytes, num_shards: int) -> Tensor:
-    """The tensor that a BundleEntryProto describes; leading dimensions of 1 are dropped."""
+def _read_tensor(prefix: Path, entry: bytes, num_shards: int, budget: Budget) -> Tensor:
+    """The tensor that a BundleEntryProto describes; leading dimensions of 1 are dropped. No byte belongs to two."""
     found, messages = _fields(entry)
     shape = [_fields(dim)[0].get(1, 0) for dim in _fields(b"".join(messages.get(2, [])))[1].get(2, [])]
     dtype = _DTYPES[found[1]]
     shard = prefix.with_name(f"{prefix.name}.data-{found.get(3, 0):05d}-of-{num_shards:05d}")
     size = found.get(5, 0)
-    if size != math.prod(shape) * dtype.itemsize:
+    if len(shape) > _MOST_DIMENSIONS or size != math.prod(shape) * dtype.itemsize:
         raise ValueError
     if not inside(shard, prefix.parent).is_file():
         raise UserError(f"{shard} is missing; copy the whole checkpoint.")
+    budget.take(min(size, shard.stat().st_size))
     with shard.open("rb") as handle:
         handle.seek(found.get(4, 0))
         content = handle.read(min(size, shard.stat().st_size))
@@ -86,18 +95,18 @@ def _read_tensor(prefix: Path, entry: bytes, num_shards: int) -> Tensor:
     return tensor
 
 
-def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a LevelDB table."""
+def _table(content: bytes, budget: Budget) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of a LevelDB table; `budget` is of their bytes, for a block or a name may stand for many."""
     footer = content[-_FOOTER_BYTES:]
     if len(footer) < _FOOTER_BYTES or int.from_bytes(footer[-8:], "little") != _MAGIC:
         raise ValueError
     _, place = _varint(footer, 0)
     _, place = _varint(footer, place)
-    for _, handle in _block(content, footer[place:]):
-        yield from _block(content, handle)
+    for _, handle in _block(content, footer[place:], budget):
+        yield from _block(content, handle, budget)
 
 
-def _block(content: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _block(content: bytes, handle: bytes, budget: Budget) -> Iterator[tuple[bytes, bytes]]:
     """Keys and values of the block at `handle`, an offset and a size; keys share prefixes with the one before."""
     offset, place = _varint(handle, 0)
     size, _ = _varint(handle, place)
@@ -110,6 +119,7 @@ def _block(content: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
         shared, place = _varint(block, place)
         own, place = _varint(block, place)
         length, place = _varint(block, place)
+        budget.take(shared + own + length)
         key = key[:shared] + block[place : place + own]
         yield key, block[place + own : place + own + length]
         place += own + length

@@ -91,13 +91,13 @@ def head_loss_is_faster(x: Tensor) -> bool:
     return own_kernels_are_faster(x.device) and torch.is_grad_enabled()
 
 
-def head_scores(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, int]:
-    """Sum of the losses in nats of x (N, C) under a head `weight` (V, C), and how many targets have the highest logit.
+def head_scores(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+    """Losses (N,) in nats of x (N, C) under a head `weight` (V, C), and how many targets have the highest logit.
 
-    For targets (N,) int64, without gradients; sums in fp64.
+    For targets (N,) int64, without gradients; fp32.
     """
     dtype = _matmul_dtype(x)
-    loss, hits = 0.0, 0
+    losses, hits = [], 0
     with torch.autocast(x.device.type, enabled=False):
         vocab_size, x, weight = len(weight), x.to(dtype), padded(weight, dtype)
         for hidden, goals in zip(x.split(ROWS_A_MATMUL), targets.split(ROWS_A_MATMUL), strict=True):
@@ -106,11 +106,11 @@ def head_scores(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, int]
             rows = zip(scores.split(ROWS_AT_A_TIME), goals[:, None].split(ROWS_AT_A_TIME), strict=True)
             for logits, wanted in rows:
                 exact = logits.float()
-                loss += _losses(exact, exact.softmax(dim=1), wanted).double().sum().item()
+                losses.append(_losses(exact, exact.softmax(dim=1), wanted).flatten())
                 # argmax is slow: it runs only where the target's logit equals the maximum, to settle ties.
                 likely = (exact.gather(1, wanted) == exact.amax(dim=1, keepdim=True)).flatten()
                 hits += int((exact[likely].argmax(dim=1) == wanted[likely].flatten()).sum())
-    return loss, hits
+    return torch.cat(losses), hits
 
 
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core.errors import UserError
+from gpt2core.storage.bounds import check_regular
 
 _DVC_CACHE = re.compile(r".*/files/md5/[0-9a-f]{2}/[0-9a-f]{30}")  # with `dvc config cache.type symlink`
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a sibling path to write to; it takes the name `path` only when the block succeeds."""
+    """Yield a sibling path to write to; it takes the name `path` only when the block succeeds.
+
+    Raises UserError for a device, a pipe or a socket, such as /dev/null, which it would replace by a file.
+    """
+    check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -109,8 +114,13 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises ValueError where there is none, OSError where there is no file."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ValueError("it is no file, but a pipe or a device")  # which would keep its reader waiting
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError where it is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

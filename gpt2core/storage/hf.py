@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.extras import needs_extra
-from gpt2core.storage.files import atomic_path, inside, read_json, sha256_file, write_json
+from gpt2core.storage.bounds import read_whole
+from gpt2core.storage.files import atomic_path, inside, parse_json, sha256_file, write_json
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def read_config(directory: Path) -> GPTConfig:
     """GPTConfig of a directory's config.json. Raises UserError for another architecture."""
     path = directory / "config.json"
     try:
-        values = read_json(inside(path, directory))
+        values = parse_json(read_whole(inside(path, directory)).decode())
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {directory} is not a model in the Hugging Face layout.") from None
     except UserError:
@@ -155,7 +156,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     if index.exists() and not whole.exists():
         # Only the file's name counts: an index must not lead out of its directory.
         try:
-            weight_map = read_json(inside(index, directory))["weight_map"]
+            weight_map = parse_json(read_whole(inside(index, directory)).decode())["weight_map"]
             files = sorted({directory / Path(name).name for name in weight_map.values()})
         except UserError:
             raise

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
+from gpt2core.storage.bounds import read_whole
 from gpt2ops.params.problems import user_error
 from gpt2ops.params.recipes import DROP_RATES, recipe_of
 from gpt2ops.params.sections import Data, Evaluate, Model, Register, Run, Sample, Section, Train
@@ -77,7 +78,7 @@ def check_sequence_length(sequence_length: int, block_size: int) -> None:
 def load_params(path: Path = paths.PARAMS) -> Params:
     """Read and check a params file. Raises UserError with a line for each problem."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_whole(path, 4 * MOST_BYTES).decode()
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run this from the project's folder.") from None
     except UnicodeDecodeError as error:

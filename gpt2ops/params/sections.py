@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -234,8 +234,11 @@ class Evaluate(Section):
     stride: int | None = Field(None, ge=1)
     """New tokens a window of the sliding-window perplexity; null: half of block_size."""
     batch_size: int = Field(16, ge=1)
-    max_tokens: int | None = Field(25_000, ge=2)
-    """Tokens scored of each split, from its start; null: all."""
+    max_tokens: Annotated[int, Field(ge=2)] | Literal["auto"] | None = "auto"
+    """Tokens scored of each split, from its start; null: all; auto: all held-out text where that takes fewer forward
+    passes than the training did (three a token), else 25,000, and of the training text about as much."""
+    gate_tokens: int | None = Field(100_000, ge=2)
+    """Held-out tokens, from the start, by which the gate and gpt2 compare compare models; null: all."""
     recall_passages: int = Field(50, ge=0)
     """Training passages tried for verbatim recall; 0: none."""
     recall_prompt_tokens: int = Field(32, ge=1)
@@ -294,7 +297,9 @@ class Sample(Section):
 
 class Gate(Section):
     min_improvement: float = Field(0.0, ge=0)
-    """Share by which held-out perplexity must fall below the champion's; 0: any improvement."""
+    """Share by which held-out perplexity must fall below the champion's; 0: any that is not luck."""
+    confidence: float = Field(0.95, ge=0.5, lt=1)
+    """A better perplexity counts where this interval of the difference, on the same text, does not hold 0."""
     max_perplexity: float | None = Field(None, gt=1)
     """No champion above this held-out perplexity; null: no limit."""
     max_verbatim_recall: float | None = Field(None, ge=0, le=1)

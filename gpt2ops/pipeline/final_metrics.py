@@ -24,7 +24,8 @@ def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
     for split in ("train", "val", "test"):
         scores = evaluation.get(split)
         for name, value in scores.items() if isinstance(scores, dict) else ():
-            metrics[f"evaluate/{split}_{name}"] = value
+            if isinstance(value, int | float):
+                metrics[f"evaluate/{split}_{name}"] = value
     for name in ("verbatim_recall", "generalisation_gap"):
         if evaluation.get(name) is not None:
             metrics[f"evaluate/{name}"] = evaluation[name]

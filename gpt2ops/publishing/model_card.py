@@ -7,6 +7,7 @@ from typing import Any
 
 from gpt2ops.process.redact import redact
 from gpt2ops.publishing.model_facts import ModelFacts
+from gpt2ops.registry.scoring.coverage import coverage_text, interval_text, split_score
 
 TEMPLATE = files("gpt2ops.publishing") / "templates" / "model_card.md"
 # Named corpora in English, and their names on the Hub.
@@ -53,7 +54,7 @@ def model_card(
         prompt="ROMEO." if source in ("bundled", "tinyshakespeare") else "Once upon a time",
         new_tokens=min(60, facts.config.block_size // 2),
         scores=_scores(facts),
-        protocol="Measured with a sliding window over the first tokens of each split."
+        protocol="Measured with a sliding window. The interval is of the luck of the text: a bootstrap of its blocks."
         + (f" Measured before the weights were rounded to {dtype}." if dtype != "fp32" else ""),
         memory=_memory(facts),
         data=_data(facts),
@@ -106,11 +107,13 @@ def _scores(facts: ModelFacts) -> list[str]:
     names = {"train": "training", "val": "validation (held out)", "test": "test (held out)"}
     for split, title in names.items():
         found = [facts.metrics.get(f"evaluate/{split}_{name}") for name in ("loss", "perplexity", "bits_per_byte")]
-        accuracy, tokens = (facts.metrics.get(f"evaluate/{split}_{name}") for name in ("token_accuracy", "tokens"))
+        score = split_score(facts.metrics, split)
+        accuracy = score.get("token_accuracy")
         if found[0] is None:
             continue
         cells = [title, *("" if value is None else f"{value:,.3f}" for value in found)]
-        cells += ["" if accuracy is None else f"{accuracy:.1%}", "" if tokens is None else f"{int(tokens):,}"]
+        cells.insert(3, interval_text(score).removeprefix("95% interval "))
+        cells += ["" if accuracy is None else f"{accuracy:.1%}", coverage_text(score).removesuffix(" tokens")]
         rows.append(" | ".join(cells))
     return rows
 

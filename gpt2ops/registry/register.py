@@ -10,9 +10,11 @@ from gpt2ops.params.schema import Params
 from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
 from gpt2ops.registry.champion import make_champion, registry_lock
-from gpt2ops.registry.champion_score import find_champion
+from gpt2ops.registry.champion_score import LOSSES_FOLDER, find_champion
 from gpt2ops.registry.download import BEST_CHECKPOINT
-from gpt2ops.registry.gate import GateDecision, HeldOut, held_out_of, judge
+from gpt2ops.registry.gate import GateDecision, judge
+from gpt2ops.registry.held_out import HeldOut, held_out_of
+from gpt2ops.registry.scoring.losses_file import read_losses
 from gpt2ops.registry.trained_text import FOLDER, log_passages
 from gpt2ops.registry.versions import (
     FreshProcess,
@@ -39,6 +41,7 @@ def register(
     """Register models/best and apply the gate; returns the content of registered.json."""
     name, text_name = params.register_.name, params.register_.text_name
     held_out = held_out_of(evaluation)
+    losses = read_losses(paths.BLOCK_LOSSES).compared if held_out is not None else None
     tags = version_tags(evaluation, held_out, weights_sha256)
     found = find_versions(run, params, weights_sha256)
     if found[0] is None or found[1] is None:
@@ -48,8 +51,8 @@ def register(
         say(f"{name} version {versions.version} has these weights already; applying the gate again")
         log_run_artifacts(run)
     with registry_lock():
-        champion = find_champion(run.client, name, versions, evaluation)
-        decision = judge(evaluation, train, champion, params.register_.gate)
+        champion = find_champion(run.client, name, versions, run.run_id, evaluation)
+        decision = judge(evaluation, train, champion, params.register_.gate, losses)
         is_champion = decision.passed or (champion is not None and champion.same_version)
         record_decision(run, params, versions, decision, is_champion)
     return {
@@ -60,8 +63,9 @@ def register(
         "alias": "champion" if is_champion else "challenger",
         "champion": is_champion,
         "gate": decision.as_dict(),
+        "comparison": decision.comparison.as_dict(),
         "verdict": evaluation.get("verdict", "unknown"),
-        "held_out": {"split": held_out.split, "perplexity": held_out.perplexity} if held_out else None,
+        "held_out": held_out_entry(held_out),
         "run_id": run.run_id,
         "run_name": run.run_name,
         "model_uri": f"models:/{name}/{versions.version}",
@@ -124,6 +128,13 @@ def version_tags(evaluation: Mapping[str, Any], held_out: HeldOut | None, weight
     return tags
 
 
+def held_out_entry(held_out: HeldOut | None) -> dict[str, Any] | None:
+    """What registered.json says of the score."""
+    if held_out is None:
+        return None
+    return {key: getattr(held_out, key) for key in ("split", "perplexity", "tokens", "split_tokens")}
+
+
 def record_decision(
     run: TrackedRun, params: Params, versions: Versions, decision: GateDecision, is_champion: bool
 ) -> None:
@@ -161,6 +172,8 @@ def log_run_artifacts(run: TrackedRun) -> None:
     if paths.HISTORY.exists():
         run.log_artifact(paths.HISTORY, "reports")
     run.log_artifacts(paths.TRAIN_METRICS.parent, "reports/metrics")
+    if paths.BLOCK_LOSSES.exists():
+        run.log_artifact(paths.BLOCK_LOSSES, LOSSES_FOLDER)
     if paths.PLOTS.exists() and "plots" not in logged:
         run.log_artifacts(paths.PLOTS, "plots")
     if FOLDER not in logged:

@@ -6,9 +6,15 @@ from typing import TYPE_CHECKING
 
 from gpt2core.data.tokens import open_tokens
 from gpt2ops.pipeline import paths
-from gpt2ops.registry.gate import HeldOut
-from gpt2ops.registry.gate_score import GATE_TOKENS
-from gpt2ops.registry.passages import FILE, FirstTokens, read_passages, seen_share, train_passages, write_passages
+from gpt2ops.registry.held_out import HeldOut
+from gpt2ops.registry.scoring.passages import (
+    FILE,
+    FirstTokens,
+    read_passages,
+    seen_share,
+    train_passages,
+    write_passages,
+)
 from gpt2ops.tracking.api import TrackedRun
 
 if TYPE_CHECKING:
@@ -42,7 +48,7 @@ def may_have_trained_on(client: "MlflowClient", entry: "ModelVersion", held_out:
     with tempfile.TemporaryDirectory() as folder:
         theirs = read_passages(Path(client.download_artifacts(run_id, f"{FOLDER}/{FILE}", folder)))
     tokens = open_tokens(paths.TOKENS)
-    text = FirstTokens(tokens.split(held_out.split), GATE_TOKENS)
+    text = FirstTokens(tokens.split(held_out.split), held_out.tokens + 1)
     share = seen_share(text, theirs, train_passages(tokens.split("train")))
     if share is None:
         return "it may have trained on this held-out text, which is too short to tell"

@@ -63,14 +63,14 @@ def loss_figure(
     words = _loss_words(history, train, metric)
     drawings = []
     for name, size in (("wide", WIDE), ("narrow", NARROW)):
-        figure, axes = _new_axes(size, right=1 - LABEL_ROOM / size[0])
+        figure, axes = new_axes(size, right=1 - LABEL_ROOM / size[0])
         drawn = draw_loss(axes, history, train)
         labels = [(f"{line.short} {loss_text(last)}", last, line.color) for line, last in drawn]
         _set_step_axis(axes, history)
         labels += _levels(axes, train.get("target_loss"), references)
         _mark_best(axes, history, train)
         _label_lines(axes, labels, size)
-        drawings.append(_svg(figure, f"loss-{name}", words))
+        drawings.append(svg(figure, f"loss-{name}", words))
     return Figure("Loss, nats per token", words, words, *drawings)
 
 
@@ -79,7 +79,7 @@ def small_figures(history: History, train: Mapping[str, Any]) -> list[Figure]:
     figures = []
     for key in CURVES:
         title, written = UNITS[key]
-        figure, axes = _new_axes(SMALL, right=0.97)
+        figure, axes = new_axes(SMALL, right=0.97)
         if not draw_curve(axes, history, key):
             continue
         steps, values = curve(history, key)
@@ -93,7 +93,7 @@ def small_figures(history: History, train: Mapping[str, Any]) -> list[Figure]:
                 f"From {written(known[0])} to {written(known[-1])}; lowest {written(min(known))}, "
                 f"highest {written(max(known))}."
             )
-        drawing = _svg(figure, key, f"{title} over the steps. {words}")
+        drawing = svg(figure, key, f"{title} over the steps. {words}")
         figures.append(Figure(title, words, words, drawing, drawing))
     return figures
 
@@ -171,11 +171,12 @@ def _label_lines(axes: Any, labels: Sequence[tuple[str, float, str]], size: tupl
         )  # fmt: skip
 
 
-def _new_axes(size: tuple[float, float], right: float) -> tuple[Any, Any]:
+def new_axes(size: tuple[float, float], right: float, left: float = 0.55) -> tuple[Any, Any]:
+    """Axes over steps, `left` inches from the left, up to the share `right` of the width."""
     from matplotlib.figure import Figure as Canvas
 
     figure = Canvas(figsize=size)
-    left, bottom = 0.55 / size[0], 0.42 / size[1]
+    left, bottom = left / size[0], 0.42 / size[1]
     axes = figure.add_axes((left, bottom, right - left, 1 - bottom - 0.12 / size[1]))
     axes.set_xlabel("step", color=GREY, fontsize=FONT_SIZE)
     axes.tick_params(color=GRID, labelcolor=GREY, labelsize=FONT_SIZE, length=0)
@@ -213,7 +214,7 @@ def _integer_locator() -> Any:
     return MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10])
 
 
-def _svg(figure: Any, name: str, words: str) -> str:
+def svg(figure: Any, name: str, words: str) -> str:
     """The figure as an HTML element. Equal curves give equal text; `name` makes the ids unique in the page."""
     import matplotlib
 

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from gpt2ops.registry.scoring.coverage import certainty_text
 from gpt2ops.reporting.blocks import (
     NONE,
     Block,
@@ -25,6 +26,7 @@ from gpt2ops.reporting.blocks import (
 )
 from gpt2ops.reporting.charts import loss_figure, small_figures
 from gpt2ops.reporting.inputs import Inputs
+from gpt2ops.reporting.intervals import interval_figure
 from gpt2ops.reporting.runs import Comparison, OtherRun
 from gpt2ops.training.references import published_for
 
@@ -52,6 +54,7 @@ def tiles(inputs: Inputs) -> list[tuple[str, str, str]]:
     found = []
     if held_out:
         was = f"{perplexity_text(before['perplexity'])} before training" if before else "on text not trained on"
+        was = "; ".join(filter(None, [certainty_text(held_out), was]))
         found.append(("Held-out perplexity", perplexity_text(held_out["perplexity"]), was))
         gap = inputs.evaluation.get("generalisation_gap")
         found.append(("Generalisation gap", loss_text(gap), "held-out minus training loss, nats per token"))
@@ -87,29 +90,49 @@ def scores(inputs: Inputs) -> Section:
             columns.append((f"{SPLIT_NAMES[split]} split".capitalize(), score))
     measures = (
         ("Loss", "nats per token", "loss", loss_text),
-        ("Perplexity", "", "perplexity", perplexity_text),
+        ("Perplexity", "95% interval", "perplexity", perplexity_text),
         ("Bits per byte", "", "bits_per_byte", loss_text),
         ("Token accuracy", "", "token_accuracy", lambda value: share_text(value, 1)),
         ("Tokens scored", "", "tokens", count_text),
     )
     rows = [
-        Row([Cell(name, unit), *(Cell(written(score.get(key))) for _, score in columns)])
+        Row([Cell(name, unit), *(Cell(written(score.get(key)), _detail(key, score)) for _, score in columns)])
         for name, unit, key, written in measures
     ]
     protocol = inputs.evaluation["protocol"]
-    limit = protocol.get("max_tokens")
-    note = f"Sliding windows of {protocol['block_size']:,} tokens, stride {protocol['stride']:,}, " + (
-        f"over at most the first {limit:,} tokens of a split." if limit else "over whole splits."
+    note = (
+        f"Sliding windows of {protocol['block_size']:,} tokens, stride {protocol['stride']:,}. An interval is of the "
+        f"luck of the text: a bootstrap of its blocks ({_block_unit(columns)}). The bars below show them."
     )
     caption = "Scores before and after training" if held_out else "Scores after training"
     blocks: list[Block] = [
         Table(caption, ["Measure", *(name for name, _ in columns)], rows, tuple(range(1, len(columns) + 1)), note)
     ]
+    if bars := interval_figure(columns):
+        blocks.append(Figures([bars]))
     blocks.append(Paragraph(reference_sentence(inputs)))
     gate = inputs.registered["gate"]
     decision = "The model passed the registry gate." if gate.get("passed") else "The registry gate refused the model."
     blocks.append(Paragraph(" ".join([decision, *gate.get("reasons", [])])))
     return Section("scores", "Scores", blocks)
+
+
+def _detail(key: str, score: dict[str, Any]) -> str:
+    """What stands small below a score."""
+    if key == "perplexity":
+        low, high = score.get("perplexity_low"), score.get("perplexity_high")
+        return "" if low is None or high is None else f"{perplexity_text(low)} to {perplexity_text(high)}"
+    if key == "loss" and score.get("loss_stderr") is not None:
+        return f"± {score['loss_stderr']:.3f} standard error"
+    if key == "tokens" and score.get("split_tokens") is not None:
+        left = score["split_tokens"] - score["tokens"]
+        return f"of {score['split_tokens']:,}, from the start" if left > 0 else "all of the split"
+    return ""
+
+
+def _block_unit(columns: list[tuple[str, dict[str, Any]]]) -> str:
+    units = dict.fromkeys(str(score["block_unit"]) for _, score in columns if score.get("block_unit"))
+    return ", ".join(f"each a {unit}" if unit == "document" else f"each {unit}" for unit in units) or "not kept"
 
 
 def reference_sentence(inputs: Inputs) -> str:
@@ -268,7 +291,7 @@ def _run_row(run: OtherRun, model_name: str, remark: str) -> Row:
     return Row(
         [
             Cell(run.name + champion_note, f"{date}{run.run_id}", run.link),
-            Cell(perplexity_text(run.perplexity), other_data),
+            Cell(perplexity_text(run.perplexity), "; ".join(filter(None, [run.certainty, other_data]))),
             Cell(loss_text(run.loss)),
             Cell(loss_text(run.train_loss)),
             Cell(share_text(run.recall)),

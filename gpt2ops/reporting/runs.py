@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gpt2ops.process.redact import redact
+from gpt2ops.registry.scoring.coverage import certainty_text, split_score
 from gpt2ops.store.address import tracking_uri
 from gpt2ops.store.errors import one_line
 from gpt2ops.tracking.api import TrackedRun
@@ -38,6 +39,7 @@ class OtherRun:
     same_data: bool
     differing: list[tuple[str, str, str]]  # key, value in this run, value in the reported run
     champion: str | None = None  # the version that is champion
+    certainty: str = ""  # of the perplexity: its interval, and what of the text was scored
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def originals(runs: Iterable["Run"], this: "Run") -> list["Run"]:
 
 def describe(run: "Run", this: "Run", held_out: str | None, champion: "ModelVersion | None") -> OtherRun:
     metrics, split = run.data.metrics, held_out or "train"
+    score = split_score(metrics, split)
     steps = _finite(metrics.get("steps"))
     started = run.info.start_time
     return OtherRun(
@@ -110,6 +113,7 @@ def describe(run: "Run", this: "Run", held_out: str | None, champion: "ModelVers
         same_data=run.data.tags.get("data_sha256") == this.data.tags.get("data_sha256"),
         differing=differing(final_params(run), final_params(this)),
         champion=str(champion.version) if champion and champion.run_id == run.info.run_id else None,
+        certainty=certainty_text(score),
     )
 
 

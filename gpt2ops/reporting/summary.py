@@ -20,6 +20,7 @@ from gpt2ops.pipeline.results import read_report
 from gpt2ops.process.console import say
 from gpt2ops.process.redact import redact
 from gpt2ops.process.stage import run_stage
+from gpt2ops.registry.scoring.coverage import certainty_text
 from gpt2ops.store.address import is_local, tracking_uri
 
 VERDICTS = {
@@ -117,7 +118,7 @@ def _training(train: Mapping[str, Any]) -> str:
 
 def _evaluation(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     scores = [
-        f"{split} {evaluation[split]['perplexity']:.1f}"
+        f"{split} {evaluation[split]['perplexity']:.1f}{_certainty(evaluation[split])}"
         for split in ("train", "val", "test")
         if (evaluation.get(split) or {}).get("perplexity") is not None
     ]
@@ -128,6 +129,11 @@ def _evaluation(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("perplexity", ", ".join(scores) + recalled),
         ("verdict", f"{verdict}: {VERDICTS.get(verdict, VERDICTS['unknown'])}"),
     ]
+
+
+def _certainty(score: Mapping[str, Any]) -> str:
+    said = certainty_text(score)
+    return f" ({said})" if said else ""
 
 
 def _model(registered: Mapping[str, Any]) -> str:

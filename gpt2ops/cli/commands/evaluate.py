@@ -20,6 +20,8 @@ from gpt2ops.cli.output import number, put, put_json, put_table
 from gpt2ops.params.decoding import flag_of
 from gpt2ops.params.problems import FLAG_WORDS
 from gpt2ops.pipeline import paths
+from gpt2ops.registry.scoring.coverage import coverage_text, interval_text
+from gpt2ops.registry.scoring.entry import score_entry, too_short
 from gpt2ops.training.initial_model import load_model
 
 SPLITS = ("train", "val", "test")
@@ -63,11 +65,12 @@ def run(arguments: argparse.Namespace) -> None:
                 "protocol": {"block_size": block_size, "stride": stride, "max_tokens": arguments.max_tokens},
                 "device": str(runtime.device),
                 "precision": runtime.precision,
-                "scores": {name: result.as_dict() for name, result in scores.items()},
+                "scores": {name: score_entry(result, len(texts[name])) for name, result in scores.items()},
             }
         )
         return
     headers = ["TEXT", "TOKENS", "LOSS", "PERPLEXITY", "BITS/BYTE", "FIRST GUESS RIGHT"]
+    entries = {name: score_entry(result, len(texts[name])) for name, result in scores.items()}
     rows = [
         [
             name,
@@ -80,7 +83,10 @@ def run(arguments: argparse.Namespace) -> None:
         for name, result in scores.items()
     ]
     put_table(headers, rows)
-    put(f"\nwindows of {block_size} tokens, {stride} new ones in each; {runtime.device}, {runtime.precision}\n")
+    put("\n")
+    for name, entry in entries.items():
+        put(f"{name}: {interval_text(entry) or too_short(entry)}; {coverage_text(entry)}\n")
+    put(f"windows of {block_size} tokens, {stride} new ones in each; {runtime.device}, {runtime.precision}\n")
 
 
 def open_texts(arguments: argparse.Namespace) -> dict[str, Tokens]:

@@ -82,8 +82,14 @@ def held_out_perplexity(facts: Any) -> float | None:
 
 def card_line(facts: Any, licence: str | None) -> str:
     """The card in one line."""
+    from gpt2ops.registry.scoring.coverage import certainty_text, split_score
+
     perplexity = held_out_perplexity(facts)
-    said = [f"held-out perplexity {perplexity:,.2f}" if perplexity is not None else "no held-out perplexity known"]
+    said = ["no held-out perplexity known"]
+    if perplexity is not None:
+        score = split_score(facts.metrics, facts.held_out)
+        certainty = certainty_text(score)
+        said = [f"held-out perplexity {perplexity:,.2f}" + (f" ({certainty})" if certainty else "")]
     said += [facts.verdict] if facts.verdict not in (None, "unknown") else []
     said += [f"trained on {facts.data['source']}"] if facts.data else []
     return ", ".join([*said, f"licence {licence}" if licence else "no licence yet (--license)"])

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from gpt2ops.cli.output import number, put, put_json, put_table
+from gpt2ops.registry.scoring.coverage import split_score
 
 DESCRIPTION = """\
 The registered models. A run registers its model as `challenger`; it becomes
@@ -100,7 +101,7 @@ def show(versions: list[Any], *, as_json: bool) -> None:
     if as_json:
         put_json([as_object(version) for version in versions])
         return
-    headers = ["NAME", "VER", "ALIASES", "CREATED", "TEST PPL", "GATE", "RUN"]
+    headers = ["NAME", "VER", "ALIASES", "CREATED", "TEST PPL", "OF TEXT", "GATE", "RUN"]
     rows = [
         [
             version.name,
@@ -108,12 +109,22 @@ def show(versions: list[Any], *, as_json: bool) -> None:
             ", ".join(version.aliases) or "-",
             f"{version.created.astimezone():%d %b %H:%M}",
             number(version.metrics.get("evaluate/test_perplexity")),
+            scored(version.metrics),
             version.gate or "-",
             version.run_id[:8],
         ]
         for version in sorted(versions, key=lambda version: version.name)  # within a name, newest first still
     ]
-    put_table(headers, rows, left=(0, 2, 3, 5, 6), shrink=0)
+    put_table(headers, rows, left=(0, 2, 3, 6, 7), shrink=0)
+
+
+def scored(metrics: dict[str, float]) -> str:
+    """The share of the test split that was scored."""
+    score = split_score(metrics, "test")
+    tokens, everything = score.get("tokens"), score.get("split_tokens")
+    if not tokens or not everything:
+        return "-"
+    return "all" if tokens >= everything else f"{tokens / everything:.2%}"
 
 
 def show_lineage(arguments: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2core.errors import UserError
+from gpt2core.storage.bounds import check_regular
 from gpt2core.tokenizer import check_unicode
 from gpt2ops.cli.flags.decoding import given_flags, parse_setting
 from gpt2ops.cli.generation.prompts import decode, prompt_file, read_bytes
@@ -52,6 +53,7 @@ def answer_lines(arguments: argparse.Namespace, open_writer: Callable[[argparse.
     if batch_size < 1:
         raise UserError(f"--batch-size ({batch_size}) must be at least 1.")
     output = Path(arguments.output)
+    check_regular(output, f"--output ({output})")
     if output.resolve() == Path(name).resolve():
         raise UserError(f"--output ({output}) is the file of the prompts; choose another.")
     objects = list(read_objects(name))

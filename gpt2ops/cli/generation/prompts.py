@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 from gpt2core.errors import UserError
+from gpt2core.storage.bounds import read_whole
 from gpt2core.tokenizer import check_unicode
 
 STDIN = "-"
+MOST_PROMPT_BYTES = 2**30  # of a file of prompts
 
 
 def read_prompt(arguments: argparse.Namespace) -> str:
@@ -35,7 +37,7 @@ def prompt_file(arguments: argparse.Namespace) -> str | None:
 
 def read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_whole(path, MOST_PROMPT_BYTES, f"--prompt-file ({path})")
     except FileNotFoundError:
         raise UserError(f"--prompt-file: {path} is missing.") from None
     except IsADirectoryError:

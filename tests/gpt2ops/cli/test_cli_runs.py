@@ -3,13 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from gpt2core.evaluation.blocks import BlockLosses
 from gpt2ops.params.schema import parse_params
 from gpt2ops.registry.champion import champions, make_champion, read_history
 from gpt2ops.registry.models import promote, registered_versions, rollback
 from gpt2ops.registry.runs import find_run, list_runs
+from gpt2ops.registry.scoring.losses_file import GATE, write_losses
 from gpt2ops.store.client import connect, fluent_mlflow
 from gpt2ops.tracking.api import start_run
 from tests.support.command import run_here
@@ -32,9 +35,27 @@ def store(tmp_path_factory: pytest.TempPathFactory):
                 run.log_metrics({"best_val_loss": 4.0 - number / 10, "val_loss": 5.0, "steps": 100})
                 if name != "third":
                     run.log_metrics({"evaluate/test_perplexity": perplexity})
+                    keep_losses(run, perplexity)
                 run.set_tags({"data_sha256": "ab" * 32 if name == "first" else "cd" * 32})
             register(run.run_id, name)
     return folder
+
+
+def keep_losses(run, perplexity: float, blocks: int = 20, spread: float = 0.0) -> None:
+    """As the stage evaluate scores 20 blocks of 512 tokens of twice as long a text."""
+    noise = np.random.default_rng(0).normal(0, spread, blocks)
+    losses = BlockLosses(512 * (np.log(perplexity) + noise - noise.mean()), np.full(blocks, 512), "512 tokens")
+    gate = {"split": "test", "perplexity": perplexity, "tokens": 512 * blocks, "split_tokens": 1024 * blocks}
+    file = Path("block_losses.safetensors")
+    write_losses(file, {GATE: losses}, gate | {"data_sha256": "ab" * 32, "protocol": f"{blocks} blocks"})
+    run.log_artifact(file, "reports")
+    score = {
+        "tokens": 5000,
+        "split_tokens": 20_000,
+        "perplexity_low": perplexity - 1,
+        "perplexity_high": perplexity + 2,
+    }
+    run.log_metrics({f"evaluate/test_{key}": value for key, value in score.items()})
 
 
 def register(run_id: str, weights: str) -> None:
@@ -129,6 +150,42 @@ def test_two_runs_differ_in_settings_metrics_and_data(gpt2) -> None:
 
 def test_a_run_and_itself_have_the_same_settings(gpt2) -> None:
     assert "all settings are the same" in gpt2("compare", "first", "first").out
+
+
+def test_the_better_of_two_runs_is_named_with_the_interval_of_the_difference(gpt2) -> None:
+    text = gpt2("compare", "first", "second").out
+    second = find_run("second").run_id[:8]
+    assert f"{second} is better: change -25.0%, 95% interval -25.0% to -25.0%, p = 0.0018, 20 blocks" in text
+    assert "the first 10,240 of 20,480 tokens of test" in text
+    assert "95% interval 29.0 to 32.0; the first 5,000 of 20,000 tokens" in text
+    found = json.loads(gpt2("compare", "second", "first", "--json").out)["held_out"]
+    assert found["difference"] == pytest.approx(np.log(40 / 30))
+    assert found["interval"][0] > 0
+    assert found["blocks"] == 20
+
+
+def test_runs_that_cannot_be_told_apart_are_said_to_be(gpt2, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, perplexity, blocks, spread in (
+        ("sure", 30.0, 20, 0.0),
+        ("lucky", 29.9, 20, 0.05),
+        ("one block", 25.0, 1, 0.0),
+        ("one more", 24.0, 1, 0.0),
+    ):
+        with start_run(parse_params({}), run_name=name) as run:
+            keep_losses(run, perplexity, blocks, spread)
+    with start_run(parse_params({}), run_name="none"):
+        pass
+    assert "not enough text to tell: change -0.3%" in gpt2("compare", "sure", "lucky").out
+    assert "times as much, " in gpt2("compare", "sure", "lucky").out
+    assert (
+        "not enough text to tell: on 1 block of text; blocks of it: 1, needed 5"
+        in gpt2("compare", "one block", "one more").out
+    )
+    assert "equal (change +0.00%" in gpt2("compare", "sure", "sure").out
+    assert "different text" in gpt2("compare", "sure", "one block").out
+    without = find_run("none").run_id[:8]
+    assert f"cannot compare: {without}: its run kept no losses by block" in gpt2("compare", "none", "sure").out
 
 
 def test_models_are_listed_with_alias_gate_and_run(gpt2) -> None:

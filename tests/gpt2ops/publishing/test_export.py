@@ -191,7 +191,7 @@ def test_the_card_of_a_project_says_what_it_was_trained_on_and_remembers(
     assert head["model-index"][0]["results"][0]["metrics"][0] == {"type": "perplexity", "value": 2.7183}
     assert "**The model has memorised its training text.**" in card
     assert "continued 83% of the tested training passages" in card
-    assert "| training | 1.000 | 1.200 | 0.500 | 75.0% | 1,000 |" in card
+    assert "| training | 1.000 | 1.200 |  | 0.500 | 75.0% | 1,000 |" in card
     assert "| Licence of the text | all rights reserved |" in card
     assert 'model="me/diary"' in card
     assert "/home/someone" not in card

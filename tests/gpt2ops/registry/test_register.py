@@ -15,18 +15,20 @@ import torch
 
 import tasks.register as stage
 from gpt2core.config import GPTConfig
-from gpt2core.data.tokens import open_split
+from gpt2core.data.tokens import open_split, open_tokens
 from gpt2core.data.writer import write_tokens
 from gpt2core.decoding import generate
 from gpt2core.errors import UserError
+from gpt2core.evaluation.blocks import BLOCK_TOKENS, Blocks, blocks_of
 from gpt2core.model import GPT
 from gpt2core.storage.files import read_json, write_json
 from gpt2ops.params.schema import load_params
 from gpt2ops.pipeline import paths
 from gpt2ops.registry import register as registering
 from gpt2ops.registry.download import registered_model_directory
-from gpt2ops.registry.gate import rounded
-from gpt2ops.registry.gate_score import PROTOCOL, gate_perplexity
+from gpt2ops.registry.held_out import rounded
+from gpt2ops.registry.scoring.gate_score import gate_score, protocol
+from gpt2ops.registry.scoring.losses_file import GATE, write_losses
 from gpt2ops.reporting.summary import print_summary, summary_lines
 from gpt2ops.store.address import tracking_uri
 from gpt2ops.store.client import connect
@@ -60,8 +62,18 @@ def project(outputs):
 
 def finished_run(seed, perplexity, **evaluation):
     write_outputs(seed, perplexity, **evaluation)
+    # Another recipe, for of one recipe no seed is better than another.
+    paths.PARAMS.write_text(f"run: {{seed: 1}}\ntrain: {{learning_rate: {(seed + 1) * 1e-3}}}\n")
     with start_run(load_params(), run_name=f"run-{seed}") as run:
         write_json(paths.RUN, run.record("gpt2"))
+
+
+def held_out_blocks(data_sha256):
+    """Those of the text in data/tokens where it is that; else ten of the usual size."""
+    if open_tokens(paths.TOKENS).manifest["sha256"] == data_sha256:
+        text = open_split(paths.TOKENS, "test")
+        return blocks_of(len(text), text.document_starts)
+    return Blocks(np.arange(11) * BLOCK_TOKENS, f"{BLOCK_TOKENS} tokens")
 
 
 def write_outputs(seed, perplexity, data_sha256="ab" * 32, **evaluation):
@@ -69,6 +81,18 @@ def write_outputs(seed, perplexity, data_sha256="ab" * 32, **evaluation):
     shutil.rmtree(paths.BEST_MODEL, ignore_errors=True)
     model = GPT(GPTConfig(50257, BLOCK_SIZE, n_layer=1, n_head=2, n_embd=8, drop_rate=0.1))
     model.save_pretrained(paths.BEST_MODEL)
+    blocks = held_out_blocks(data_sha256)
+    tokens = int(blocks.edges[-1])
+    gate = {
+        "split": "test",
+        "perplexity": perplexity,
+        "tokens": tokens - 1,
+        "split_tokens": tokens - 1,
+        "data_sha256": data_sha256,
+        "protocol": protocol(tokens),
+    }
+    losses = blocks.losses(np.full(tokens - 1, np.log(perplexity)))
+    write_losses(paths.BLOCK_LOSSES, {"test": losses, GATE: losses}, gate)
     score = {"loss": 3.0, "perplexity": perplexity, "bits_per_byte": 1.5, "token_accuracy": 0.3, "tokens": 100}
     write_json(
         paths.EVALUATE_METRICS,
@@ -76,7 +100,7 @@ def write_outputs(seed, perplexity, data_sha256="ab" * 32, **evaluation):
             "train": score,
             "val": score,
             "test": score,
-            "gate": {"split": "test", "perplexity": perplexity, "data_sha256": data_sha256, "protocol": PROTOCOL},
+            "gate": gate,
             "verbatim_recall": 0.02,
             "generalisation_gap": 0.5,
             "verdict": "generalising",
@@ -112,7 +136,9 @@ def in_a_fresh_process(code, folder):
 def test_a_stranger_loads_the_champion_and_gets_the_trained_models_logits(project, tmp_path_factory):
     report = registered()
     assert (report["version"], report["text_version"], report["alias"]) == ("1", "1", "champion")
-    assert report["gate"]["reasons"] == ["There was no champion yet. Its held-out perplexity is 20.00."]
+    assert report["gate"]["reasons"] == [
+        "There was no champion yet. Its held-out perplexity is 20.00 (all 5,119 tokens of test)."
+    ]
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     code = f"""
 sys.modules["gpt2core"] = None
@@ -189,9 +215,11 @@ def test_a_worse_model_is_a_challenger_and_a_better_one_takes_the_place(project)
     finished_run(seed=1, perplexity=25.0)
     worse = registered()
     assert (worse["version"], worse["alias"], worse["gate"]["passed"]) == ("2", "challenger", False)
-    assert worse["gate"]["reasons"] == [
-        "Held-out perplexity is worse: 25.00 against 20.00 of the champion (version 1)."
-    ]
+    assert worse["gate"]["reasons"][0].startswith(
+        "Held-out perplexity is worse: 25.00 against 20.00 of the champion (version 1) (all 5,119 tokens of test)"
+    )
+    assert worse["comparison"]["difference"] == pytest.approx(np.log(25 / 20))
+    assert worse["comparison"]["promoted_because"] is None
     assert aliases() == {"champion": "1", "challenger": "2"}
     again = registered()
     assert again["version"] == "2", "the same weights of the same run must not become a second version"
@@ -199,6 +227,22 @@ def test_a_worse_model_is_a_challenger_and_a_better_one_takes_the_place(project)
     better = registered()
     assert (better["version"], better["alias"]) == ("3", "champion")
     assert aliases() == {"champion": "3", "challenger": "3"}
+    assert better["comparison"]["interval"][1] < 0
+    assert better["comparison"]["blocks"] == 10
+    assert better["comparison"]["promoted_because"] == better["gate"]["reasons"][0]
+
+
+@slow
+def test_of_one_recipe_another_seed_does_not_take_the_place(project):
+    registered()
+    settings = paths.PARAMS.read_text()
+    write_outputs(seed=1, perplexity=15.0)
+    paths.PARAMS.write_text(settings.replace("seed: 1", "seed: 2"))
+    with start_run(load_params(), run_name="another seed") as run:
+        write_json(paths.RUN, run.record("gpt2"))
+    report = registered()
+    assert report["alias"] == "challenger"
+    assert "which of two seeds does better is luck" in report["gate"]["reasons"][0]
 
 
 def aliases(name="gpt2"):
@@ -213,7 +257,7 @@ def test_a_champion_measured_on_other_data_is_measured_again_or_stays(project):
     registered()
     manifest = write_tokens(
         paths.TOKENS,
-        ["To be, or not to be, that is the question. " * 40],
+        ["To be, or not to be, that is the question. " * 800],
         source="test",
         shares={"train": 0.5, "val": 0.0, "test": 0.5},
         split_by="tokens",
@@ -225,7 +269,8 @@ def test_a_champion_measured_on_other_data_is_measured_again_or_stays(project):
     assert "measured again on this data" in report["gate"]["reasons"][0]
     torch.manual_seed(0)
     first = GPT(GPTConfig(50257, BLOCK_SIZE, n_layer=1, n_head=2, n_embd=8, drop_rate=0.1)).eval()
-    again = gate_perplexity(first, open_split(paths.TOKENS, "test"), BLOCK_SIZE)
+    text = open_split(paths.TOKENS, "test")
+    again = gate_score(first, text, BLOCK_SIZE, len(text)).perplexity
     shown = re.search(r"against ([\d.]+) of the champion", report["gate"]["reasons"][0])
     assert shown is not None
     assert rounded(float(shown[1])) == rounded(again)
@@ -248,7 +293,7 @@ def split_text(text):
 
 @slow
 def test_a_champion_that_may_have_trained_on_the_held_out_text_is_not_compared(project):
-    text = scenes(60)
+    text = scenes(300)
     manifest = split_text(text)
     finished_run(seed=1, perplexity=20.0, data_sha256=manifest["sha256"])
     assert registered()["champion"]

@@ -433,3 +433,26 @@ def test_dark_mode_changes_the_page_and_its_curves_but_not_the_print(browser: An
     assert light[0] != dark[0]
     assert light[1] != dark[1]
     assert printed == ("rgb(255, 255, 255)", light[1])
+
+
+SURE = {
+    "split_tokens": 40_000, "blocks": 49, "block_unit": "512 tokens", "loss_stderr": 0.021, "perplexity_low": 460.5,
+    "perplexity_high": 530.5,
+}  # fmt: skip
+
+
+def test_a_perplexity_stands_with_its_interval_and_what_of_the_text_it_is_of() -> None:
+    report = report_of(some_inputs(evaluation={"test": score(6.2) | SURE}))
+    page = Text(render_html(report))
+    row = page.tables["Scores before and after training"]
+    assert any("460.5 to 530.5" in cell for line in row for cell in line)
+    assert any("0.021 standard error" in cell for line in row for cell in line)
+    assert any("of 40,000, from the start" in cell for line in row for cell in line)
+    assert "Perplexity with its 95% interval" in page.text
+    tile = next(remark for label, _, remark in report["tiles"] if label == "Held-out perplexity")
+    assert tile.startswith("95% interval 460.5 to 530.5; the first ")
+    assert "460.5 to 530.5" in pdf_text(render_pdf(report))
+
+
+def test_a_text_too_short_for_an_interval_has_no_chart_of_it() -> None:
+    assert "Perplexity with its 95% interval" not in Text(render_html(report_of(some_inputs()))).text

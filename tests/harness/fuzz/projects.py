@@ -24,7 +24,7 @@ from gpt2ops.pipeline import cache as outputs
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.results import read_report, read_rows
 from gpt2ops.publishing.model_facts import gather_facts
-from gpt2ops.registry.gate_score import PROTOCOL
+from gpt2ops.registry.scoring.gate_score import protocol
 from gpt2ops.reporting.summary import summary_lines
 from gpt2ops.tracking.journal import Journal
 from gpt2ops.tracking.restored_runs import restored_runs
@@ -74,7 +74,7 @@ VALID: dict[Path, Any] = {
         "verbatim_recall": 0.0,
         "verdict": "generalising",
         "protocol": {"block_size": 128, "stride": 64, "max_tokens": 25000},
-        "gate": {"split": "test", "perplexity": 328.1, "data_sha256": "3a" * 32, "protocol": PROTOCOL},
+        "gate": {"split": "test", "perplexity": 328.1, "data_sha256": "3a" * 32, "protocol": protocol(25_000)},
         "data_sha256": "3a" * 32,
     },
     paths.REGISTERED: {

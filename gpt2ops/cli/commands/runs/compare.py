@@ -4,14 +4,17 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from gpt2ops.cli.output import number, put, put_json, put_table
+from gpt2ops.registry.scoring.coverage import certainty_text, split_score
 
 if TYPE_CHECKING:
+    from gpt2ops.registry.run_losses import LossComparison
     from gpt2ops.registry.runs import Run, RunComparison
 
 DESCRIPTION = """\
 Compare two runs: the settings that differ, the metrics with their differences,
-and whether data and code are the same. A run is
-its id or the start of it, its name, or models:/NAME@ALIAS."""
+whether data and code are the same, and which model is better, or only luckier,
+on the held-out text of both. A run is its id or the start of it, its name, or
+models:/NAME@ALIAS."""
 EXAMPLES = """\
 examples:
   gpt2 compare 3f99d95e a81c07bb
@@ -44,14 +47,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Raises UserError where a run does not exist, or its name is ambiguous."""
+    from gpt2ops.registry.run_losses import compare_losses
     from gpt2ops.registry.runs import compare_runs, find_run
 
     first, second = find_run(arguments.first), find_run(arguments.second)
-    comparison = compare_runs(first, second)
+    comparison, losses = compare_runs(first, second), compare_losses(first, second)
     if arguments.json:
-        put_json(as_object(first, second, comparison))
+        put_json({**as_object(first, second, comparison), "held_out": losses.as_object()})
     else:
         show(first, second, comparison)
+        show_losses(losses)
+
+
+def show_losses(losses: "LossComparison") -> None:
+    put(f"\non the same held-out text{f' ({losses.text})' if losses.text else ''}:\n  {losses.verdict}\n")
 
 
 def show(first: "Run", second: "Run", comparison: "RunComparison") -> None:
@@ -79,6 +88,12 @@ def show(first: "Run", second: "Run", comparison: "RunComparison") -> None:
     shown = {key: comparison.metrics[key] for key in SHOWN if key in comparison.metrics}
     rows = [[key.removeprefix("evaluate/"), number(a), number(b), difference(a, b)] for key, (a, b) in shown.items()]
     put_table(["METRIC", *headers[1:], "CHANGE"], rows)
+    for run in (first, second):
+        for split in ("train", "val", "test"):
+            score = split_score(run.metrics, split)
+            said = certainty_text(score)
+            if said:
+                put(f"{run.run_id[:8]} {split}_perplexity: {said}\n")
 
 
 def same_or_both(first: str | None, second: str | None) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2core.errors import UserError
-from gpt2ops.registry.passages import PASSAGE_TOKENS, read_passages, seen_share, train_passages, write_passages
+from gpt2ops.registry.scoring.passages import PASSAGE_TOKENS, read_passages, seen_share, train_passages, write_passages
 
 
 class Text:
@@ -53,7 +53,7 @@ def test_the_share_is_that_of_its_definition_wherever_the_passages_lie(length, i
 def test_reading_in_pieces_changes_nothing(piece, monkeypatch):
     text = words(3000, 1)
     whole = train_passages(Text(text)).hashes
-    monkeypatch.setattr("gpt2ops.registry.passages.PIECE", piece)
+    monkeypatch.setattr("gpt2ops.registry.scoring.passages.PIECE", piece)
     assert np.array_equal(train_passages(Text(text)).hashes, whole)
 
 
