@@ -143,17 +143,18 @@ def parquet_records(
     check_regular(path)
     try:
         with path.open("rb") as handle, pq.ParquetFile(handle) as table:
-            for field in fields or []:
+            names = fields if fields is not None else table.schema_arrow.names
+            for field in names:
                 _check_column(path, table.schema_arrow, field, texts)
             _check_groups(path, table.metadata)
-            plain = [field for field in fields if pa.types.is_string(table.schema_arrow.field(field).type)]
+            plain = [field for field in names if pa.types.is_string(table.schema_arrow.field(field).type)]
         # As a dictionary: a text that stands in every row is in memory once.
         with path.open("rb") as handle, pq.ParquetFile(handle, read_dictionary=plain) as table:
             row, budget = 0, expansion_budget(path)
-            for batch in table.iter_batches(batch_size=256, columns=fields):
-                for values in zip(*(batch.column(field) for field in fields), strict=True):
+            for batch in table.iter_batches(batch_size=256, columns=names):
+                for values in zip(*(batch.column(field) for field in names), strict=True):
                     row += 1
-                    record = {field: value.as_py() for field, value in zip(fields, values, strict=True)}
+                    record = {field: value.as_py() for field, value in zip(names, values, strict=True)}
                     size = sum(len(value) for value in record.values() if isinstance(value, str))
                     if size > LONGEST_RECORD:
                         raise refused(path, f"row {row}: longer than {LONGEST_RECORD:,} characters", "split it")

@@ -142,12 +142,12 @@ def _example_batches(
     """Batches of the examples that begin in the first `total` tokens, as `stack_examples` gives them."""
     starts, stops = example_bounds(split)
     rows = [
-        (int(start), int(min(stop, start + block_size + 1)))
+        [(int(start), int(min(stop, start + block_size + 1)))]
         for start, stop in zip(starts, stops, strict=True)
         if start < total and stop - start > 1
     ]
     for first in range(0, len(rows), batch_size):
-        token_ids, targets = stack_examples(split, rows[first : first + batch_size], block_size)
+        token_ids, targets, _ = stack_examples(split, rows[first : first + batch_size], block_size)
         if (targets >= 0).any():
             yield token_ids, targets
 

@@ -31,6 +31,7 @@ def open_batches(params: Params, split: TokenSplit) -> AnyBatches:
         seed=params.run.seed,
         mask_prompt=train.mask_prompt,
         truncate=train.long_examples == "truncate",
+        packing=train.packing,
     )
 
 
@@ -44,7 +45,8 @@ def example_lines(params: Params, batches: AnyBatches, manifest: dict[str, Any])
     if not isinstance(batches, ExampleBatches):
         return []
     what = "the answers alone are trained" if params.train.mask_prompt else "prompts and answers are trained"
-    lines = [f"examples: {batches.windows_per_epoch:,} in the train split ({manifest['format']}); {what}"]
+    packed = f", packed in {batches.windows_per_epoch:,} rows" if params.train.packing else ""
+    lines = [f"examples: {batches.num_examples:,} in the train split ({manifest['format']}){packed}; {what}"]
     if batches.too_long:
         limit = params.train.sequence_length + 1
         named = [one for one in manifest["longest"] if one["tokens"] > limit]

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gpt2core.data.examples.template import TEMPLATES, Turn
@@ -45,6 +47,13 @@ def test_a_page_has_a_line_a_token_and_marks_what_is_trained(gpt2, tmp_path: Pat
     assert heading == f"a.jsonl, line 1: {len(ids)} tokens, {answers.sum()} trained"
     assert ["train" in row for row in rows] == [bool(answer) for answer in answers]
     assert rows[-1].split()[1:] == [str(Tokenizer.eot_id), "'<|endoftext|>'"]
+
+
+def test_a_parquet_file_is_known_by_its_columns(gpt2, tmp_path: Path) -> None:
+    for name, records, kind in (("a", PAIRS, "completion"), ("b", [CHAT], "chat"), ("c", [{"text": "x"}], "text")):
+        pq.write_table(pa.Table.from_pylist(records), tmp_path / f"{name}.parquet")
+        shown = [json.loads(line) for line in gpt2(tmp_path / f"{name}.parquet", "--json").out.splitlines()]
+        assert {one["format"] for one in shown} == {kind}
 
 
 def test_other_fields_and_plain_text(gpt2, tmp_path: Path) -> None:
