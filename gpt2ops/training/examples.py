@@ -52,9 +52,11 @@ def example_lines(params: Params, batches: AnyBatches, manifest: dict[str, Any])
         named = [one for one in manifest["longest"] if one["tokens"] > limit]
         shown = "; ".join(f"{one['record']} ({one['tokens']:,})" for one in named[:MOST_NAMED])
         cut = batches.too_long - batches.left_out
-        fate = f"{batches.left_out:,} left out" + (f", {cut:,} cut" if cut else "")
-        if params.train.long_examples == "truncate" and batches.left_out:
-            fate += " (a cut would leave nothing of the answer)"
+        fates = [f"{cut:,} cut"] if cut else []
+        if batches.left_out:
+            why = ", as a cut would leave nothing of the answer" if cut else ""
+            fates.append(f"{batches.left_out:,} left out{why}")
+        fate = ", ".join(fates)
         lines.append(
             f"{batches.too_long:,} examples of the train split are longer than train.sequence_length "
             f"({params.train.sequence_length:,} tokens and the one after them): {fate}; the longest of all: {shown}"
