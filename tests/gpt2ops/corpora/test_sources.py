@@ -238,7 +238,7 @@ def test_a_hub_data_set_of_examples_keeps_the_fields_that_are_asked_for(project:
     (example,) = read_examples(files, kind, Fields(prompt="question"))
     assert example.turns == (Turn("user", "a"), Turn("assistant", "b"))
     with pytest.raises(UserError, match="'wrong'.*data.fields"):
-        run_download(source=f"hf:{folder}", format=kind, fields={"completion": "wrong", "messages": "wrong"})
+        run_download(source=f"hf:{folder}", format=kind, fields={**fields, "completion": "wrong", "messages": "wrong"})
 
 
 def test_a_wrong_record_is_named_with_the_key_that_says_its_field(project: Path) -> None:
