@@ -12,7 +12,7 @@ setup(
     package_dir={"gpt2ops.stages": "tasks", "gpt2ops.published": "."},
     package_data={
         "gpt2core": ["py.typed", "assets/*"],
-        "gpt2ops": ["py.typed", "*/assets/*", "*/templates/*"],
+        "gpt2ops": ["py.typed", "*/assets/*", "*/*/assets/*", "*/templates/*"],
         "gpt2ops.published": ["params.yaml", "dvc.yaml", "data/corpus/shakespeare-plays.txt"],
     },
     include_package_data=False,

@@ -9,11 +9,14 @@ from pydantic import Field, ValidationError, model_validator
 from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.storage.bounds import read_whole
+from gpt2core.storage.files import with_home
 from gpt2ops.params.problems import user_error
 from gpt2ops.params.recipes import DROP_RATES, recipe_of
 from gpt2ops.params.sections import Data, Evaluate, Model, Register, Run, Sample, Section, Train
 from gpt2ops.params.yaml_loader import MOST_BYTES, SettingsLoader
 from gpt2ops.pipeline import paths
+
+BUNDLED_CONTROL = "bundled"  # of evaluate.control
 
 
 class Params(Section):
@@ -76,6 +79,14 @@ def check_sequence_length(sequence_length: int, block_size: int) -> None:
             rule=f"must not exceed the model's block_size ({block_size})",
             remedy=f"set it to {block_size} or less",
         )
+
+
+def check_control(params: Params) -> None:
+    """Raises UserError where the control text of a run that has one is no file."""
+    name = params.evaluate.control
+    if params.model.init == "scratch" or name in (None, BUNDLED_CONTROL) or with_home(str(name)).is_file():
+        return
+    raise UserError(key="evaluate.control", value=name, rule="is no file", remedy="name a text, bundled or null")
 
 
 def load_params(path: Path = paths.PARAMS) -> Params:

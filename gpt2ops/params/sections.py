@@ -241,6 +241,9 @@ class Evaluate(Section):
     passes than the training did (three a token), else 25,000, and of the training text about as much."""
     gate_tokens: int | None = Field(100_000, ge=2)
     """Held-out tokens, from the start, by which the gate and gpt2 compare compare models; null: all."""
+    control: str | None = Field("bundled", min_length=1)
+    """A text of another kind, scored before and after fine-tuning: what was forgotten. bundled: modern prose; a file;
+    null: none. New weights have nothing to forget."""
     recall_passages: int = Field(50, ge=0)
     """Training passages tried for verbatim recall; 0: none."""
     recall_prompt_tokens: int = Field(32, ge=1)
@@ -306,6 +309,8 @@ class Gate(Section):
     """No champion above this held-out perplexity; null: no limit."""
     max_verbatim_recall: float | None = Field(None, ge=0, le=1)
     """No champion that recalls more of its training text; null: named, not refused."""
+    max_forgetting: float | None = Field(None, ge=0)
+    """No champion whose loss on the control text rose by more, in nats per token; null: no limit."""
     require_target: bool = False
     """No champion that missed its target loss."""
 

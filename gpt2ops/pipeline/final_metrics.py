@@ -26,6 +26,9 @@ def evaluation_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
         for name, value in scores.items() if isinstance(scores, dict) else ():
             if isinstance(value, int | float):
                 metrics[f"evaluate/{split}_{name}"] = value
+    if found := evaluation.get("forgetting"):
+        for name in ("loss_before", "loss_after", "loss_increase"):
+            metrics[f"evaluate/control_{name}"] = found[name]
     for name in ("verbatim_recall", "generalisation_gap"):
         if evaluation.get(name) is not None:
             metrics[f"evaluate/{name}"] = evaluation[name]

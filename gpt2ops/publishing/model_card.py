@@ -57,6 +57,7 @@ def model_card(
         protocol="Measured with a sliding window. The interval is of the luck of the text: a bootstrap of its blocks."
         + (f" Measured before the weights were rounded to {dtype}." if dtype != "fp32" else ""),
         memory=_memory(facts),
+        forgotten=_forgotten(facts),
         data=_data(facts),
         settings=[(key, without_folders(facts.settings[key])) for key in _SHOWN_SETTINGS if key in facts.settings],
         licence=_licence(facts, licence),
@@ -116,6 +117,17 @@ def _scores(facts: ModelFacts) -> list[str]:
         cells += ["" if accuracy is None else f"{accuracy:.1%}", coverage_text(score).removesuffix(" tokens")]
         rows.append(" | ".join(cells))
     return rows
+
+
+def _forgotten(facts: ModelFacts) -> str:
+    found = [facts.metrics.get(f"evaluate/control_{name}") for name in ("loss_before", "loss_after", "loss_increase")]
+    if any(value is None for value in found):
+        return ""
+    before, after, increase = found
+    return (
+        f"On a control text of another kind its loss was {before:.3f} nats per token before this training and "
+        f"{after:.3f} after it ({increase:+.3f})."
+    )
 
 
 def _memory(facts: ModelFacts) -> str:

@@ -62,11 +62,23 @@ def _failed_thresholds(
         )
     elif limit is not None and recall is not None and recall > limit:
         refusals.append(f"Verbatim recall {recall:.0%} is above register.gate.max_verbatim_recall ({limit:.0%}).")
+    if (limit := thresholds.max_forgetting) is not None:
+        refusals += _forgot(evaluation.get("forgetting"), limit)
     if thresholds.require_target and not train.get("target_reached"):
         target = train.get("target_loss")
         goal = f"its target loss of {target:g}" if is_number(target) else "a target loss: none was set"
         refusals.append(f"The training did not reach {goal}, and register.gate.require_target is on.")
     return refusals
+
+
+def _forgot(found: Mapping[str, Any] | None, limit: float) -> list[str]:
+    """A model that was trained from new weights had nothing to forget."""
+    if not found or found["loss_increase"] <= limit:
+        return []
+    return [
+        f"The loss on the control text rose by {found['loss_increase']:.3f} nats per token, more than "
+        f"register.gate.max_forgetting ({limit:g})."
+    ]
 
 
 def _memorising(evaluation: Mapping[str, Any]) -> str:

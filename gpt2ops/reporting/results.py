@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from gpt2ops.registry.scoring.coverage import certainty_text
+from gpt2ops.registry.scoring.coverage import certainty_text, forgetting_text
 from gpt2ops.reporting.blocks import (
     NONE,
     Block,
@@ -111,6 +111,8 @@ def scores(inputs: Inputs) -> Section:
     if bars := interval_figure([column for column in columns if "before" not in column[0]]):
         blocks.append(Figures([bars]))
     blocks.append(Paragraph(reference_sentence(inputs)))
+    if found := inputs.evaluation.get("forgetting"):
+        blocks.append(Paragraph(f"What it forgot: {forgetting_text(found)}."))
     gate = inputs.registered["gate"]
     decision = "The model passed the registry gate." if gate.get("passed") else "The registry gate refused the model."
     blocks.append(Paragraph(" ".join([decision, *gate.get("reasons", [])])))

@@ -22,7 +22,7 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2core.training.config import TrainerConfig, TrainSettings
 from gpt2core.training.events import TrainResult
 from gpt2core.training.trainer import Trainer
-from gpt2ops.params.schema import Params, check_sequence_length
+from gpt2ops.params.schema import Params, check_control, check_sequence_length
 from gpt2ops.pipeline import paths
 from gpt2ops.pipeline.run_origin import INITIAL_WEIGHTS_TAG
 from gpt2ops.process.failures import failure_line
@@ -58,6 +58,7 @@ def set_up(params: Params, interrupted: Callable[[], bool]) -> Training:
 
     Raises UserError where the settings, the data, the model and the machine do not fit together.
     """
+    check_control(params)  # else the stage after the training would find it
     threads = runtime.set_threads(params.run.threads)
     run = runtime.pick_runtime(params.run.device, params.run.precision)
     if params.run.deterministic:

@@ -63,3 +63,13 @@ def split_score(metrics: Mapping[str, Any], split: str) -> dict[str, Any]:
     """What a run's metrics, as `evaluate/test_tokens`, say of a split: the names of evaluate.json."""
     head = f"evaluate/{split}_"
     return {key.removeprefix(head): value for key, value in metrics.items() if key.startswith(head)}
+
+
+def forgetting_text(found: dict[str, Any]) -> str:
+    """For the log, the report and the model card."""
+    interval = found["interval"]
+    sure = f" (95% interval {interval[0]:+.3f} to {interval[1]:+.3f})" if interval else ""
+    return (
+        f"loss on the control text ({found['control']}, {found['tokens']:,} tokens): {found['loss_before']:.3f} before "
+        f"training, {found['loss_after']:.3f} after, {found['loss_increase']:+.3f} nats per token{sure}"
+    )

@@ -14,8 +14,9 @@ from gpt2core.runtime import Runtime
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.params.schema import Params
 from gpt2ops.process.console import say
-from gpt2ops.registry.scoring.coverage import certainty_text, tokens_to_score
+from gpt2ops.registry.scoring.coverage import certainty_text, forgetting_text, tokens_to_score
 from gpt2ops.registry.scoring.entry import score_entry, too_short
+from gpt2ops.registry.scoring.forgetting import control_file, forgetting
 from gpt2ops.registry.scoring.gate_score import gate_entry
 from gpt2ops.registry.scoring.losses_file import GATE
 from gpt2ops.training.initial_model import initial_model
@@ -73,10 +74,12 @@ def evaluate_model(
     say(f"scoring with sliding windows on {run.device}, {run.precision}: {plan_text(tokens, sizes)}")
     scores = {name: scorer.score(model, name) for name in SPLITS}
     losses = {name: found.blocks for name, found in scores.items() if found is not None}
-    before, gate = {}, None
-    if held_out is not None:
+    before, gate, forgotten = {}, None, None
+    if held_out is not None or control_file(params) is not None:
         say("scoring the model before training ...")
         start = initial_model(params).eval().to(run.device)
+        forgotten = forgetting(params, start, model, run.device)
+    if held_out is not None:
         before[held_out] = scorer.entry(held_out, scorer.score(start, held_out))
         gate, by_gate = gate_entry(model, corpus, held_out, settings.gate_tokens, settings.batch_size, run.device)
         losses[GATE] = by_gate.blocks
@@ -105,6 +108,7 @@ def evaluate_model(
         "verdict": verdict(train.loss, held_out_loss, recall, unigram),
         "protocol": {"block_size": model.config.block_size, "stride": stride, "max_tokens": settings.max_tokens},
         "gate": gate,
+        "forgetting": forgotten,
         "data_sha256": corpus.manifest["sha256"],
     }, losses
 
@@ -123,12 +127,13 @@ def plan_text(tokens: dict[str, int], sizes: dict[str, int]) -> str:
 
 def result_lines(result: dict[str, Any]) -> list[str]:
     """The result for the log; what cannot be said has a line of its own."""
-    held_out = result["held_out"]
+    held_out, forgotten = result["held_out"], result["forgetting"]
+    last = [forgetting_text(forgotten)] if forgotten else []
     if not held_out:
-        return ["no text was held out (data.split gives val and test none): there is no held-out perplexity"]
+        return [*last, "no text was held out (data.split gives val and test none): there is no held-out perplexity"]
     after, before = result[held_out], result["before"][held_out]["perplexity"]
     about = f"{certainty_text(after)}; before training {before:.1f}"
     lines = [f"perplexity on {held_out}: {after['perplexity']:.1f} ({about})"]
     if after["perplexity_low"] is None:
         lines.append(f"{held_out} has no interval: {too_short(after)}")
-    return lines
+    return lines + last
