@@ -52,7 +52,7 @@ fuzz: setup-dev
 # Speed against named peers, into benchmarks/RESULTS.md; an hour or two on two cores that do nothing else.
 bench: setup-dev
 	@python -m benchmarks.starting && python -m benchmarks.tokenizing && python -m benchmarks.linear
-	@python -m benchmarks.training && python -m benchmarks.validation_race
+	@python -m benchmarks.training && python -m benchmarks.packing && python -m benchmarks.validation_race
 
 # Every figure of one GPU in nine minutes, into benchmarks/RESULTS.md.
 bench-gpu: setup-dev

@@ -127,14 +127,16 @@ class GPT(nn.Module):
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
         masked: bool = False,
+        segments: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) for token_ids (B, T) int64; with targets (B, T) the mean loss in nats instead, a scalar.
 
         `attention_mask` (B, S) is 0 at left padding. With a `cache`, token_ids are the tokens after those it holds.
         `masked`: targets are negative where a token has no loss; the mean is over the others, 0 where there is none.
+        `segments` (B, T) int64: which text of its row a token belongs to; each is read as if it stood alone.
         Raises UserError when the tokens do not fit into block_size.
         """
-        x = self.hidden_states(token_ids, attention_mask, cache)  # (B, T, C)
+        x = self.hidden_states(token_ids, attention_mask, cache, segments)  # (B, T, C)
         if targets is None:
             return self.lm_head(x)  # (B, T, V)
         loss = self._head_loss(x, masked)
@@ -150,9 +152,13 @@ class GPT(nn.Module):
         return compiled_head_loss() if self.compiled and self.training and not masked else padded_head_loss
 
     def hidden_states(
-        self, token_ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None
+        self,
+        token_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+        segments: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states (B, T, C), after ln_f."""
+        """Final hidden states (B, T, C), after ln_f. `segments` go without a mask and a cache."""
         T = token_ids.shape[1]
         seen = cache.length if cache is not None else 0
         if seen + T > self.config.block_size:
@@ -167,6 +173,9 @@ class GPT(nn.Module):
             mask = _causal_mask(T, seen + T, token_ids.device) & attention_mask[:, None, None, :].bool()
             # A padding row sees itself, else its softmax has no term and is NaN.
             mask = mask | torch.eye(T, seen + T, dtype=torch.bool, device=mask.device).roll(seen, dims=1)
+        elif segments is not None:
+            positions = _positions_in(segments)  # (B, T)
+            mask = _causal_mask(T, T, token_ids.device) & (segments[:, None, :, None] == segments[:, None, None, :])
         elif seen:
             mask = _causal_mask(T, seen + T, token_ids.device)
         x = self.drop(self.wte(token_ids) + self.wpe(positions))
@@ -219,6 +228,14 @@ def _masked_loss(loss: HeadLoss, x: Tensor, weight: Tensor, targets: Tensor) -> 
     if not kept.any():  # zero with the gradients that other ranks wait for
         return loss(x[:1], weight, torch.zeros_like(targets[:1])) * 0.0
     return loss(x[kept], weight, targets[kept])
+
+
+def _positions_in(segments: Tensor) -> Tensor:
+    """Each token's place in its segment, (B, T); a segment is a run of equal numbers."""
+    places = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return places - torch.where(begins, places, 0).cummax(dim=1).values
 
 
 def _causal_mask(T: int, S: int, device: torch.device) -> Tensor:

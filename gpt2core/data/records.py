@@ -123,8 +123,10 @@ def parquet_texts(path: Path, text_field: str, on_bytes: Callable[[int], None]) 
         yield record[text_field]
 
 
-def parquet_records(path: Path, fields: list[str], on_bytes: Callable[[int], None], *, texts: bool = False) -> Records:
-    """Rows of the columns `fields`; with `texts` each must be of texts."""
+def parquet_records(
+    path: Path, fields: list[str] | None, on_bytes: Callable[[int], None], *, texts: bool = False
+) -> Records:
+    """Rows of the columns `fields`, None: of all; with `texts` each must be of texts."""
     with needs_extra("a .parquet file"):
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -134,7 +136,8 @@ def parquet_records(path: Path, fields: list[str], on_bytes: Callable[[int], Non
     check_regular(path)
     try:
         with path.open("rb") as handle, pq.ParquetFile(handle) as table:
-            for field in fields:
+            names = fields if fields is not None else table.schema_arrow.names
+            for field in names:
                 _check_column(path, table.schema_arrow, field, texts)
             _check_groups(path, table.metadata)
             columns = [table.schema.column(number) for number in range(len(table.schema))]
@@ -142,16 +145,16 @@ def parquet_records(path: Path, fields: list[str], on_bytes: Callable[[int], Non
         # As dictionaries: a text that stands in every row, or often in one, is in memory once.
         with path.open("rb") as handle, pq.ParquetFile(handle, read_dictionary=repeating) as table:
             row, budget = 0, expansion_budget(path)
-            for batch in table.iter_batches(batch_size=256, columns=fields):
-                for values in zip(*(batch.column(field) for field in fields), strict=True):
+            for batch in table.iter_batches(batch_size=256, columns=names):
+                for values in zip(*(batch.column(field) for field in names), strict=True):
                     row += 1
                     size = sum(map(_size, values))
                     if size > LONGEST_RECORD:
                         raise refused(path, f"row {row}: longer than {LONGEST_RECORD:,} bytes", "split it")
                     budget.take(size)
-                    yield f"row {row}", {field: value.as_py() for field, value in zip(fields, values, strict=True)}
+                    yield f"row {row}", {field: value.as_py() for field, value in zip(names, values, strict=True)}
     except UnicodeDecodeError as error:
-        reason = f"column {', '.join(map(repr, fields))} holds text that is not valid UTF-8 ({error.reason})"
+        reason = f"column {', '.join(map(repr, fields or []))} holds text that is not valid UTF-8 ({error.reason})"
         raise refused(path, reason) from None
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 BLOCK_TOKENS = 512
+FEWEST_BLOCKS = 5  # of fewer, no interval holds what it says
 FEWEST_DOCUMENTS = 20  # fewer, such as three plays, say less than the runs of tokens in them
 
 
@@ -26,6 +27,18 @@ class BlockLosses:
     def loss(self) -> float:
         """The mean over all tokens."""
         return float(self.sums.sum() / self.counts.sum())
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error of `loss`, that of a ratio of means (Cochran 1977, "Sampling techniques", section 2.11).
+
+        None for fewer than FEWEST_BLOCKS blocks.
+        """
+        blocks = len(self)
+        if blocks < FEWEST_BLOCKS:
+            return None
+        apart = self.sums - self.loss * self.counts
+        return float(np.sqrt((apart**2).sum() * blocks / (blocks - 1)) / self.counts.sum())
 
 
 @dataclass(frozen=True)

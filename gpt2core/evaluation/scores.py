@@ -142,12 +142,12 @@ def _example_batches(
     """Batches of the examples that begin in the first `total` tokens, as `stack_examples` gives them."""
     starts, stops = example_bounds(split)
     rows = [
-        (int(start), int(min(stop, start + block_size + 1)))
+        [(int(start), int(min(stop, start + block_size + 1)))]
         for start, stop in zip(starts, stops, strict=True)
         if start < total and stop - start > 1
     ]
     for first in range(0, len(rows), batch_size):
-        token_ids, targets = stack_examples(split, rows[first : first + batch_size], block_size)
+        token_ids, targets, _ = stack_examples(split, rows[first : first + batch_size], block_size)
         if (targets >= 0).any():
             yield token_ids, targets
 
@@ -217,8 +217,11 @@ def verbatim_recall(
 
 
 def unigram_loss(split: Tokens, max_tokens: int = 10_000_000) -> float:
-    """Entropy of the split's token frequencies in nats: the loss of a model without context."""
-    counts = np.bincount(split.read(0, min(len(split), max_tokens)))
+    """Entropy of the split's token frequencies in nats, of examples their answers': a model's loss without context."""
+    tokens = split.read(0, min(len(split), max_tokens))
+    if isinstance(split, TokenSplit) and split.has_answers:
+        tokens = tokens[split.answers(0, len(tokens))]
+    counts = np.bincount(tokens)
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 

@@ -20,6 +20,7 @@ ROW_KEYS = (
     "val_loss",
     "val_perplexity",
     "val_token_accuracy",
+    "val_loss_stderr",
     "learning_rate",
     "grad_norm",
     "tokens_per_second",

@@ -78,19 +78,18 @@ class GraphedStep(TrainStep):
             group["lr"] = torch.tensor(float(group["lr"]), dtype=kind, device=device)
             group["capturable"] = True
         self._call = GraphedCall[None](device)
-        self._inputs: tuple[Tensor, Tensor] | None = None
+        self._inputs: list[Tensor] | None = None  # token ids and targets
         self._steps: list[MicroStep] = []
         self._skipped = torch.zeros((), dtype=torch.bool, device=device)
         self._numbers = torch.zeros(2, device=device)  # loss and norm
 
     def update(
-        self, step: int, batch: tuple[np.ndarray, np.ndarray], monitor: LossMonitor, interrupted: Callable[[], bool]
+        self, step: int, batch: tuple[np.ndarray, ...], monitor: LossMonitor, interrupted: Callable[[], bool]
     ) -> StepResult | None:
         if interrupted():
             return None
         if self._inputs is None:
-            token_ids, targets = (torch.from_numpy(array).to(self.run.device) for array in batch)
-            self._inputs = token_ids, targets
+            self._inputs = [torch.from_numpy(array).to(self.run.device) for array in batch]
             self._steps = self._micro_steps(batch[1])
         note = None
         if self._call.can_capture and (reason := self._call.capture(self._compute, self._warm_up)):
@@ -115,7 +114,7 @@ class GraphedStep(TrainStep):
         """Forward, backward and update without synchronising with the host."""
         assert self._inputs is not None
         self._zero_grad()
-        loss = self._add_gradients(*self._inputs, self._steps, interrupted=lambda: False)
+        loss = self._add_gradients(self._inputs, self._steps, interrupted=lambda: False)
         assert loss is not None
         norm = self._clip()
         applied = loss.isfinite() & (norm < GRADIENT_LIMIT) & ~self._skipped

@@ -1,7 +1,7 @@
 """One optimizer update: the gradient of a batch in micro-steps, its norm, and the update itself, on every device."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -69,15 +69,16 @@ class TrainStep:
         self._forward = module
 
     def update(
-        self, step: int, batch: tuple[np.ndarray, np.ndarray], monitor: LossMonitor, interrupted: Callable[[], bool]
+        self, step: int, batch: tuple[np.ndarray, ...], monitor: LossMonitor, interrupted: Callable[[], bool]
     ) -> StepResult | None:
-        """One update with batch `step`, int64 (B, T) twice, unless `monitor` skips it; None if interrupted.
+        """One update with batch `step`, unless `monitor` skips it; None if interrupted.
 
-        A target is negative where a token has no loss.
+        A batch is token ids and targets, int64 (B, T), and segments where rows are packed. A target is negative where
+        a token has no loss.
         """
         self._begin(step)
-        token_ids, targets = (self._share(array) for array in batch)
-        loss = self._add_gradients(token_ids, targets, self._micro_steps(batch[1]), interrupted)
+        tensors = [self._share(array) for array in batch]
+        loss = self._add_gradients(tensors, self._micro_steps(batch[1]), interrupted)
         if loss is None:
             self._zero_grad()
             return None
@@ -158,21 +159,22 @@ class TrainStep:
         return steps
 
     def _add_gradients(
-        self, token_ids: Tensor, targets: Tensor, steps: list[MicroStep], interrupted: Callable[[], bool]
+        self, batch: Sequence[Tensor], steps: list[MicroStep], interrupted: Callable[[], bool]
     ) -> Tensor | None:
-        """Add up the gradients of int64 (B, T) twice in micro-steps; returns the mean loss in nats, a scalar.
+        """Add up the gradients of a batch, as `update` has it, in micro-steps; returns the mean loss in nats, a scalar.
 
         The mean over the ranks of what they return is that of all trained tokens of the batch. None if a rank was
         interrupted, which is checked between micro-steps.
         """
-        total = torch.zeros((), device=self.run.device)
+        total, rows = torch.zeros((), device=self.run.device), len(batch[0])
         for start, stop, share, masked in steps:
             if _any_rank(interrupted(), self.run.device):
                 return None
             # Casts kept for the backward pass are memory that checkpointing is there to save.
             autocast = self.run.autocast(keep_casts=not self.config.gradient_checkpointing)
-            with self._sync(stop >= len(token_ids)), autocast:
-                loss = self._forward(token_ids[start:stop], targets[start:stop], masked=masked)
+            token_ids, targets, *packed = (tensor[start:stop] for tensor in batch)
+            with self._sync(stop >= rows), autocast:
+                loss = self._forward(token_ids, targets, masked=masked, segments=packed[0] if packed else None)
             self.scaler.scale(loss * share).backward()
             total += loss.detach() * share
         return total

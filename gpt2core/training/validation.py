@@ -38,6 +38,7 @@ class Validation:
             "val_loss": val.loss if val else None,
             "val_perplexity": val.perplexity if val else None,
             "val_token_accuracy": val.token_accuracy if val else None,
+            "val_loss_stderr": val.blocks.stderr if val else None,
         }
         return {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
 

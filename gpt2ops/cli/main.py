@@ -91,6 +91,7 @@ COMMANDS = {
     "finetune": Command(
         "gpt2ops.cli.commands.finetune", "train on your text in one line", flags="gpt2ops.cli.flags.finetune"
     ),
+    "data": Command("gpt2ops.cli.commands.data.actions", "look at your data before you train on it"),
     "evaluate": Command(
         "gpt2ops.cli.commands.evaluate", "how well a model knows a text", flags="gpt2ops.cli.flags.evaluate"
     ),
@@ -123,7 +124,7 @@ COMMANDS = {
     "completion": Command("gpt2ops.cli.completion", "print the completion script of a shell"),
 }
 GROUPS = {
-    "train": ("init", "finetune", "evaluate"),
+    "train": ("init", "data", "finetune", "evaluate"),
     "use a model": ("generate", "app"),
     "runs and models": ("runs", "compare", "rerun", "models"),
     "exchange": ("import", "export", "push"),

@@ -47,6 +47,9 @@ class Params(Section):
             raise UserError(
                 key="train.sampler", value="sliding", rule=rule, remedy="set it to shuffled", kind=self.data.format
             )
+        if self.data.format == "text" and self.train.packing:
+            rule = "is for examples, and {data.format} is text, whose sequences are full"
+            raise UserError(key="train.packing", value=True, rule=rule, remedy="set it to false")
         share = self.train.batch_size % self.run.nproc_per_node
         if share:
             raise UserError(

@@ -185,6 +185,8 @@ class Train(Section, TrainSettings, by_recipe=CHOSEN):
     """Of examples (data.format), train the answers only; false: the prompts too."""
     long_examples: Literal["leave_out", "truncate"] = "leave_out"
     """What becomes of an example longer than sequence_length; without its answer it is left out in any case."""
+    packing: bool = False
+    """Put as many examples into a row as fit; none sees another."""
     eval_interval: int | Literal["epoch"] = 100
     """Steps between evaluations, or once an epoch."""
     sample_prompt: str = "ROMEO."

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from gpt2core.data.examples.template import template_of
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.storage.files import read_json, replaced_directory, write_json, write_text
@@ -50,6 +51,8 @@ def export_model(
     card = model_card(facts, repo_id=repo_id or directory.name, licence=licence, language=language, dtype=dtype)
     with replaced_directory(directory) as partial:
         write_files(loaded, partial, DTYPES[dtype])
+        if template := template_of(source):
+            template.save(partial)
         write_text(partial / "README.md", card)
         checks = check_export(partial)
     return Export(directory, facts, checks)

@@ -110,7 +110,7 @@ def measure(entry: "ModelVersion", held_out: HeldOut) -> Score:
 
     model = mlflow.pytorch.load_model(f"models:/{entry.name}/{entry.version}")
     text = open_split(paths.TOKENS, held_out.split)
-    return gate_score(model, text, int(entry.tags["block_size"]), held_out.tokens + 1)
+    return gate_score(model, text, int(entry.tags["block_size"]), held_out.first_tokens)
 
 
 def same_recipe(client: "MlflowClient", first: str, second: str) -> bool:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2core.evaluation.blocks import BLOCK_TOKENS, BlockLosses
+from gpt2core.evaluation.blocks import BLOCK_TOKENS, FEWEST_BLOCKS, BlockLosses
 from gpt2ops.params.sections import Gate
 from gpt2ops.registry.held_out import Champion, HeldOut, is_number, rounded
-from gpt2ops.registry.scoring.uncertainty import FEWEST_BLOCKS, Difference, difference
+from gpt2ops.registry.scoring.uncertainty import Difference, difference
 
 NOT_ENOUGH = "not enough text to tell"
 FEWEST_SEEDS = 3
@@ -87,7 +87,10 @@ def _verdict(
     if own > other:
         return f"Held-out perplexity is worse: {numbers}{luck}.", False
     if found.interval is None or not found.is_sure:
-        return f"Held-out perplexity is lower, but {_not_sure(found, held_out, seeds)}: {numbers}{luck}.", False
+        return (
+            f"Held-out perplexity is lower, but there is {_not_sure(found, held_out, seeds)}: {numbers}{luck}.",
+            False,
+        )
     if champion.same_recipe and not seeds:
         return (
             "Held-out perplexity is lower, but the settings of data, model and train are the champion's: which of two "
@@ -95,7 +98,7 @@ def _verdict(
         ), False
     needed = other * (1 - thresholds.min_improvement)
     if own < needed or (thresholds.min_improvement > 0 and own == needed):
-        alone = "" if seeds else " The luck of the seed is not in it: run.seeds is 1."
+        alone = "" if seeds else " The luck of the seed is not counted: that takes run.seeds: 3."
         return f"Held-out perplexity is better: {numbers}{luck}.{alone}", True
     return (
         f"Held-out perplexity is better by {1 - own / other:.1%} only, but register.gate.min_improvement is "
@@ -131,7 +134,7 @@ def more_text(found: Difference, tokens: int) -> str:
 
 def _not_sure(found: Difference, held_out: HeldOut, seeds: int) -> str:
     if found.interval is not None and seeds and found.times_more is None:
-        return "the seeds of one recipe lie as far apart, so that no amount of text would tell"
+        return "more luck than that in the seeds of one recipe, which lie as far apart whatever the text"
     more = more_text(found, held_out.tokens)
     more += "" if held_out.tokens >= held_out.split_tokens else " (evaluate.gate_tokens)"
     return f"{NOT_ENOUGH} ({more})"
@@ -148,7 +151,7 @@ def _same_blocks(first: BlockLosses, second: BlockLosses) -> bool:
 
 
 def _of(held_out: HeldOut) -> str:
-    return f" ({held_out.text})" if held_out.text else ""
+    return f", on {held_out.text}" if held_out.text else ""
 
 
 def _change(loss: float) -> str:

@@ -19,6 +19,7 @@ class HeldOut:
     protocol: str  # gpt2ops/registry/scoring/gate_score.py
     tokens: int = 0
     split_tokens: int = 0
+    first_tokens: int = 0  # read from the start of the split: of examples, only answers are scored
 
     def comparable_to(self, other: "HeldOut") -> bool:
         return (self.split, self.data_sha256, self.protocol) == (other.split, other.data_sha256, other.protocol)
@@ -54,7 +55,8 @@ def held_out_of(evaluation: Mapping[str, Any]) -> HeldOut | None:
         return None
     names = ("split", "data_sha256", "protocol")
     split, data_sha256, protocol = (str(score.get(name, "")) for name in names)
-    counts = (int(score[name]) if is_number(score.get(name)) else 0 for name in ("tokens", "split_tokens"))
+    keys = ("tokens", "split_tokens", "first_tokens")
+    counts = (int(score[name]) if is_number(score.get(name)) else 0 for name in keys)
     return HeldOut(split, float(score["perplexity"]), data_sha256, protocol, *counts)
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import random
 from difflib import get_close_matches
+from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
@@ -69,12 +70,14 @@ class TextModel(PythonModel):
     def load_context(self, context: Any) -> None:
         os.environ.update(short_waits(os.environ))
         from gpt2core import GPT, PackedGPT, Tokenizer
+        from gpt2core.data.examples.template import template_of
         from gpt2core.decoding.batching import SharedDecoder
         from gpt2core.runtime import pick_device
 
         device = pick_device("auto")
         model = GPT.from_pretrained(context.artifacts["model"]).to(device)
         self.block_size = model.config.block_size
+        self.template = template_of(Path(context.artifacts["model"]))
         self.tokenizer = Tokenizer()
         seconds = float(os.environ[TIMEOUT]) if TIMEOUT in os.environ else None
         self.decoder = SharedDecoder(PackedGPT(model) if device.type == "cpu" else model, self.tokenizer, seconds)
@@ -83,7 +86,7 @@ class TextModel(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[str] | list[list[str]]:
-        """Each prompt with what follows it; a list of texts a prompt where several are asked for.
+        """Each prompt with what follows it, or its answer; a list of texts a prompt where several are asked for.
 
         Raises OneLineError: HTTP 400 for a mistake of the user's, 504 where the server is too busy.
         """
@@ -115,16 +118,19 @@ class TextModel(PythonModel):
         draws = 1 if settings.num_beams > 1 else settings.num_return_sequences
         jobs = []
         for number, prompt in enumerate(prompts, start=1):
-            ids = self._encode(f"prompt {number}", prompt)
+            ids = self._encode(f"prompt {number}", self.template.prompt(prompt) if self.template else prompt)
             job = Job(ids, {**options, "max_new_tokens": self._new_tokens(number, prompt, len(ids), options)})
             if settings.do_sample:
                 first = random.SystemRandom().randrange(SEED_LIMIT) if seed is None else seed
                 job.seeds = [first + copy for copy in range(draws)]
             jobs.append(job)
         self.decoder.run(jobs)
-        if settings.num_return_sequences == 1:
-            return [prompt + job.texts[0] for prompt, job in zip(prompts, jobs, strict=True)]
-        return [[prompt + text for text in job.texts] for prompt, job in zip(prompts, jobs, strict=True)]
+        written = [[self._shown(prompt, text) for text in job.texts] for prompt, job in zip(prompts, jobs, strict=True)]
+        return [texts[0] for texts in written] if settings.num_return_sequences == 1 else written
+
+    def _shown(self, prompt: str, text: str) -> str:
+        """The prompt with what follows it; the answer alone where the model was trained to answer."""
+        return self.template.answer(text) if self.template else prompt + text
 
     def _encode(self, name: str, text: str) -> list[int]:
         try:

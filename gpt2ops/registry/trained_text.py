@@ -48,7 +48,7 @@ def may_have_trained_on(client: "MlflowClient", entry: "ModelVersion", held_out:
     with tempfile.TemporaryDirectory() as folder:
         theirs = read_passages(Path(client.download_artifacts(run_id, f"{FOLDER}/{FILE}", folder)))
     tokens = open_tokens(paths.TOKENS)
-    text = FirstTokens(tokens.split(held_out.split), held_out.tokens + 1)
+    text = FirstTokens(tokens.split(held_out.split), held_out.first_tokens)
     share = seen_share(text, theirs, train_passages(tokens.split("train")))
     if share is None:
         return "it may have trained on this held-out text, which is too short to tell"

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import gpt2core
+from gpt2core.data.examples.template import template_of
 from gpt2core.errors import UserError
 from gpt2ops.pipeline import paths
 from gpt2ops.process.startup import quick_imports
@@ -81,7 +82,13 @@ class FreshProcess:
 
     def ask(self, logged: LoggedModels, expected: Path) -> None:
         """Start the check against the .npz of token ids and logits; `answer` waits for its result."""
-        request = {"model_uri": logged.model_uri, "text_uri": logged.text_uri, "expected": str(expected)}
+        answers = template_of(paths.BEST_MODEL) is not None
+        request = {
+            "model_uri": logged.model_uri,
+            "text_uri": logged.text_uri,
+            "expected": str(expected),
+            "answers": answers,
+        }
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")

@@ -112,6 +112,8 @@ def _loss_words(history: History, train: Mapping[str, Any], metric: str) -> str:
     scored = [name for key, name in SCORED.items() if curve(history, key)[0]]
     if scored:
         parts.append(f"Scored on {' and '.join(scored)} at each evaluation ({scored_part(train)} of each).")
+    if any(row.get("val_loss_stderr") is not None for row in history):
+        parts.append("The band is the 95% interval of the validation loss, by the luck of the text.")
     if train.get("train_loss_full") is not None:
         parts.append(
             f"A full pass over the training text without dropout gave {train['train_loss_full']:.2f} (diamond)."

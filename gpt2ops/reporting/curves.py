@@ -1,7 +1,7 @@
 """Training curves on matplotlib axes, for the PNG files of the stage `plot` and the SVG charts of `report`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ CURVES = {
 }
 # More points than pixels are not visible.
 MAX_POINTS = 600
+WIDTH_95 = 1.96  # standard errors on each side
 FEW_POINTS = 5  # a line through fewer would suggest more than was measured
 
 History = Sequence[Mapping[str, Any]]
@@ -93,10 +94,29 @@ def draw_loss(axes: Any, history: History, metrics: Mapping[str, Any]) -> list[t
             markersize=5 if few else 3, label=line.label,
         )  # fmt: skip
         drawn.append((line, next(value for value in reversed(values) if not math.isnan(value))))
+    draw_band(axes, history, ORANGE)
     if (full := metrics.get("train_loss_full")) is not None:
         label = "training text without dropout, full pass"
         axes.plot([metrics["steps"]], [full], color=GREEN, linestyle="none", marker="D", markersize=5, label=label)
     return drawn
+
+
+def draw_band(axes: Any, history: History, color: str, shown: Callable[[float], float] = float) -> bool:
+    """The 95% interval of each validation loss, as `shown` gives it; False, with nothing drawn, where it is not known.
+
+    It is of the luck of the text that an evaluation scored; neighbours on one curve share that luck.
+    """
+    known = [row for row in history if row.get("val_loss") is not None and row.get("val_loss_stderr") is not None]
+    if not known:
+        return False
+    edges = [[row["val_loss"] + sign * WIDTH_95 * row["val_loss_stderr"] for row in known] for sign in (-1, 1)]
+    low, high = ([shown(min(loss, 700.0)) for loss in edge] for edge in edges)
+    steps = [row["step"] for row in known]
+    if len(known) < FEW_POINTS:
+        axes.vlines(steps, low, high, color=color, alpha=0.3, linewidth=4)
+    else:
+        axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+    return True
 
 
 def draw_curve(axes: Any, history: History, key: str) -> bool:
@@ -109,6 +129,8 @@ def draw_curve(axes: Any, history: History, key: str) -> bool:
         steps, values, color=BLUE, linestyle="none" if few else "-", linewidth=1.2,
         marker="o" if len(steps) < 40 else None, markersize=5 if few else 3,
     )  # fmt: skip
+    if key == "val_perplexity":
+        draw_band(axes, history, BLUE, math.exp)
     known = [value for value in values if not math.isnan(value)]
     if min(known) > 0 and max(known) / min(known) > 100:
         axes.set_yscale("log")

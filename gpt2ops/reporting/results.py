@@ -26,7 +26,7 @@ from gpt2ops.reporting.blocks import (
 )
 from gpt2ops.reporting.charts import loss_figure, small_figures
 from gpt2ops.reporting.inputs import Inputs
-from gpt2ops.reporting.intervals import interval_figure
+from gpt2ops.reporting.intervals import comparison_figure, interval_figure
 from gpt2ops.reporting.runs import Comparison, OtherRun
 from gpt2ops.training.references import published_for
 
@@ -89,7 +89,7 @@ def scores(inputs: Inputs) -> Section:
         if split != held_out and (score := inputs.score(split)):
             columns.append((f"{SPLIT_NAMES[split]} split".capitalize(), score))
     measures = (
-        ("Loss", "nats per token", "loss", loss_text),
+        ("Loss", "nats per token, ± standard error", "loss", loss_text),
         ("Perplexity", "95% interval", "perplexity", perplexity_text),
         ("Bits per byte", "", "bits_per_byte", loss_text),
         ("Token accuracy", "", "token_accuracy", lambda value: share_text(value, 1)),
@@ -108,12 +108,14 @@ def scores(inputs: Inputs) -> Section:
     blocks: list[Block] = [
         Table(caption, ["Measure", *(name for name, _ in columns)], rows, tuple(range(1, len(columns) + 1)), note)
     ]
-    if bars := interval_figure(columns):
+    if bars := interval_figure([column for column in columns if "before" not in column[0]]):
         blocks.append(Figures([bars]))
     blocks.append(Paragraph(reference_sentence(inputs)))
     gate = inputs.registered["gate"]
     decision = "The model passed the registry gate." if gate.get("passed") else "The registry gate refused the model."
     blocks.append(Paragraph(" ".join([decision, *gate.get("reasons", [])])))
+    if change := comparison_figure(inputs.registered.get("comparison") or {}):
+        blocks.append(Figures([change]))
     return Section("scores", "Scores", blocks)
 
 
@@ -123,10 +125,10 @@ def _detail(key: str, score: dict[str, Any]) -> str:
         low, high = score.get("perplexity_low"), score.get("perplexity_high")
         return "" if low is None or high is None else f"{perplexity_text(low)} to {perplexity_text(high)}"
     if key == "loss" and score.get("loss_stderr") is not None:
-        return f"± {score['loss_stderr']:.3f} standard error"
+        return f"± {score['loss_stderr']:.3f}"
     if key == "tokens" and score.get("split_tokens") is not None:
         left = score["split_tokens"] - score["tokens"]
-        return f"of {score['split_tokens']:,}, from the start" if left > 0 else "all of the split"
+        return f"the first of {score['split_tokens']:,}" if left > 0 else "all"
     return ""
 
 

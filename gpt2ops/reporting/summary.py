@@ -123,10 +123,11 @@ def _evaluation(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
         if (evaluation.get(split) or {}).get("perplexity") is not None
     ]
     recall = evaluation.get("verbatim_recall")
-    recalled = f"; {recall:.0%} of training passages repeated word for word" if recall is not None else ""
+    recalled = [f"{recall:.0%} of training passages repeated word for word"] if recall is not None else []
     verdict = str(evaluation.get("verdict", "unknown"))
     return [
-        ("perplexity", ", ".join(scores) + recalled),
+        *((name, score) for name, score in zip(["perplexity", "", ""], scores, strict=False)),
+        *(("recall", text) for text in recalled),
         ("verdict", f"{verdict}: {VERDICTS.get(verdict, VERDICTS['unknown'])}"),
     ]
 

@@ -1,7 +1,9 @@
 """The texts of `sample.settings` with their metrics, and texts of the model before training."""
 
+from dataclasses import replace
 from typing import Any
 
+from gpt2core.data.examples.template import Template, prompt_text, template_of
 from gpt2core.data.tokens import TokenSplit
 from gpt2core.errors import UserError
 from gpt2core.evaluation.overlap import distinct_n, longest_overlap
@@ -10,6 +12,7 @@ from gpt2core.runtime import pick_device
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.params.schema import Params
 from gpt2ops.params.sections import SampleSetting
+from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
 from gpt2ops.sampling.texts import Text, passages, write_texts
 from gpt2ops.training.initial_model import best_model, initial_model
@@ -82,7 +85,8 @@ def write_setting(
     params: Params, setting: SampleSetting, seed: int, model: GPT, tokenizer: Tokenizer
 ) -> list[list[Text]]:
     """The texts of each prompt. Prompts with the same number of new tokens are decoded in one batch."""
-    prompts = [tokenizer.encode(prompt) for prompt in params.sample.prompts]
+    template = template_of(paths.BEST_MODEL)
+    prompts = [tokenizer.encode(prompt_text(template, prompt)) for prompt in params.sample.prompts]
     places_by_room: dict[int, list[int]] = {}
     for place, token_ids in enumerate(prompts):
         room = new_tokens(params, setting, params.sample.prompts[place], token_ids, model.config.block_size)
@@ -95,8 +99,13 @@ def write_setting(
             written = write_texts(
                 model, [prompts[place] for place in batch], setting, seeds, tokenizer, max_new_tokens=room
             )
-            texts.update(zip(batch, written, strict=True))
+            texts.update(zip(batch, ([shown_after(template, text) for text in row] for row in written), strict=True))
     return [texts[place] for place in range(len(prompts))]
+
+
+def shown_after(template: Template | None, text: Text) -> Text:
+    """The text as it is shown after its prompt: an answer begins a line."""
+    return replace(text, text=f"\n{template.answer(text.text)}") if template else text
 
 
 def new_tokens(params: Params, setting: SampleSetting, prompt: str, token_ids: list[int], block_size: int) -> int:

@@ -31,6 +31,7 @@ def open_batches(params: Params, split: TokenSplit) -> AnyBatches:
         seed=params.run.seed,
         mask_prompt=train.mask_prompt,
         truncate=train.long_examples == "truncate",
+        packing=train.packing,
     )
 
 
@@ -44,15 +45,18 @@ def example_lines(params: Params, batches: AnyBatches, manifest: dict[str, Any])
     if not isinstance(batches, ExampleBatches):
         return []
     what = "the answers alone are trained" if params.train.mask_prompt else "prompts and answers are trained"
-    lines = [f"examples: {batches.windows_per_epoch:,} in the train split ({manifest['format']}); {what}"]
+    packed = f", packed in {batches.windows_per_epoch:,} rows" if params.train.packing else ""
+    lines = [f"examples: {batches.num_examples:,} in the train split ({manifest['format']}){packed}; {what}"]
     if batches.too_long:
         limit = params.train.sequence_length + 1
         named = [one for one in manifest["longest"] if one["tokens"] > limit]
         shown = "; ".join(f"{one['record']} ({one['tokens']:,})" for one in named[:MOST_NAMED])
         cut = batches.too_long - batches.left_out
-        fate = f"{batches.left_out:,} left out" + (f", {cut:,} cut" if cut else "")
-        if params.train.long_examples == "truncate" and batches.left_out:
-            fate += " (a cut would leave nothing of the answer)"
+        fates = [f"{cut:,} cut"] if cut else []
+        if batches.left_out:
+            why = ", as a cut would leave nothing of the answer" if cut else ""
+            fates.append(f"{batches.left_out:,} left out{why}")
+        fate = ", ".join(fates)
         lines.append(
             f"{batches.too_long:,} examples of the train split are longer than train.sequence_length "
             f"({params.train.sequence_length:,} tokens and the one after them): {fate}; the longest of all: {shown}"

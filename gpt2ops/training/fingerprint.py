@@ -31,6 +31,7 @@ LATER_KEYS = {
     "train.cuda_graph": "auto",
     "train.mask_prompt": True,
     "train.long_examples": "leave_out",
+    "train.packing": False,
     "kernels": "auto",
     "model.activation_function": "gelu_new",
     "model.tie_word_embeddings": True,

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from gpt2core.config import GPT2_VOCAB_SIZE, GPTConfig
+from gpt2core.data.examples.template import Template, template_of
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.storage.files import read_json, sha256_file
@@ -26,6 +27,11 @@ def initial_model(params: Params) -> GPT:
 
 def load_model(name: str, key: str) -> GPT:
     """The model `name`, the value of setting `key`. Raises UserError if it is missing or has another vocabulary."""
+    return load_with_template(name, key)[0]
+
+
+def load_with_template(name: str, key: str) -> tuple[GPT, Template | None]:
+    """As `load_model`, with the template of the examples that the model was trained on, None for text."""
     try:
         directory = resolve_model(name)
         if directory not in RELEASED and not Path(directory).is_dir():
@@ -41,7 +47,7 @@ def load_model(name: str, key: str) -> GPT:
             rule=f": vocab_size is {model.config.vocab_size}, but GPT-2's tokenizer has {GPT2_VOCAB_SIZE} tokens",
             remedy="choose a model that was made with that tokenizer",
         )
-    return model
+    return model, template_of(Path(directory))
 
 
 def initial_weights_sha256(params: Params) -> str | None:

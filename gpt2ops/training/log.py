@@ -72,8 +72,10 @@ class TrainingLog(TrainerEvents):
     def on_start(self, trainer: TrainerView) -> None:
         # An interrupted run may have its checkpoint at step 0.
         start = "starting" if trainer.saved_step is None else f"resuming after step {trainer.step}"
+        size, tokens = f"{trainer.batch_size} x {trainer.sequence_length}", trainer.tokens_per_step
+        whole = tokens == trainer.batch_size * trainer.sequence_length
         self.say(
-            f"{start}: {trainer.batch_size} x {trainer.sequence_length} = {trainer.tokens_per_step:,} tokens a step, "
+            f"{start}: {f'{size} = ' if whole else f'{trainer.batch_size} examples, about '}{tokens:,} tokens a step, "
             f"{trainer.batches_per_epoch:,} batches an epoch, at most {trainer.total_steps:,} steps"
         )
 

@@ -19,7 +19,7 @@ from gpt2core.importing.tf_checkpoint import read_tf_checkpoint
 from gpt2core.storage.bounds import Budget, read_whole
 from gpt2core.storage.files import atomic_path
 from tests.support.small_project import ROOT
-from tests.support.tensorflow_checkpoint import block, message, varint, write_checkpoint
+from tests.support.tensorflow_checkpoint import block, message, varint, write_checkpoint, write_table
 
 GROWTH = 250 * 2**20  # bytes that a child may take beyond its imports
 
@@ -115,19 +115,6 @@ def test_a_small_tensorflow_index_cannot_keep_its_reader_at_work(tmp_path: Path,
     assert index.stat().st_size < 2_000_000
     with pytest.raises(UserError, match="claims more bytes of names than"):
         read_tf_checkpoint(tmp_path / "model-1")
-
-
-def write_table(file: Path, parts: list[bytes], repeats: int = 1) -> None:
-    """A LevelDB table of these blocks, each in the index `repeats` times."""
-    table, handles = b"", []
-    for part in parts:
-        handles += [(b"%08d" % n, varint(len(table)) + varint(len(part))) for n in range(repeats)]
-        table += part + b"\0\0\0\0\0"
-    footer = b""
-    for part in (block([]), block(handles)):
-        footer += varint(len(table)) + varint(len(part))
-        table += part + b"\0\0\0\0\0"
-    file.write_bytes(table + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57))
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no devices here")

@@ -31,6 +31,7 @@ PAGES = (
     "README.md",
     "docs/start.md",
     "docs/own_text.md",
+    "docs/examples.md",
     "docs/decoding.md",
     "docs/serving.md",
     "docs/scale.md",

@@ -65,6 +65,19 @@ def write_checkpoint(tensors: dict[str, torch.Tensor], folder: Path, prefix: str
     (folder / f"{prefix}.data-00000-of-00001").write_bytes(data)
 
 
+def write_table(file: Path, parts: list[bytes], repeats: int = 1) -> None:
+    """A LevelDB table of these blocks, each in the index `repeats` times."""
+    table, handles = b"", []
+    for part in parts:
+        handles += [(b"%08d" % n, varint(len(table)) + varint(len(part))) for n in range(repeats)]
+        table += part + b"\0\0\0\0\0"
+    footer = b""
+    for part in (block([]), block(handles)):
+        footer += varint(len(table)) + varint(len(part))
+        table += part + b"\0\0\0\0\0"
+    file.write_bytes(table + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57))
+
+
 def as_tensorflow(model: NanoGPT) -> dict[str, torch.Tensor]:
     """OpenAI's names; matrices are convolutions of width 1, (1, in, out)."""
     tensors = {"model/wte": model.transformer["wte"].weight, "model/wpe": model.transformer["wpe"].weight}

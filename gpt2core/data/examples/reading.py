@@ -51,8 +51,9 @@ def read_examples(
     Raises UserError naming file and record of one without an answer, of an unknown role or of wrong fields.
     """
     turns_of = _completion if kind == "completion" else _chat
+    columns = [fields.prompt, fields.completion] if kind == "completion" else [fields.messages]
     for path in files:
-        for where, record in _records(path, kind, fields, on_bytes or _ignore):
+        for where, record in _records(path, columns, on_bytes or _ignore):
             if not isinstance(record, dict):
                 raise refused(path, f"{where}: not an object but {type(record).__name__}")
             try:
@@ -60,6 +61,12 @@ def read_examples(
             except _RecordError as error:
                 raise refused(path, f"{where}: {error.reason}", error.remedy) from None
             yield Example(turns, path.name, where)
+
+
+def first_record(path: Path) -> dict[str, Any]:
+    """The first record of a file, empty where there is none or it is no object. Raises UserError as `read_examples`."""
+    _, record = next(_records(path, None, _ignore), ("", {}))
+    return record if isinstance(record, dict) else {}
 
 
 def check_examples(path: Path, kind: str, fields: Fields) -> None:
@@ -72,11 +79,11 @@ def _ignore(num_bytes: int) -> None:
     pass
 
 
-def _records(path: Path, kind: str, fields: Fields, on_bytes: Callable[[int], None]) -> Iterator[tuple[str, Any]]:
+def _records(path: Path, columns: list[str] | None, on_bytes: Callable[[int], None]) -> Iterator[tuple[str, Any]]:
+    """Each with its place; of a .parquet file `columns` only, all where it is None."""
     suffix, compression = file_format(path)
     if suffix not in RECORDS:
         raise refused(path, f"examples are records, and {suffix} is text", f"give {', '.join(RECORDS)}")
-    columns = [fields.prompt, fields.completion] if kind == "completion" else [fields.messages]
     if suffix == ".parquet":
         return parquet_records(path, columns, on_bytes)
     blocks = decoded(path, decompressed(path, compression, on_bytes))

@@ -90,6 +90,16 @@ TEMPLATES = {
 }
 
 
+def prompt_text(template: Template | None, text: str) -> str:
+    """What a model of this template reads for the prompt `text`: the text itself where there is none."""
+    return template.prompt(text) if template else text
+
+
+def answer_text(template: Template | None, text: str) -> str:
+    """What such a model has answered, of the `text` that it has written after a prompt."""
+    return template.answer(text) if template else text
+
+
 def template_of(directory: Path) -> Template | None:
     """The template with which the model in `directory` was trained; None for plain text, and for a foreign template."""
     path = directory / TEMPLATE_FILE

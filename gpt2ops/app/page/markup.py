@@ -92,15 +92,15 @@ def _section(request: GenerationRequest, output: ModelOutput, several: bool) -> 
     if output.is_done:
         texts = [_finished(request, output, number, count) for number in range(count)]
     elif any(output.so_far):
-        texts = [_growing(request, text, number, count) for number, text in enumerate(output.so_far)]
+        texts = [_growing(request, output, text, number, count) for number, text in enumerate(output.so_far)]
     else:
         texts = [f'<p class="quiet">Searching: step {output.steps} …</p>']
     return f'<section class="answer">{title}{"".join(texts)}</section>'
 
 
-def _growing(request: GenerationRequest, text: str, number: int, count: int) -> str:
+def _growing(request: GenerationRequest, output: ModelOutput, text: str, number: int, count: int) -> str:
     heading = f'<header><span class="facts">{_number(number, count)}writing …</span></header>'
-    return f'<article class="text">{heading}<div class="body">{_prompt(request)}{escape(text)}</div></article>'
+    return f'<article class="text">{heading}<div class="body">{_prompt(request, output)}{escape(text)}</div></article>'
 
 
 def _finished(request: GenerationRequest, output: ModelOutput, number: int, count: int) -> str:
@@ -127,7 +127,7 @@ def _finished(request: GenerationRequest, output: ModelOutput, number: int, coun
         f'<span class="actions">{_button("copy", "Copy")}{_button("continue", "Continue")}</span></header>'
     )
     body = '<div class="body" tabindex="0" aria-label="Text; arrow keys move from token to token">'
-    return f'<article class="text">{heading}{note}{body}{_prompt(request)}{_tokens(written)}</div></article>'
+    return f'<article class="text">{heading}{note}{body}{_prompt(request, output)}{_tokens(written)}</div></article>'
 
 
 def _tokens(written: GeneratedText) -> str:
@@ -163,8 +163,9 @@ def _rounded(probability: float) -> float:
     return float(f"{probability:.3g}")
 
 
-def _prompt(request: GenerationRequest) -> str:
-    return f'<span class="prompt">{escape(request.prompt)}</span>'
+def _prompt(request: GenerationRequest, output: ModelOutput) -> str:
+    """An answer begins a line."""
+    return f'<span class="prompt">{escape(request.prompt)}</span>' + ("\n" if output.answers else "")
 
 
 def _number(number: int, count: int) -> str:

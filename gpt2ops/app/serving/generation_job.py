@@ -61,6 +61,7 @@ class GenerationJob:
         self._searches = "num_beams" in STRATEGIES[setting.decoding].keys
         self._deadline = math.inf
         self._after_prompt = False
+        self.answers = loaded.template is not None
         self.steps = 0
         self.seconds = 0.0  # of generation, set at its end
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from gpt2core.config import GPT2_VOCAB_SIZE
+from gpt2core.data.examples.template import Template, template_of
 from gpt2core.decoding.packed.linear import Weights
 from gpt2core.decoding.packed.model import PackedGPT
 from gpt2core.errors import UserError
@@ -44,6 +45,7 @@ class LoadedModel:
     name: str
     model: GPT | PackedGPT
     block_size: int
+    template: Template | None = None  # of a model that was trained on examples
 
 
 class ModelCache:
@@ -67,7 +69,7 @@ class ModelCache:
                     self._loaded.popitem(last=False)
             self._loaded.move_to_end(version)
             model = self._loaded[version]
-        return LoadedModel(name, model, model.config.block_size)
+        return LoadedModel(name, model, model.config.block_size, template_of(directory))
 
     def _open(self, name: str, directory: Path) -> GPT | PackedGPT:
         try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from threading import Event
 from typing import Protocol
 
+from gpt2core.data.examples.template import prompt_text
 from gpt2core.errors import UserError
 from gpt2core.tokenizer import Tokenizer
 from gpt2ops.app.serving.generation_job import GeneratedText, GenerationJob
@@ -50,6 +51,7 @@ class ModelOutput:
     steps: int = 0
     seconds: float = 0.0  # of generation, without waiting and loading
     is_done: bool = False
+    answers: bool = False  # the texts are answers, not what continues the prompt
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,6 @@ class GenerationService:
 
     async def _generate(self, request: GenerationRequest, stop: Event) -> AsyncIterator[GenerationProgress]:
         self.limits.check(request.prompt, request.setting)
-        prompt_ids = self._tokenizer.encode(request.prompt)
         loop = asyncio.get_running_loop()
         with self._queue.join() as queued:
             before = 0
@@ -115,7 +116,13 @@ class GenerationService:
             loaded = [await loop.run_in_executor(self._threads, self.cache.load, name) for name in request.models]
             jobs = [
                 GenerationJob(
-                    one, prompt_ids, request.setting, request.seed, self._tokenizer, stop, self.limits.seconds
+                    one,
+                    self._tokenizer.encode(prompt_text(one.template, request.prompt)),
+                    request.setting,
+                    request.seed,
+                    self._tokenizer,
+                    stop,
+                    self.limits.seconds,
                 )
                 for one in loaded
             ]
@@ -130,7 +137,7 @@ class GenerationService:
                 while not task.done():
                     if job.steps != seen:
                         seen = job.steps
-                        output = ModelOutput(name, tuple(job.so_far), steps=seen)
+                        output = ModelOutput(name, tuple(job.so_far), steps=seen, answers=job.answers)
                         yield GenerationProgress("Writing.", (*done, output))
                     await asyncio.wait([task], timeout=_POLL_SECONDS)
                 done = (*done, await task)
@@ -145,4 +152,4 @@ class GenerationService:
             GeneratedText(text, choices, finder.find(text.token_ids) if finder else []) for text, choices in texts
         )
         output = ModelOutput(name, tuple(one.text.text for one in written), written, job.steps)
-        return replace(output, seconds=job.seconds, is_done=True)
+        return replace(output, seconds=job.seconds, is_done=True, answers=job.answers)

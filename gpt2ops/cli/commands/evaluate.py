@@ -58,6 +58,10 @@ def run(arguments: argparse.Namespace) -> None:
     scores = {
         name: score(model, name, tokens, arguments, (block_size, stride), runtime) for name, tokens in texts.items()
     }
+    entries = {
+        name: score_entry(result, arguments.max_tokens or len(texts[name]), len(texts[name]))
+        for name, result in scores.items()
+    }
     if arguments.json:
         put_json(
             {
@@ -65,12 +69,11 @@ def run(arguments: argparse.Namespace) -> None:
                 "protocol": {"block_size": block_size, "stride": stride, "max_tokens": arguments.max_tokens},
                 "device": str(runtime.device),
                 "precision": runtime.precision,
-                "scores": {name: score_entry(result, len(texts[name])) for name, result in scores.items()},
+                "scores": entries,
             }
         )
         return
     headers = ["TEXT", "TOKENS", "LOSS", "PERPLEXITY", "BITS/BYTE", "FIRST GUESS RIGHT"]
-    entries = {name: score_entry(result, len(texts[name])) for name, result in scores.items()}
     rows = [
         [
             name,

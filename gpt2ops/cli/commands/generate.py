@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from gpt2core.data.examples.template import Template, answer_text
 from gpt2core.decoding.streaming import PieceWriter
 from gpt2core.errors import UserError
 from gpt2ops.cli.flags.decoding import decoding_setting
@@ -35,13 +36,13 @@ def run(arguments: argparse.Namespace) -> None:
     prompt = read_prompt(arguments)
     seed = setting.seed if setting.seed is not None else random.SystemRandom().randrange(SEED_LIMIT)
     writer = open_writer(arguments)
-    writer.check_fits(len(writer.tokenizer.encode(prompt)), setting)
+    writer.check_fits(len(writer.encode(prompt)), setting)
     if arguments.stream:
         stream_texts(writer, prompt, setting, seed, as_json=arguments.json)
     else:
-        (texts,) = writer.write([writer.tokenizer.encode(prompt)], setting, [seed])
+        (texts,) = writer.write([writer.encode(prompt)], setting, [seed])
         for number, text in enumerate(texts):
-            show(number, len(texts), prompt, text, setting, seed, as_json=arguments.json)
+            show(number, len(texts), prompt, text, setting, seed, as_json=arguments.json, alone=bool(writer.template))
 
 
 def stream_texts(writer: Writer, prompt: str, setting: DecodingSetting, seed: int, *, as_json: bool) -> None:
@@ -49,18 +50,25 @@ def stream_texts(writer: Writer, prompt: str, setting: DecodingSetting, seed: in
     count = setting.num_sequences or 1
     for number in range(count):
         if not as_json:
-            put(heading(number, count) + prompt)
-        pieces = PieceWriter(writer.tokenizer, piece_printer(number, as_json), [writer.tokenizer.eot_id])
+            put(heading(number, count) + ("" if writer.template else prompt))
+        printer = piece_printer(number, as_json, writer.template)
+        pieces = PieceWriter(writer.tokenizer, printer, [writer.tokenizer.eot_id])
         options = {"streamer": pieces, "num_return_sequences": 1}
-        (texts,) = writer.write([writer.tokenizer.encode(prompt)], setting, [seed + number], **options)
+        (texts,) = writer.write([writer.encode(prompt)], setting, [seed + number], **options)
         if as_json:
             show(number, count, prompt, texts[0], setting, seed, as_json=True)
         else:
             put("\n")
 
 
-def piece_printer(number: int, as_json: bool) -> Callable[[str], None]:
+def piece_printer(number: int, as_json: bool, template: Template | None) -> Callable[[str], None]:
+    """Prints the pieces of a text, an answer without the template's own blank."""
+    begun = False
+
     def write(piece: str) -> None:
+        nonlocal begun
+        if piece and not begun:
+            piece, begun = answer_text(template, piece), True
         if piece:
             put(as_line({"sequence": number + 1, "piece": piece}) if as_json else piece)
 
@@ -68,12 +76,21 @@ def piece_printer(number: int, as_json: bool) -> Callable[[str], None]:
 
 
 def show(
-    number: int, count: int, prompt: str, text: Text, setting: DecodingSetting, seed: int, *, as_json: bool
+    number: int,
+    count: int,
+    prompt: str,
+    text: Text,
+    setting: DecodingSetting,
+    seed: int,
+    *,
+    as_json: bool,
+    alone: bool = False,
 ) -> None:
+    """Print a text after its prompt, or an answer `alone`."""
     if as_json:
         put(as_line(as_object(number, prompt, text, setting, seed)))
     else:
-        put(f"{heading(number, count)}{prompt}{text.text}\n")
+        put(f"{heading(number, count)}{'' if alone else prompt}{text.text}\n")
 
 
 def as_object(number: int, prompt: str, text: Text, setting: DecodingSetting, seed: int) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def write(imported: "ImportedModel", source: str, output: "Any") -> None:
     """Write the model, its tokenizer, and `import.json`, which records the source."""
     from pathlib import Path
 
+    from gpt2core.data.examples.template import template_of
     from gpt2core.storage.files import replaced_directory, write_json
     from gpt2core.tokenizer import Tokenizer
 
@@ -100,6 +101,8 @@ def write(imported: "ImportedModel", source: str, output: "Any") -> None:
         # safetensors makes a file for its owner only; whoever may read the rest may read this.
         (partial / "model.safetensors").chmod((partial / "config.json").stat().st_mode)
         Tokenizer().save(partial)
+        if template := template_of(Path(source)):
+            template.save(partial)
         write_json(partial / "import.json", {"source": Path(source).name, **facts(imported)})
 
 

@@ -99,7 +99,7 @@ def setting_of(name: str, number: int, values: dict[str, Any], flags: dict[str, 
 
 
 def line_of(name: str, number: int, values: dict[str, Any], setting: DecodingSetting, writer: Writer) -> Line:
-    token_ids = writer.tokenizer.encode(values["prompt"])
+    token_ids = writer.encode(values["prompt"])
     try:
         writer.check_fits(len(token_ids), setting)
     except UserError as error:

@@ -3,12 +3,13 @@
 import argparse
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gpt2core.data.examples.template import Template, answer_text, prompt_text
 from gpt2core.decoding.packed.linear import Weights
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
@@ -16,7 +17,7 @@ from gpt2core.tokenizer import Tokenizer
 from gpt2ops.cli.flags.decoding import in_flags
 from gpt2ops.params.decoding import DecodingSetting
 from gpt2ops.sampling.texts import Text, with_weights, write_texts
-from gpt2ops.training.initial_model import load_model
+from gpt2ops.training.initial_model import load_with_template
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,21 @@ class Writer:
     tokenizer: Tokenizer
     block_size: int
     fingerprint: str  # of the weights, 12 hex digits
+    template: Template | None = None  # of a model that was trained on examples
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt, as the model was trained to read it."""
+        return self.tokenizer.encode(prompt_text(self.template, prompt))
 
     def write(
         self, prompts: list[list[int]], setting: DecodingSetting, seeds: list[int], **options: Any
     ) -> list[list[Text]]:
         """As `write_texts`; errors name the flags."""
         try:
-            return write_texts(self.model, prompts, setting, seeds, self.tokenizer, **options)
+            written = write_texts(self.model, prompts, setting, seeds, self.tokenizer, **options)
         except UserError as error:
             raise in_flags(error) from None
+        return [[replace(text, text=answer_text(self.template, text.text)) for text in texts] for texts in written]
 
     def check_fits(self, prompt_length: int, setting: DecodingSetting) -> None:
         """Raises UserError where the text may exceed block_size and the window does not slide."""
@@ -56,9 +63,9 @@ class Writer:
 
 def open_writer(arguments: argparse.Namespace) -> Writer:
     """The model of --model, its weights stored as --weights says, on the GPU where there is one."""
-    model = load_model(arguments.model, "--model")
+    model, template = load_with_template(arguments.model, "--model")
     known = fingerprint(model, arguments.weights)
-    return Writer(with_weights(model, arguments.weights), Tokenizer(), model.config.block_size, known)
+    return Writer(with_weights(model, arguments.weights), Tokenizer(), model.config.block_size, known, template)
 
 
 def fingerprint(model: GPT, weights: Weights) -> str:

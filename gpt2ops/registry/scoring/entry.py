@@ -2,17 +2,18 @@
 
 from typing import Any
 
-from gpt2core.evaluation.blocks import BLOCK_TOKENS
+from gpt2core.evaluation.blocks import BLOCK_TOKENS, FEWEST_BLOCKS
 from gpt2core.evaluation.scores import Score
-from gpt2ops.registry.scoring.uncertainty import FEWEST_BLOCKS, uncertainty
+from gpt2ops.registry.scoring.gate_score import scorable_tokens
+from gpt2ops.registry.scoring.uncertainty import uncertainty
 
 
-def score_entry(score: Score, split_tokens: int) -> dict[str, Any]:
-    """The score with how sure it is and of how much of the split: None where there are too few blocks to say."""
+def score_entry(score: Score, read: int, everything: int) -> dict[str, Any]:
+    """The score of the first `read` tokens of `everything`, with how sure it is: None where that cannot be said."""
     sure = uncertainty(score.blocks)
     return {
         **score.as_dict(),
-        "split_tokens": split_tokens - 1,
+        "split_tokens": scorable_tokens(score, read, everything),
         "blocks": len(score.blocks),
         "block_unit": score.blocks.unit,
         "loss_stderr": sure.stderr if sure else None,

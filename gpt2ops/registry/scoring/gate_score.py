@@ -4,7 +4,6 @@ It is a function of the model, the text and evaluate.gate_tokens alone, so it pu
 one of two models each could beat the other.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,6 +35,11 @@ def gate_score(
     return score
 
 
+def scorable_tokens(score: Score, read: int, everything: int) -> int:
+    """How many of a text's tokens could be scored, of which `read` were read: of examples, only answers can be."""
+    return score.tokens if read >= everything else everything - 1
+
+
 def gate_entry(
     model: GPT, tokens: TokenSet, split: str, most: int | None, batch_size: int, device: torch.device
 ) -> tuple[dict[str, Any], Score]:
@@ -47,13 +51,9 @@ def gate_entry(
         "split": split,
         "perplexity": score.perplexity,
         "tokens": score.tokens,
-        "split_tokens": len(text) - 1,
+        "first_tokens": count,
+        "split_tokens": scorable_tokens(score, count, len(text)),
         "data_sha256": tokens.manifest["sha256"],
         "protocol": protocol(count),
     }
     return entry, score
-
-
-def first_tokens(gate: Mapping[str, Any]) -> int:
-    """How many tokens of the split the gate entry is of; the first of them has no loss."""
-    return int(gate["tokens"]) + 1

@@ -51,7 +51,7 @@ class Scorer:
 
     def entry(self, name: str, score: Score | None) -> dict[str, Any] | None:
         """What evaluate.json says of a score."""
-        return None if score is None else score_entry(score, len(self.corpus.split(name)))
+        return None if score is None else score_entry(score, self.tokens[name], len(self.corpus.split(name)))
 
 
 def evaluate_model(

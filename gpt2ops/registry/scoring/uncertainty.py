@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt2core.evaluation.blocks import BlockLosses
+from gpt2core.evaluation.blocks import FEWEST_BLOCKS, BlockLosses
 
 CONFIDENCE = 0.95
-FEWEST_BLOCKS = 5  # of fewer, no interval holds what it says
 DRAWS = 10_000
-_MOST_BLOCKS = 1000  # of more, neighbours are drawn together
+_MOST_BLOCKS = 300  # of more, neighbours are drawn together
 _DRAWS_AT_ONCE = 500
 _SEED = 0  # the same losses always have the same interval
 _POWER = 0.8

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpt2core.config import GPTConfig
-from gpt2core.evaluation.blocks import BLOCK_TOKENS, FEWEST_DOCUMENTS, blocks_of
+from gpt2core.evaluation.blocks import BLOCK_TOKENS, FEWEST_BLOCKS, FEWEST_DOCUMENTS, BlockLosses, blocks_of
 from gpt2core.evaluation.scores import evaluate
 from gpt2core.model import GPT
 from tests.support.training import ArrayTokens
@@ -62,3 +62,11 @@ def test_a_score_has_the_losses_of_its_blocks():
     assert part.blocks.sums[0] == pytest.approx(
         evaluate(model, tokens, block_size=16, stride=1).blocks.sums[0], rel=1e-5
     )
+
+
+def test_the_standard_error_is_that_of_a_mean_for_blocks_of_one_size():
+    means = np.random.default_rng(0).normal(4, 0.3, 50)
+    found = BlockLosses(means * 512, np.full(50, 512), "512 tokens")
+    assert found.stderr == pytest.approx(means.std(ddof=1) / 50**0.5)
+    few = FEWEST_BLOCKS - 1
+    assert BlockLosses(means[:few] * 512, np.full(few, 512), "512 tokens").stderr is None

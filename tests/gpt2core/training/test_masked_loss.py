@@ -38,7 +38,7 @@ def masked_batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return tokens[:, :-1].copy(), targets
 
 
-def gradients_of(step: TrainStep, batch: tuple[np.ndarray, np.ndarray]) -> tuple[float, list[torch.Tensor]]:
+def gradients_of(step: TrainStep, batch: tuple[np.ndarray, ...]) -> tuple[float, list[torch.Tensor]]:
     """Loss and gradients of an update, which is kept from changing the weights."""
     taken: list[torch.Tensor] = []
     step._apply = lambda apply_update: taken.extend(p.grad.clone() for p in step.model.parameters())
@@ -69,6 +69,21 @@ def test_gradients_are_those_of_one_example_at_a_time_by_torch(seed: int, micro:
     step = TrainStep(model_of(seed), replace(CONFIG, **changes), RUN, 20)
     loss, found = gradients_of(step, batch)
     expected_loss, expected = by_torch(model_of(seed), batch)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, wanted, **CLOSE)
+
+
+def test_an_update_of_packed_rows_hands_each_micro_step_its_segments() -> None:
+    """A row of two halves that do not see each other trains as two rows."""
+    ids, targets = masked_batch(5)
+    halves = np.array([[0] * 5 + [1] * 6] * ROWS)
+    step = TrainStep(model_of(5), replace(CONFIG, micro_batch_size=2, max_grad_norm=None), RUN, 20)
+    loss, found = gradients_of(step, (ids, targets, halves))
+    apart = np.full((2 * ROWS, 6), 0), np.full((2 * ROWS, 6), -1)
+    for whole, cut in zip((ids, targets), apart, strict=True):
+        cut[:ROWS, :5], cut[ROWS:] = whole[:, :5], whole[:, 5:]
+    expected_loss, expected = by_torch(model_of(5), apart)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     for ours, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, wanted, **CLOSE)

@@ -16,6 +16,8 @@ import pytest
 import yaml
 
 from gpt2core.data.corpus import read_corpus
+from gpt2core.data.examples.reading import Fields, read_examples
+from gpt2core.data.examples.template import Turn
 from gpt2core.data.tokens import open_split, open_tokens
 from gpt2core.errors import UserError
 from gpt2core.tokenizer import END_OF_TEXT, Tokenizer
@@ -221,6 +223,28 @@ def test_a_hub_data_set_is_written_split_by_split(project: Path) -> None:
     assert text.split("<|endoftext|>")[:-1] == [f"{split} {i} é" for split in ("train", "test") for i in range(3)]
     with pytest.raises(UserError, match="no field 'text' \\(it has 'story'\\)"):
         run_download(source=f"hf:{folder}")
+
+
+@pytest.mark.parametrize("kind", ["completion", "chat"])
+def test_a_hub_data_set_of_examples_keeps_the_fields_that_are_asked_for(project: Path, kind: str) -> None:
+    folder = project / "pairs"
+    folder.mkdir()
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    record = {"question": "a", "completion": "b", "messages": messages, "number": 1}
+    (folder / "train.jsonl").write_text(json.dumps(record) + "\n")
+    fields = {"prompt": "question"}
+    provenance = run_download(source=f"hf:{folder}", format=kind, fields=fields)
+    files = [paths.RAW / entry["file"] for entry in provenance["files"]]
+    (example,) = read_examples(files, kind, Fields(prompt="question"))
+    assert example.turns == (Turn("user", "a"), Turn("assistant", "b"))
+    with pytest.raises(UserError, match="'wrong'.*data.fields"):
+        run_download(source=f"hf:{folder}", format=kind, fields={**fields, "completion": "wrong", "messages": "wrong"})
+
+
+def test_a_wrong_record_is_named_with_the_key_that_says_its_field(project: Path) -> None:
+    (project / "pairs.jsonl").write_text('{"prompt": "a", "reply": "b"}\n')
+    with pytest.raises(UserError, match=r"pairs.jsonl: line 1: no field 'completion'.*set data.fields.completion"):
+        run_download(source="pairs.jsonl", format="completion")
 
 
 def test_a_config_of_a_hub_data_set_is_its_third_part() -> None:

@@ -50,6 +50,10 @@ ROOT = Path(__file__).parents[3]
         ({"train": {"eval_interval": 1.5}}, "fractional part; or input should be 'epoch'."),
         ({"register": {"name": "a", "text_name": "a"}}, "give them different names"),
         ({"register": {"name": ".."}}, "register.name"),
+        ({"data": {"format": "chat", "split_by": "tokens"}}, "data.split_by ('tokens') cuts examples in two"),
+        ({"data": {"format": "chat"}, "train": {"sampler": "sliding"}}, "train.sampler ('sliding') is for text"),
+        ({"train": {"packing": True}}, "train.packing (true) is for examples"),
+        ({"data": {"fields": {"prompt": ""}}}, "data.fields.prompt ('')"),
         ({"train": {"stop": {"max_epochs": 1e300}}}, "train.stop.max_epochs"),
     ],
 )

@@ -219,7 +219,7 @@ def test_a_difference_within_that_of_the_seeds_is_luck():
     assert verdict(champion(20.0), 19.0).passed
     result = verdict(champion(20.0), 19.0, train={**TRAIN, "seeds": seeds})
     assert not result.passed
-    assert "the seeds of one recipe lie as far apart" in result.reasons[0]
+    assert "more luck than that in the seeds of one recipe" in result.reasons[0]
     assert result.comparison.as_dict()["seed_stdev"] == 0.05
     assert verdict(champion(20.0), 12.0, train={**TRAIN, "seeds": seeds}).passed
 

@@ -88,6 +88,7 @@ def write_outputs(seed, perplexity, data_sha256="ab" * 32, **evaluation):
         "perplexity": perplexity,
         "tokens": tokens - 1,
         "split_tokens": tokens - 1,
+        "first_tokens": tokens,
         "data_sha256": data_sha256,
         "protocol": protocol(tokens),
     }
@@ -137,7 +138,7 @@ def test_a_stranger_loads_the_champion_and_gets_the_trained_models_logits(projec
     report = registered()
     assert (report["version"], report["text_version"], report["alias"]) == ("1", "1", "champion")
     assert report["gate"]["reasons"] == [
-        "There was no champion yet. Its held-out perplexity is 20.00 (all 5,119 tokens of test)."
+        "There was no champion yet. Its held-out perplexity is 20.00, on all 5,119 tokens of test."
     ]
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     code = f"""
@@ -216,7 +217,7 @@ def test_a_worse_model_is_a_challenger_and_a_better_one_takes_the_place(project)
     worse = registered()
     assert (worse["version"], worse["alias"], worse["gate"]["passed"]) == ("2", "challenger", False)
     assert worse["gate"]["reasons"][0].startswith(
-        "Held-out perplexity is worse: 25.00 against 20.00 of the champion (version 1) (all 5,119 tokens of test)"
+        "Held-out perplexity is worse: 25.00 against 20.00 of the champion (version 1), on all 5,119 tokens of test"
     )
     assert worse["comparison"]["difference"] == pytest.approx(np.log(25 / 20))
     assert worse["comparison"]["promoted_because"] is None

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from gpt2ops.reporting.curves import FEW_POINTS, draw_curve, draw_loss
+from gpt2ops.reporting.curves import FEW_POINTS, draw_band, draw_curve, draw_loss
 
 METRICS: dict[str, Any] = {"steps": 100, "eval_batches": 20, "train_loss_full": 4.25}
 
@@ -45,3 +45,18 @@ def test_a_full_pass_is_a_point_of_its_own() -> None:
 )
 def test_the_legend_says_how_much_an_evaluation_scored(recorded: dict[str, Any], part: str) -> None:
     assert f"validation text, {part}" in lines({"steps": 100, **recorded}, 8)
+
+
+@pytest.mark.parametrize("evaluations", [FEW_POINTS - 1, FEW_POINTS])
+def test_the_band_is_as_wide_as_the_interval_of_the_validation_loss(evaluations: int) -> None:
+    rows = history(evaluations)
+    assert not draw_band(Figure().subplots(), rows, "#000000")
+    for row in rows:
+        if "val_loss" in row:
+            row["val_loss_stderr"] = 0.1
+    axes = Figure().subplots()
+    assert draw_band(axes, rows, "#000000")
+    (band,) = axes.collections
+    heights = [point for path in band.get_paths() for point in path.vertices[:, 1]]
+    losses = [row["val_loss"] for row in rows if "val_loss" in row]
+    assert (min(heights), max(heights)) == pytest.approx((min(losses) - 0.196, max(losses) + 0.196))

@@ -446,8 +446,8 @@ def test_a_perplexity_stands_with_its_interval_and_what_of_the_text_it_is_of() -
     page = Text(render_html(report))
     row = page.tables["Scores before and after training"]
     assert any("460.5 to 530.5" in cell for line in row for cell in line)
-    assert any("0.021 standard error" in cell for line in row for cell in line)
-    assert any("of 40,000, from the start" in cell for line in row for cell in line)
+    assert any("± 0.021" in cell for line in row for cell in line)
+    assert any("the first of 40,000" in cell for line in row for cell in line)
     assert "Perplexity with its 95% interval" in page.text
     tile = next(remark for label, _, remark in report["tiles"] if label == "Held-out perplexity")
     assert tile.startswith("95% interval 460.5 to 530.5; the first ")
@@ -456,3 +456,19 @@ def test_a_perplexity_stands_with_its_interval_and_what_of_the_text_it_is_of() -
 
 def test_a_text_too_short_for_an_interval_has_no_chart_of_it() -> None:
     assert "Perplexity with its 95% interval" not in Text(render_html(report_of(some_inputs()))).text
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ((-0.03, 0.01), "the difference may be luck"),
+        ((-0.03, -0.001), "this model is better by more than the luck of the text"),
+        ((0.001, 0.03), "this model is worse by more than the luck of the text"),
+    ],
+)
+def test_a_gain_over_the_champion_is_told_from_luck(interval, verdict) -> None:
+    comparison = {"difference": sum(interval) / 2, "interval": interval, "blocks": 63, "confidence": 0.95}
+    page = Text(render_html(report_of(some_inputs(registered={"comparison": comparison})))).text
+    assert "Against the champion" in page
+    assert verdict in page
+    assert f"95% interval {math.expm1(interval[0]):+.1%} to {math.expm1(interval[1]):+.1%}" in page

@@ -1,6 +1,6 @@
 """What is fuzzed, and how many of the cases each reader gets: cheap and much-travelled ones more than slow ones."""
 
-from tests.harness.fuzz import foreign, models, projects, settings, texts
+from tests.harness.fuzz import bombs, foreign, models, projects, settings, texts
 from tests.harness.fuzz.harness import MOST_LINES, Area
 
 AREAS = {
@@ -22,5 +22,8 @@ AREAS = {
         Area("import", 6, foreign.prepare_import, foreign.imported),
         Area("reports", 8, projects.prepare_reports, projects.reports),
         Area("verify", 2, projects.prepare_verify, projects.verify),
+        Area("bombs", 0.5, bombs.nothing, bombs.bombs),
+        Area("environment", 1, bombs.nothing, bombs.environment),
+        Area("folders", 1, bombs.nothing, bombs.folders),
     )
 }

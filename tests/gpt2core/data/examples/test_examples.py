@@ -15,7 +15,7 @@ from gpt2core.data.examples.template import TEMPLATES, Turn
 from gpt2core.data.examples.writer import write_examples
 from gpt2core.data.tokens import EXAMPLES_VERSION, TokenSplit, open_split, open_tokens
 from gpt2core.errors import UserError
-from gpt2core.evaluation.scores import evaluate
+from gpt2core.evaluation.scores import evaluate, unigram_loss
 from gpt2core.model import GPT
 from gpt2core.storage.files import read_json
 from gpt2core.tokenizer import Tokenizer
@@ -140,6 +140,53 @@ def test_a_long_example_is_left_out_or_cut_and_one_without_its_answer_is_left_ou
     assert "8 examples" in str(caught.value)
 
 
+def test_packed_rows_hold_each_example_once_and_few_rows_are_needed(tmp_path: Path) -> None:
+    split = written(tmp_path / "t", pairs(60))
+    packed = ExampleBatches(split, batch_size=1, sequence_length=64, packing=True, seed=3)
+    alone = ExampleBatches(split, batch_size=1, sequence_length=64)
+    assert packed.num_examples == alone.num_examples == 60
+    found = []
+    for index in range(packed.windows_per_epoch):
+        token_ids, targets, segments = (array[0] for array in packed.batch(index))
+        assert token_ids.shape == targets.shape == segments.shape
+        assert (targets[segments == -1] == NOT_TRAINED).all()
+        for segment in range(segments.max() + 1):
+            found.append((token_ids[segments == segment].tolist(), targets[segments == segment].tolist()))
+    expected = []
+    for example in pairs(60):
+        ids, answers = (part.astype(np.int64) for part in TEMPLATE.encode(example.turns))
+        expected.append((ids[:-1].tolist(), np.where(answers[1:] == 1, ids[1:], NOT_TRAINED).tolist()))
+    assert sorted(found) == sorted(expected)
+    used = sum(len(ids) for ids, _ in expected)
+    assert used / (64 * packed.windows_per_epoch) > 0.9  # of the room
+    assert packed.tokens_per_step > 2 * alone.tokens_per_step
+
+
+@pytest.mark.parametrize("own_kernels", [True, False])
+def test_packed_examples_do_not_see_each_other(own_kernels: bool, tmp_path: Path) -> None:
+    """Logits and gradients are those of each example by itself."""
+    split = written(tmp_path / "t", pairs(30))
+    packed = ExampleBatches(split, batch_size=4, sequence_length=64, packing=True)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(50257, 64, n_layer=2, n_head=2, n_embd=16, drop_rate=0.0)).train()
+    model.use_own_kernels(own_kernels)
+    token_ids, targets, segments = map(torch.from_numpy, packed.batch(0))
+    logits = model(token_ids, segments=segments)
+    loss, count = torch.zeros(()), 0
+    for row in range(4):
+        for segment in range(int(segments[row].max()) + 1):
+            here = segments[row] == segment
+            single = model(token_ids[row][here][None])[0]
+            torch.testing.assert_close(logits[row][here], single, rtol=1e-5, atol=1e-5)
+            wanted = targets[row][here]
+            loss = loss + F.cross_entropy(single, wanted, ignore_index=NOT_TRAINED, reduction="sum")
+            count += int((wanted >= 0).sum())
+    parameters = list(model.parameters())
+    ours = torch.autograd.grad(model(token_ids, targets, masked=True, segments=segments), parameters)
+    for a, b in zip(ours, torch.autograd.grad(loss / count, parameters), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_a_score_of_examples_is_the_mean_over_their_answers_each_after_its_own_prompt(tmp_path: Path) -> None:
     torch.manual_seed(0)
     examples = pairs(9)
@@ -159,6 +206,13 @@ def test_a_score_of_examples_is_the_mean_over_their_answers_each_after_its_own_p
         assert (score.tokens, score.loss) == (count, pytest.approx(loss / count, rel=1e-5))
         assert score.bits_per_byte == pytest.approx(loss / np.log(2) / text, rel=1e-5)
     assert evaluate(model, split, block_size=2, stride=1) is None  # no answer begins within two tokens
+
+
+def test_the_loss_without_context_is_that_of_the_answers_tokens(tmp_path: Path) -> None:
+    split = written(tmp_path / "t", pairs(20))
+    answers = np.concatenate([part[kind == 1] for part, kind in (TEMPLATE.encode(one.turns) for one in pairs(20))])
+    shares = np.unique(answers, return_counts=True)[1] / len(answers)
+    assert unigram_loss(split) == pytest.approx(-(shares * np.log(shares)).sum())
 
 
 def test_text_has_no_answers(tmp_path: Path) -> None:

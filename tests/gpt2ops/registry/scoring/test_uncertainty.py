@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, ttest_1samp
 
-from gpt2core.evaluation.blocks import BlockLosses
-from gpt2ops.registry.scoring.uncertainty import FEWEST_BLOCKS, difference, uncertainty
+from gpt2core.evaluation.blocks import FEWEST_BLOCKS, BlockLosses
+from gpt2ops.registry.scoring.uncertainty import difference, uncertainty
 
 
 def losses(means, counts=None):
