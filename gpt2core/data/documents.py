@@ -1,5 +1,7 @@
 """Where the documents of a text begin and end; each is followed by `<|endoftext|>`, in fragments of bounded length."""
 
+import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,8 +13,9 @@ FRAGMENT_CHARACTERS = 1 << 17
 # A text without a word boundary in this many characters is cut anywhere, so that memory stays bounded.
 UNBROKEN_CHARACTERS = 1 << 22
 LONGEST_LINE = 1 << 28
-# To the tokenizer's pattern neither letter, digit nor blank, nor the start of a contraction.
-_PUNCTUATION = frozenset(".,;:!?\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f")
+# A blank before a word; or what to the tokenizer's pattern is neither letter, digit nor blank, nor the start of a
+# contraction, after a letter or a digit.
+_CUTS = re.compile(r"[ \n\t\r](?=\S)|(?<=[^\W_])[.,;:!?\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f]")
 
 
 def documents_of(path: Path, blocks: Iterable[str], documents: str) -> Iterator[str]:
@@ -91,10 +94,10 @@ def find_cut(text: str, limit: int) -> int:
     GPT-2's pattern starts a new piece at the last blank before a word, and at punctuation after a letter or a digit:
     https://github.com/openai/gpt-2/blob/master/src/encoder.py
     """
-    # Text further back was searched in an earlier call.
-    for at in range(min(limit, len(text) - 2), max(0, limit - 2 * BLOCK_BYTES), -1):
-        if text[at] in " \n\t\r" and not text[at + 1].isspace():
-            return at
-        if text[at] in _PUNCTUATION and text[at - 1].isalnum():
-            return at
+    stop = min(limit, len(text) - 2)
+    # Text further back than the longer of the two was searched in an earlier call.
+    for size in (1024, 2 * BLOCK_BYTES):
+        places = _CUTS.finditer(text, max(1, limit - size), max(0, stop + 2))
+        if cut := deque((match.start() for match in places if match.start() <= stop), maxlen=1):
+            return cut[0]
     return limit if limit >= UNBROKEN_CHARACTERS else 0

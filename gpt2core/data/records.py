@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gpt2core.data.json_array import array_items
 from gpt2core.data.text_files import expansion_budget, lines, refused
 from gpt2core.errors import UserError
 from gpt2core.extras import needs_extra
 from gpt2core.storage.bounds import check_regular
 from gpt2core.tokenizer import check_unicode
 
-# A line is read as a whole, and so is a .json file with an array; a few compressed bytes can expand to an endless one.
-LONGEST_RECORD = 1 << 28
+# A record is read as a whole, and its objects may take twenty times its characters.
+LONGEST_RECORD = 1 << 26
 
 
 Records = Iterator[tuple[str, Any]]  # where a record stands, such as `line 3`, and the record
@@ -50,15 +51,7 @@ def json_records(path: Path, blocks: Iterable[str]) -> Records:
     if not head.lstrip().startswith("["):
         yield from jsonl_records(path, blocks)
         return
-    parts, size = [], 0
-    for block in blocks:
-        parts.append(block)
-        size += len(block)
-        if size > LONGEST_RECORD:
-            raise refused(
-                path, f"an array of more than {LONGEST_RECORD:,} characters", "write one object a line (.jsonl)"
-            )
-    for number, record in enumerate(_parsed(path, "".join(parts), ""), start=1):
+    for number, record in enumerate(array_items(path, blocks, LONGEST_RECORD), start=1):
         yield f"record {number}", record
 
 
@@ -147,19 +140,19 @@ def parquet_records(
             for field in names:
                 _check_column(path, table.schema_arrow, field, texts)
             _check_groups(path, table.metadata)
-            plain = [field for field in names if pa.types.is_string(table.schema_arrow.field(field).type)]
-        # As a dictionary: a text that stands in every row is in memory once.
-        with path.open("rb") as handle, pq.ParquetFile(handle, read_dictionary=plain) as table:
+            columns = [table.schema.column(number) for number in range(len(table.schema))]
+            repeating = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+        # As dictionaries: a text that stands in every row, or often in one, is in memory once.
+        with path.open("rb") as handle, pq.ParquetFile(handle, read_dictionary=repeating) as table:
             row, budget = 0, expansion_budget(path)
             for batch in table.iter_batches(batch_size=256, columns=names):
                 for values in zip(*(batch.column(field) for field in names), strict=True):
                     row += 1
-                    record = {field: value.as_py() for field, value in zip(names, values, strict=True)}
-                    size = sum(len(value) for value in record.values() if isinstance(value, str))
+                    size = sum(map(_size, values))
                     if size > LONGEST_RECORD:
-                        raise refused(path, f"row {row}: longer than {LONGEST_RECORD:,} characters", "split it")
+                        raise refused(path, f"row {row}: longer than {LONGEST_RECORD:,} bytes", "split it")
                     budget.take(size)
-                    yield f"row {row}", record
+                    yield f"row {row}", {field: value.as_py() for field, value in zip(names, values, strict=True)}
     except UnicodeDecodeError as error:
         reason = f"column {', '.join(map(repr, fields or []))} holds text that is not valid UTF-8 ({error.reason})"
         raise refused(path, reason) from None
@@ -169,6 +162,26 @@ def parquet_records(
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise refused(path, f"not a readable .parquet file ({reason})") from None
     on_bytes(path.stat().st_size)
+
+
+def _size(value: Any) -> int:
+    """Bytes of the texts that a scalar of pyarrow stands for; of a list that is too long, those that make it so."""
+    import pyarrow as pa
+
+    if not value.is_valid:
+        return 0
+    if isinstance(value, pa.DictionaryScalar):
+        return _size(value.value)
+    if isinstance(value, pa.ListScalar):
+        sizes = itertools.accumulate(map(_size, value.values))
+        size = 0
+        for size in sizes:
+            if size > LONGEST_RECORD:
+                break
+        return size
+    if isinstance(value, pa.StructScalar):
+        return sum(map(_size, value.values()))
+    return value.as_buffer().size if isinstance(value, pa.BinaryScalar) else 0
 
 
 def _check_groups(path: Path, metadata: Any) -> None:

@@ -13,7 +13,7 @@ from gpt2core.extras import needs_extra
 from gpt2core.storage.bounds import Budget, check_regular
 
 BLOCK_BYTES = 1 << 17
-MOST_EXPANSION, FREE_BYTES = 1000, 1 << 28  # real text shrinks to a tenth, logs to a hundredth
+MOST_EXPANSION, FREE_BYTES = 1000, 1 << 26  # real text shrinks to a tenth, logs to a hundredth
 # Longer marks first: UTF-16's is the start of UTF-32's.
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -41,7 +41,9 @@ def decompressed(path: Path, compression: str, on_bytes: Callable[[int], None]) 
                 position = handle.tell()
                 if compression:
                     budget.take(len(block))
-                yield block
+                # A few compressed bytes give a large block, and what is made of it may be many times as large.
+                for start in range(0, len(block), BLOCK_BYTES):
+                    yield block[start : start + BLOCK_BYTES]
     except FileNotFoundError:
         raise refused(path, "the file is missing") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -123,8 +125,9 @@ def lines(path: Path, blocks: Iterable[str], longest: int) -> Iterator[str]:
     for block in blocks:
         *whole, rest = block.split("\n")  # a text may hold other characters at which `splitlines` splits
         for end in whole:
-            yield "".join((*parts, end)).removesuffix("\r")
-            parts, number, size = [], number + 1, 0
+            line, parts = "".join((*parts, end)).removesuffix("\r"), []
+            yield line
+            number, size = number + 1, 0
         parts.append(rest)
         size += len(rest)
         if size > longest:

@@ -14,6 +14,7 @@ from gpt2core.importing.probing import ENGLISH, Probe, choose_heads_and_orientat
 from gpt2core.importing.readers import read_source
 from gpt2core.importing.sizes import infer_config
 from gpt2core.model import GPT
+from gpt2core.storage.claims import check_parameters
 from gpt2core.tokenizer import Tokenizer
 
 __all__ = ["ImportedModel", "import_model"]
@@ -41,6 +42,7 @@ def import_model(
     try:
         parts = sort_parts(source)
         config = infer_config(parts, source, n_head, activation)
+        check_parameters(config, source.tensors, "what the tensors are called")
         model = build_model(parts, config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

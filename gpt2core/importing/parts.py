@@ -39,7 +39,10 @@ def sort_parts(source: Source) -> Parts:
     """
     layout = best_layout(source.tensors)
     known = layout.parts_of(source.tensors)
-    unknown = [name for name in source.tensors if name not in known and not is_buffer(source.tensors[name])]
+    others = {name: tensor for name, tensor in source.tensors.items() if name not in known}
+    # A mask that many names share is looked at once.
+    buffers = {key: is_buffer(tensor) for key, tensor in {_place(t): t for t in others.values()}.items()}
+    unknown = [name for name, tensor in others.items() if not buffers[_place(tensor)]]
     if len(known) < 4:
         raise UserError(f"no known layout of GPT-2: {_named(source.tensors, list(source.tensors))}.")
     if unknown:
@@ -60,6 +63,13 @@ def sort_parts(source: Source) -> Parts:
     if left_out:
         parts.notes.append(f"{left_out} buffers (causal masks and the like) are not needed")
     return parts
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """The same for tensors that are the same numbers in memory."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return (id(tensor),)
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.is_quantized
 
 
 def is_buffer(tensor: Tensor) -> bool:

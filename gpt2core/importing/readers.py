@@ -90,7 +90,7 @@ def _read_tf(prefix: Path) -> Source:
 
 def _from_object(value: Any, path: Path) -> Source:
     """The state dict inside an object of torch.save, at any depth up to three."""
-    found = list(_state_dicts(value))
+    found = list(_state_dicts(value, set()))
     if not found:
         raise UserError(f"{path} holds no state dict (names with tensors); import the file with the model's weights.")
     # The state dict with the most GPT-2 names; of equal ones the first.
@@ -106,15 +106,19 @@ def _from_object(value: Any, path: Path) -> Source:
     return Source(kind, tensors, _sizes_in(settings), settings, origin, notes)
 
 
-def _state_dicts(value: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    if not isinstance(value, dict) or depth > 3:
+def _state_dicts(
+    value: Any, seen: set[int], where: str = "", depth: int = 0
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """`seen`: a dictionary may stand in a file a billion times."""
+    if not isinstance(value, dict) or depth > 3 or id(value) in seen:
         return
+    seen.add(id(value))
     tensors = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, Tensor)}
     if len(tensors) >= 4:
         yield where, tensors
     for key, item in value.items():
         if isinstance(item, dict):
-            yield from _state_dicts(item, f"{where}.{key}" if where else str(key), depth + 1)
+            yield from _state_dicts(item, seen, f"{where}.{key}" if where else str(key), depth + 1)
 
 
 def _settings_in(value: dict[str, Any]) -> tuple[dict[str, Any], str]:

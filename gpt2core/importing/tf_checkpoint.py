@@ -42,7 +42,10 @@ def read_tf_checkpoint(prefix: Path) -> tuple[dict[str, Tensor], list[str]]:
         entries = dict(_table(read_whole(inside(index, prefix.parent)), names))
         num_shards = _fields(entries.pop(b""))[0].get(1, 1)
         shards = prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*")
-        content = Budget(index, sum(shard.stat().st_size for shard in shards if shard.is_file()), "bytes of tensors")
+        files = {
+            (status.st_dev, status.st_ino): status.st_size for status in map(Path.stat, filter(Path.is_file, shards))
+        }
+        content = Budget(index, sum(files.values()), "bytes of tensors")  # a file with many names counts once
         tensors: dict[str, Tensor] = {}
         skipped = 0
         for key, value in entries.items():

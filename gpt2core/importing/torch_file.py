@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from gpt2core.errors import UserError
+from gpt2core.importing.pickles import check_pickles
 
 # What trainers store beside the weights: settings as objects, losses as NumPy numbers. They are read as placeholder
 # objects; the class named in the file is never imported.
@@ -41,6 +42,7 @@ def read_torch_file(path: Path) -> Any:
     zipped = _is_archive(path)
     if zipped:
         _check_archive(path)
+    check_pickles(path, zipped)
     allowed = _placeholders(path) if zipped else []
     try:
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():

@@ -21,6 +21,7 @@ from gpt2core.config import GPTConfig
 from gpt2core.errors import UserError
 from gpt2core.extras import needs_extra
 from gpt2core.storage.bounds import read_whole
+from gpt2core.storage.claims import check_parameters
 from gpt2core.storage.files import atomic_path, inside, parse_json, sha256_file, write_json
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,10 @@ def read_model(directory: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     """The config and the tensors, as transformers names them. Raises UserError where one is damaged or missing."""
     config = read_config(directory)
     tensors = read_tensors(directory)
-    _check_size(config, tensors, directory)
+    try:
+        check_parameters(config, tensors, "config.json")
+    except UserError as error:
+        raise UserError(f"{directory}: weights of another architecture: {error}") from None
     return config, tensors
 
 
@@ -175,16 +179,6 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise UserError(f"{path} is damaged ({error}); fetch or save it again.") from None
     return tensors
-
-
-def _check_size(config: GPTConfig, tensors: dict[str, Tensor], source: Path) -> None:
-    """Raises UserError where config.json describes a far larger model, before memory for it is allocated."""
-    stored = sum(tensor.numel() for tensor in tensors.values())
-    if config.num_parameters > 2 * stored + 1_000_000:
-        raise UserError(
-            f"{source}: weights of another architecture: config.json describes {config.num_parameters:,} parameters, "
-            f"and there are {stored:,}; fetch or save it again."
-        )
 
 
 def load_state(model: nn.Module, config: GPTConfig, tensors: dict[str, Tensor], source: Path) -> None:

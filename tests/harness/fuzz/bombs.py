@@ -5,14 +5,18 @@ import json
 import os
 import random
 import struct
+import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import zstandard
 
 from gpt2core.data.corpus import read_corpus
+from gpt2core.data.examples.reading import Fields, read_examples
+from gpt2core.importing import import_model
 from gpt2core.importing.readers import read_source
 from gpt2core.kernels.cores import usable_cores
 from gpt2core.storage.hf import read_model
@@ -47,9 +51,25 @@ def _repeated_rows(rng: random.Random, folder: Path) -> None:
     _read_text(folder / "a.parquet")
 
 
+def _repeated_in_a_row(rng: random.Random, folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    length, often = rng.choice((10, 1000, 1_000_000)), rng.randint(1, 5000)
+    texts = [
+        pa.DictionaryArray.from_arrays(pa.array([0] * often, pa.int32()), pa.array([text]))
+        for text in ("user", "a" * length)
+    ]
+    messages = pa.StructArray.from_arrays(texts, ["role", "content"])
+    column = pa.ListArray.from_arrays(pa.array([0, often], pa.int32()), messages)
+    pq.write_table(pa.table({"messages": column}), folder / "a.parquet", compression="zstd")
+    for _ in read_examples([folder / "a.parquet"], "chat", Fields()):
+        pass
+
+
 def _compressed(rng: random.Random, folder: Path) -> None:
-    unit = rng.choice((b"a", b"a b\n", b'{"text": "a"}\n', b"\n", b"\0", b"[", b'"a",', b"a,"))
-    content = unit * (rng.randint(1, MOST_TEXT) // len(unit))
+    unit = rng.choice((b"a", b"a b\n", b'{"text": "a"}\n', b"\n", b"\0", b"[", b'"a",', b"a,", b"{},", b"a\xc3\xa9"))
+    content = rng.choice((b"", b"[", b'{"text":"')) + unit * (rng.randint(1, MOST_TEXT) // len(unit))
     kind, ending = rng.choice((".txt", ".jsonl", ".json", ".csv")), rng.choice((".zst", ".gz"))
     packed = zstandard.compress(content) if ending == ".zst" else gzip.compress(content, 1)
     (folder / f"a{kind}{ending}").write_bytes(packed)
@@ -97,6 +117,40 @@ def _header_of_safetensors(rng: random.Random, folder: Path) -> None:
     read_source(folder / "model.safetensors")
 
 
+def _layers_that_are_not_stored(rng: random.Random, folder: Path) -> None:
+    """Of torch.save: names that share a tensor, or whose tensor is empty."""
+    width, count = rng.choice((1, 64)), rng.randint(1, 3000)
+    shapes = {"attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width), "mlp.c_fc": (width, 4 * width)}
+    whole = {f"{name}.weight": torch.zeros(shape) for name, shape in shapes.items()}
+    whole |= {"mlp.c_proj.weight": torch.zeros(4 * width, width), "ln_1.weight": torch.ones(width)}
+    whole["ln_2.weight"] = whole["ln_1.weight"]
+    other = rng.choice((whole, {name: torch.zeros(0) for name in whole}))
+    layers = {f"h.{n}.{name}": tensor for n in range(count) for name, tensor in (other if n else whole).items()}
+    mask = torch.ones(256, 256).tril()
+    masks = {f"mask{n}": mask for n in range(rng.choice((0, 1000)))}
+    table = {"wte.weight": torch.zeros(50257, width), "ln_f.weight": torch.ones(width)}
+    positions = rng.choice((torch.zeros(8, width), torch.zeros(2**24, 0)))
+    torch.save({**table, "wpe.weight": positions, **layers, **masks}, folder / "a.pt")
+    import_model(folder / "a.pt")
+
+
+def _growing_pickle(rng: random.Random, folder: Path) -> None:
+    def text(value: bytes) -> bytes:
+        return b"X" + struct.pack("<I", len(value)) + value
+
+    encode = b"c_codecs\nencode\n"
+    body = encode + text(b"a" * 1024) + text(b"latin1") + b"\x86R"
+    if rng.random() < 0.5:
+        for _ in range(rng.randint(1, 30)):
+            body = encode + body + text(rng.choice((b"hex", b"HEX", b"base64", b"hex_codec"))) + b"\x86R"
+    else:
+        body = b"cbuiltins\nbytearray\n\x8a\x08" + struct.pack("<q", 2 ** rng.randint(20, 40)) + b"\x85R"
+    with zipfile.ZipFile(folder / "a.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + body + b".")
+        archive.writestr("archive/version", "3\n")
+    read_source(folder / "a.pt")
+
+
 def _index_of_shards(rng: random.Random, folder: Path) -> None:
     config = {
         "model_type": "gpt2",
@@ -113,7 +167,8 @@ def _index_of_shards(rng: random.Random, folder: Path) -> None:
 
 
 BOMBS: tuple[Callable[[random.Random, Path], None], ...] = (
-    _repeated_rows, _compressed, _tensorflow_index, _nested, _header_of_safetensors, _index_of_shards,
+    _repeated_rows, _repeated_in_a_row, _compressed, _layers_that_are_not_stored, _growing_pickle, _tensorflow_index,
+    _nested, _header_of_safetensors, _index_of_shards,
 )  # fmt: skip
 
 
