@@ -16,6 +16,7 @@ from gpt2core.tokenizer import check_unicode
 
 # A record is read as a whole, and its objects may take twenty times its characters.
 LONGEST_RECORD = 1 << 26
+_MOST_NAMES = 20  # of fields in a message
 
 
 Records = Iterator[tuple[str, Any]]  # where a record stands, such as `line 3`, and the record
@@ -60,7 +61,7 @@ def csv_texts(path: Path, blocks: Iterable[str], text_field: str, delimiter: str
     rows = _csv_rows(path, blocks, delimiter)
     _, header = next(rows, ("", []))
     if text_field not in header and len(header) != 1:
-        columns = ", ".join(map(repr, header)) or "none"
+        columns = named(header)
         raise refused(path, f"no column {text_field!r} (it has {columns})", "set {text_field}")
     column = header.index(text_field) if text_field in header else 0
     for _, row in rows:
@@ -92,6 +93,12 @@ def _csv_rows(path: Path, blocks: Iterable[str], delimiter: str) -> Iterator[tup
         raise refused(path, f"line {rows.line_num}: not valid {path.suffix or 'CSV'} ({error})") from None
 
 
+def named(fields: Iterable[str]) -> str:
+    """The first names, for a message; a small file may claim millions."""
+    first = list(itertools.islice(fields, _MOST_NAMES + 1))
+    return ", ".join(map(repr, first[:_MOST_NAMES])) + ", ..." * (len(first) > _MOST_NAMES) or "none"
+
+
 def _parsed(path: Path, text: str, where: str) -> Any:
     try:
         return json.loads(text)
@@ -103,7 +110,7 @@ def _text_of(record: Any, text_field: str, path: Path, where: str) -> str:
     if not isinstance(record, dict):
         raise refused(path, f"{where}: not a JSON object but {type(record).__name__}", "each line must be one")
     if text_field not in record:
-        fields = ", ".join(map(repr, record)) or "none"
+        fields = named(record)
         raise refused(path, f"{where}: no field {text_field!r} (it has {fields})", "set {text_field}")
     text = record[text_field]
     if not isinstance(text, str):
@@ -195,7 +202,7 @@ def _check_column(path: Path, schema: Any, text_field: str, texts: bool) -> None
     import pyarrow as pa
 
     if text_field not in schema.names:
-        columns = ", ".join(map(repr, schema.names))
+        columns = named(schema.names)
         raise refused(path, f"no column {text_field!r} (it has {columns})", "set {text_field}" if texts else "")
     if not texts:
         return

@@ -26,11 +26,16 @@ def check_pickles(path: Path, zipped: bool) -> None:
             for _ in range(_PICKLES):
                 _check(path, handle)
         return
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith("data.pkl"):
-                with archive.open(name) as handle:
-                    _check(path, handle)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    with archive.open(name) as handle:
+                        _check(path, handle)
+    except UserError:
+        raise
+    except Exception as error:  # places beyond the end, other magic numbers ...: each raises its own error
+        raise UserError(f"{path} is damaged or cut off ({type(error).__name__}); copy or download it again.") from None
 
 
 def _check(path: Path, handle: IO[bytes]) -> None:

@@ -101,3 +101,14 @@ def test_a_cut_is_found_in_the_time_that_reading_takes() -> None:
                 or (text[at] in ".," and text[at - 1].isalnum())
             ]
             assert find_cut(text, limit) == (expected[-1] if expected else 0)
+
+
+def test_a_message_names_the_first_of_many_columns() -> None:
+    count = 1_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"no column 'text' \(it has 'a', 'a'.*\.\.\.\)"):
+            list(records.csv_texts(Path("a.csv"), ["a," * count], "text", ","))
+        assert tracemalloc.get_traced_memory()[1] < count * 40  # a name in quotes takes more
+    finally:
+        tracemalloc.stop()

@@ -16,6 +16,7 @@ from gpt2core.importing import import_model
 from gpt2core.importing.parts import is_buffer, sort_parts
 from gpt2core.importing.readers import read_source
 from gpt2core.importing.source import Source
+from gpt2core.importing.torch_file import read_torch_file
 from gpt2core.model import GPT
 
 WIDTH = 16
@@ -130,3 +131,12 @@ def test_a_pickle_that_asks_for_gigabytes_is_refused_before_it_is_read(
         path.write_bytes(head + body)
     with pytest.raises(UserError, match="asks for .*, which weights never do"):
         read_source(path)
+
+
+def test_an_archive_whose_pickle_cannot_be_opened_is_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({**table(), **layers(1, lambda _: layer())}, path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"PK\x03\x04", b"PK\x03\x05"))  # the head of each entry
+    with pytest.raises(UserError, match="a.pt is damaged"):
+        read_torch_file(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt2core.data.corpus import RECORDS, file_format
 from gpt2core.data.examples.template import ANSWER, ROLES, Turn
-from gpt2core.data.records import csv_records, json_records, jsonl_records, parquet_records
+from gpt2core.data.records import csv_records, json_records, jsonl_records, named, parquet_records
 from gpt2core.data.text_files import decoded, decompressed, refused
 from gpt2core.errors import UserError
 from gpt2core.tokenizer import END_OF_TEXT, check_unicode
@@ -129,7 +129,7 @@ def _chat(record: Mapping[str, Any], fields: Fields) -> tuple[Turn, ...]:
 
 def _field(record: Mapping[str, Any], name: str, key: str) -> Any:
     if name not in record:
-        found = ", ".join(map(repr, record)) or "none"
+        found = named(record)
         raise _RecordError(f"no field {name!r} (it has {found})", f"set {{fields.{key}}}")
     return record[name]
 
