@@ -22,7 +22,7 @@ from gpt2ops.store.client import connect, experiment_id
 from gpt2ops.store.errors import StoreAwayError, is_away, one_line
 from gpt2ops.tracking.completeness import missing_points
 from gpt2ops.tracking.journal import Point, open_journal, run_of, spool, take_journal, waiting_journals
-from gpt2ops.tracking.link import RunLink, known_run, pending_run
+from gpt2ops.tracking.link import BEGUN_AS_TAG, RunLink, known_run, pending_run
 from gpt2ops.tracking.restored_runs import remember_restored_run
 from gpt2ops.tracking.run import TrackedRun
 from gpt2ops.tracking.sender import Sender
@@ -45,13 +45,14 @@ def start_run(
     Raises UserError where the store cannot be used.
     """
     tags = {_RESUME_TAG: _resume_tag(resume_key)} if resume_key else {}
+    begun_as = uuid.uuid4().hex  # a run whose creation the store did not answer is found by it, not made again
     try:
-        tracked = TrackedRun(_link_of_training(params, run_name, resume_run_id, tags))
+        tracked = TrackedRun(_link_of_training(params, run_name, resume_run_id, tags, begun_as))
     except Exception as error:  # requests, SQLAlchemy and MLflow each raise their own
         if not is_away(error):
             raise
         _say_away("the training", error)
-        tracked = _start_while_away(params, run_name or "", resume_run_id, tags)
+        tracked = _start_while_away(params, run_name or "", resume_run_id, tags, begun_as)
     tracked.begin(params)
     tracked.log_settings()
     tracked.watch_system()
@@ -59,22 +60,24 @@ def start_run(
 
 
 def _link_of_training(
-    params: Params, run_name: str | None, resume_run_id: str | None, tags: Mapping[str, str]
+    params: Params, run_name: str | None, resume_run_id: str | None, tags: Mapping[str, str], begun_as: str
 ) -> RunLink:
     client = connect()
     deliver_leftovers(client)
     experiment = experiment_id(client, params.run.experiment)
     run = known_run(client, resume_run_id) if resume_run_id else _killed_run(client, experiment, tags)
     if run is None:
-        run = client.create_run(experiment, run_name=run_name, tags={**origin_tags(), **tags})
+        run = client.create_run(experiment, run_name=run_name, tags={**origin_tags(), **tags, BEGUN_AS_TAG: begun_as})
     return RunLink.to(client, run)
 
 
-def _start_while_away(params: Params, run_name: str, resume_run_id: str | None, tags: Mapping[str, str]) -> TrackedRun:
+def _start_while_away(
+    params: Params, run_name: str, resume_run_id: str | None, tags: Mapping[str, str], begun_as: str
+) -> TrackedRun:
     link = RunLink(resume_run_id, run_name) if resume_run_id else pending_run(tags)
     if link is not None:
         return TrackedRun(link)
-    journal = open_journal(uuid.uuid4().hex)
+    journal = open_journal(begun_as)
     plan = {
         "experiment": params.run.experiment,
         "run_name": run_name,

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +29,22 @@ from tests.support.mlflow_server import Proxy, steps
 from tests.support.tracked_project import history, runs_of, spooled
 
 ROOT = Path(__file__).parents[2]
+
+
+class LostAnswer(Proxy):
+    """Goes away after the request that creates a run, before its answer."""
+
+    lost = False
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, delayed: bool) -> None:
+        with contextlib.suppress(OSError):
+            while block := source.recv(1 << 16):
+                if delayed:
+                    self.lost = self.lost or b"/runs/create" in block
+                elif self.lost:
+                    self.close()
+                    return
+                target.sendall(block)
 
 
 @pytest.fixture
@@ -215,6 +232,24 @@ def test_rows_of_a_process_that_did_not_know_the_store_come_after_what_it_has(tm
     )
 
 
+@pytest.mark.slow
+def test_a_run_whose_creation_was_not_answered_is_no_second_one(server, monkeypatch, request) -> None:
+    connect()
+    own_experiment = experiment_id(connect(), request.node.name)
+    lost = LostAnswer(server.port)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", lost.address)
+    run = start_run(own(request), run_name="unheard", resume_key="k")
+    assert lost.lost
+    run.log_metrics({"train_loss": 0.5}, step=0)
+    monkeypatch.setattr(lost, "_pass_on", Proxy._pass_on.__get__(lost))
+    lost.open()
+    run.finish()
+    (stored,) = connect().search_runs([own_experiment])
+    assert (stored.info.run_name, stored.info.status) == ("unheard", "FINISHED")
+    assert stored.data.metrics["train_loss"] == 0.5
+    lost.close()
+
+
 TRAINING = """
 import itertools, json, sys, time
 from pathlib import Path
@@ -277,9 +312,9 @@ def test_a_training_killed_at_random_while_the_server_comes_and_goes_is_one_whol
     line.open()
     with start_run(own(request), "next"):
         pass
-    stored = {run.info.run_name: run for run in runs_of(request.node.name)}
-    assert sorted(stored) == ["flapping", "next"]
-    run, client = stored["flapping"], connect()
+    stored = runs_of(request.node.name)
+    assert sorted(run.info.run_name for run in stored) == ["flapping", "next"]
+    (run,), client = [run for run in stored if run.info.run_name == "flapping"], connect()
     assert kills > 2
     assert (run.info.status, run.data.metrics["steps"]) == ("FINISHED", 60)
     assert run.data.params["train.learning_rate"] == "0.003"
