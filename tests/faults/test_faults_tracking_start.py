@@ -281,12 +281,12 @@ run.finish()
 
 @pytest.mark.slow
 def test_a_training_killed_at_random_while_the_server_comes_and_goes_is_one_whole_run(line, server, request) -> None:
-    chance, ended = random.Random(17), threading.Event()
+    chance, flaps, ended = random.Random(17), random.Random(18), threading.Event()
 
     def flap() -> None:
-        while not ended.wait(chance.uniform(0.1, 0.6)):
+        while not ended.wait(flaps.uniform(0.1, 0.6)):
             line.open()
-            ended.wait(chance.uniform(0.1, 1.0))
+            ended.wait(flaps.uniform(0.1, 1.0))
             line.close()
 
     flapping = threading.Thread(target=flap)
@@ -301,7 +301,7 @@ def test_a_training_killed_at_random_while_the_server_comes_and_goes_is_one_whol
             while child.stdout.readline() not in ("started\n", ""):
                 pass
             with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(chance.uniform(0.05, 0.6) if kills < 6 else None)
+                child.wait(chance.uniform(0.05, 0.35) if kills < 6 else None)  # three are less than a run
             child.kill()
         if child.returncode == 0:
             break
