@@ -17,7 +17,7 @@ from gpt2core.storage.files import replaced_directory, sha256_file, write_json
 from gpt2core.storage.hf import WEIGHTS
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.training.events import TrainResult
-from gpt2ops.params.schema import load_params
+from gpt2ops.params.schema import Params, load_params
 from gpt2ops.pipeline import paths
 from gpt2ops.process.console import say
 from gpt2ops.process.signals import Interruption, is_rank, spawn_ranks
@@ -37,12 +37,16 @@ def main() -> None:
         for number, settings in enumerate(of_each_seed(params), start=1):
             if params.run.seeds > 1 and runtime.rank() == 0:
                 say(f"seed {settings.run.seed}, {number} of {params.run.seeds}")
-            training = set_up(settings, interruption.requested)
-            result = train(training, finished) if runtime.rank() == 0 else training.trainer.fit()
-            if result.stop_reason == "interrupted":
+            if train_seed(settings, interruption, finished).stop_reason == "interrupted":
                 sys.exit(128 + (interruption.signal or signal.SIGTERM))
     if len(finished) > 1:
         keep_median(finished)
+
+
+def train_seed(params: Params, interruption: Interruption, finished: list[SeedRun]) -> TrainResult:
+    """On every rank. The model is freed at the end: the next seed needs its memory."""
+    training = set_up(params, interruption.requested)
+    return train(training, finished) if runtime.rank() == 0 else training.trainer.fit()
 
 
 def train(training: Training, finished: list[SeedRun]) -> TrainResult:

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gpt2core.tokenizer import check_unicode
 
 # A record is read as a whole, and its objects may take twenty times its characters.
 LONGEST_RECORD = 1 << 26
+ROWS_AT_ONCE = 256  # of a .parquet file
 _MOST_NAMES = 20  # of fields in a message
 
 
@@ -149,17 +151,14 @@ def parquet_records(
             _check_groups(path, table.metadata)
             columns = [table.schema.column(number) for number in range(len(table.schema))]
             repeating = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
-        # As dictionaries: a text that stands in every row, or often in one, is in memory once.
-        with path.open("rb") as handle, pq.ParquetFile(handle, read_dictionary=repeating) as table:
-            row, budget = 0, expansion_budget(path)
-            for batch in table.iter_batches(batch_size=256, columns=names):
-                for values in zip(*(batch.column(field) for field in names), strict=True):
-                    row += 1
-                    size = sum(map(_size, values))
+            # As dictionaries a text that stands in every row, or often in one, is in memory once; it takes longer.
+            with path.open("rb") as again, pq.ParquetFile(again, read_dictionary=repeating) as packed:
+                budget = expansion_budget(path)
+                for row, (size, record) in enumerate(_parquet_rows(table, packed, names), start=1):
                     if size > LONGEST_RECORD:
                         raise refused(path, f"row {row}: longer than {LONGEST_RECORD:,} bytes", "split it")
                     budget.take(size)
-                    yield f"row {row}", {field: value.as_py() for field, value in zip(names, values, strict=True)}
+                    yield f"row {row}", record()
     except UnicodeDecodeError as error:
         reason = f"column {', '.join(map(repr, fields or []))} holds text that is not valid UTF-8 ({error.reason})"
         raise refused(path, reason) from None
@@ -169,6 +168,39 @@ def parquet_records(
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise refused(path, f"not a readable .parquet file ({reason})") from None
     on_bytes(path.stat().st_size)
+
+
+def _parquet_rows(plain: Any, packed: Any, names: list[str]) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+    """The size of each row's texts, and what makes the row; `packed` is the same file as dictionaries."""
+    for group in range(plain.num_row_groups):
+        options = {"batch_size": ROWS_AT_ONCE, "row_groups": [group], "columns": names}
+        if _repeats_little(packed, group, names):
+            for batch in plain.iter_batches(**options):
+                for row in batch.to_pylist():
+                    yield sum(len(value) for value in row.values() if isinstance(value, str)), partial(dict, row)
+        else:
+            for batch in packed.iter_batches(**options):
+                for values in zip(*batch.columns, strict=True):
+                    yield sum(map(_size, values)), partial(_row, names, values)
+
+
+def _row(names: list[str], values: Iterable[Any]) -> dict[str, Any]:
+    return {name: value.as_py() for name, value in zip(names, values, strict=True)}
+
+
+def _repeats_little(packed: Any, group: int, names: list[str]) -> bool:
+    """Whether all texts of a row group are columns, and none is so long that it could fill the memory in a batch."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    first = next(packed.iter_batches(batch_size=1, row_groups=[group], columns=names), None)
+    for column in first.columns if first is not None else ():
+        if not isinstance(column, pa.DictionaryArray):
+            return False
+        longest = pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+        if longest * ROWS_AT_ONCE > LONGEST_RECORD:
+            return False
+    return True
 
 
 def _size(value: Any) -> int:

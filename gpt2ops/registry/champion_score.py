@@ -3,7 +3,6 @@
 A champion that may have trained on that text has none: nothing it scores there says how well it generalises.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,6 +20,7 @@ from gpt2ops.registry.scoring.losses_file import StoredLosses, read_losses
 from gpt2ops.registry.trained_text import may_have_trained_on
 from gpt2ops.registry.versions import Versions
 from gpt2ops.store.errors import one_line
+from gpt2ops.store.run_params import final_params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -126,8 +126,4 @@ def same_recipe(client: "MlflowClient", first: str, second: str) -> bool:
 
 
 def _recipe(run: "Run") -> dict[str, str]:
-    try:
-        settings = {**run.data.params, **json.loads(run.data.tags.get("params_changed_later", "{}"))}
-    except ValueError:  # MLflow truncates long tags
-        settings = dict(run.data.params)
-    return {key: value for key, value in settings.items() if not key.startswith(_NO_RECIPE)}
+    return {key: value for key, value in final_params(run).items() if not key.startswith(_NO_RECIPE)}

@@ -5,14 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2core.errors import UserError
 from gpt2core.storage.hf import RELEASED
 from gpt2ops.pipeline.run_origin import INITIAL_WEIGHTS_TAG
 from gpt2ops.process.redact import redact
-from gpt2ops.registry.download import split_model_uri
-from gpt2ops.registry.models import ModelVersion, registered_versions
+from gpt2ops.registry.models import ModelVersion, find_version, registered_versions
 from gpt2ops.registry.runs import Run, list_runs
-from gpt2ops.store.address import tracking_uri
 
 Node = dict[str, Any]
 
@@ -34,20 +31,12 @@ def lineage(uri: str) -> Node:
     is a registered version), and `made_from_it`. Raises UserError where there is no such version.
     """
     versions = registered_versions()
-    chosen = _chosen(uri, versions)
+    chosen = find_version(uri if uri.startswith("models:/") else f"models:/{uri}", versions)
     store = _store(versions, list_runs())
     return {
         **_with_ancestors(chosen, store, frozenset()),
         "made_from_it": _descendants(chosen.weights_sha256, store, frozenset()),
     }
-
-
-def _chosen(uri: str, versions: Sequence[ModelVersion]) -> ModelVersion:
-    name, alias, number = split_model_uri(uri if uri.startswith("models:/") else f"models:/{uri}")
-    for version in versions:
-        if version.name == name and (alias in version.aliases or version.version == number):
-            return version
-    raise UserError(f"{uri} is not in {redact(tracking_uri())}; `gpt2 models list` shows what is.")
 
 
 def _store(versions: Sequence[ModelVersion], runs: Sequence[Run]) -> _Store:

@@ -1,6 +1,6 @@
 """Registered models for `gpt2 models`: versions with their metrics, promotion and rollback of the champion."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import UserError
 from gpt2ops.pipeline.paths import mlruns
+from gpt2ops.process.redact import redact
 from gpt2ops.registry.champion import ALIAS, champions, make_champion, read_history, registry_lock
-from gpt2ops.store.address import is_local
+from gpt2ops.registry.download import split_model_uri
+from gpt2ops.store.address import is_local, tracking_uri
 from gpt2ops.store.client import connect
 from gpt2ops.store.errors import one_line
 
@@ -61,6 +63,15 @@ def registered_versions(name: str | None = None) -> list[ModelVersion]:
         runs = {run_id: _find_run(client, run_id) for run_id in {str(entry.run_id) for entry in entries}}
     found = [_as_version(entry, aliases.get(entry.name, {}), runs[str(entry.run_id)]) for entry in entries]
     return sorted(found, key=lambda version: version.created, reverse=True)
+
+
+def find_version(uri: str, versions: Iterable[ModelVersion]) -> ModelVersion:
+    """The one of `versions` that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names. Raises UserError for none."""
+    name, alias, number = split_model_uri(uri)
+    for version in versions:
+        if version.name == name and (alias in version.aliases or version.version == number):
+            return version
+    raise UserError(f"{uri} is not in {redact(tracking_uri())}; `gpt2 models list` shows what is.")
 
 
 def promote(name: str, version: str, force: bool = False) -> list[ModelVersion]:

@@ -1,6 +1,5 @@
 """The runs of the MLflow store for `gpt2 runs` and `gpt2 compare`: listed, found by id or name, compared."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from gpt2core.errors import UserError
 from gpt2ops.pipeline.paths import mlruns
 from gpt2ops.process.redact import redact
-from gpt2ops.registry.download import split_model_uri
-from gpt2ops.registry.models import registered_versions, store_exists
+from gpt2ops.registry.models import find_version, registered_versions, store_exists
 from gpt2ops.store.address import tracking_uri
 from gpt2ops.store.client import connect
 from gpt2ops.store.errors import one_line
+from gpt2ops.store.run_params import final_params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -69,7 +68,7 @@ def metric_name(word: str) -> str:
 def find_run(word: str) -> Run:
     """Find a run by id, start of the id, name, or registered model. Raises UserError if there is none, or several."""
     if word.startswith("models:/"):
-        return _run_of_model(word)
+        return find_run(find_version(word, registered_versions()).run_id)
     runs = list_runs()
     for matching in (
         [run for run in runs if run.run_id == word],
@@ -82,14 +81,6 @@ def find_run(word: str) -> Run:
             matches = ", ".join(f"{run.run_id[:8]} ({run.name}, {run.started:%d %b %H:%M})" for run in matching[:5])
             raise UserError(f"{word!r} matches {len(matching)} runs: {matches}; give more of the id.")
     raise UserError(f"no run {word!r} in {redact(tracking_uri())}; `gpt2 runs` lists them.")
-
-
-def _run_of_model(uri: str) -> Run:
-    name, alias, number = split_model_uri(uri)
-    for version in registered_versions(name):
-        if alias in version.aliases or version.version == number:
-            return find_run(version.run_id)
-    raise UserError(f"{uri} is not in {redact(tracking_uri())}; `gpt2 models list` shows what is.")
 
 
 def _client() -> "MlflowClient":
@@ -124,7 +115,7 @@ def _as_run(entry: "Entry", experiments: dict[str, str]) -> Run:
         state=STATES.get(str(info.status), str(info.status).lower()),
         started=datetime.fromtimestamp((info.start_time or 0) / 1000, UTC),
         seconds=seconds,
-        params={**entry.data.params, **json.loads(entry.data.tags.get("params_changed_later", "{}"))},
+        params=final_params(entry),
         metrics={key: value for key, value in entry.data.metrics.items() if not key.startswith("system/")},
         tags={key: value for key, value in entry.data.tags.items() if not key.startswith("mlflow.")},
     )

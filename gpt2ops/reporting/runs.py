@@ -1,6 +1,5 @@
 """The reported run, the latest runs of its experiment and the champion, as MLflow has them."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from gpt2ops.process.redact import redact
 from gpt2ops.registry.scoring.coverage import certainty_text, split_score
 from gpt2ops.store.address import tracking_uri
 from gpt2ops.store.errors import one_line
+from gpt2ops.store.run_params import final_params
 from gpt2ops.tracking.api import TrackedRun
 
 if TYPE_CHECKING:
@@ -115,14 +115,6 @@ def describe(run: "Run", this: "Run", held_out: str | None, champion: "ModelVers
         champion=str(champion.version) if champion and champion.run_id == run.info.run_id else None,
         certainty=certainty_text(score),
     )
-
-
-def final_params(run: "Run") -> dict[str, str]:
-    """The parameters at the end of the run. MLflow keeps the first values of a resumed run."""
-    try:
-        return {**run.data.params, **json.loads(run.data.tags.get("params_changed_later", "{}"))}
-    except ValueError:  # MLflow truncates long tags
-        return dict(run.data.params)
 
 
 def differing(theirs: Mapping[str, str], ours: Mapping[str, str]) -> list[tuple[str, str, str]]:

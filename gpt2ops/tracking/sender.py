@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2ops.process.console import say
 from gpt2ops.store.errors import is_away, one_line
+from gpt2ops.store.run_params import CHANGED_LATER_TAG
 from gpt2ops.tracking.journal import Journal, Point, Record
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _perform_message(client: "MlflowClient", run_id: str, message: Mapping[str, 
                 client.log_batch(run_id, params=new)
             if changed:
                 text = json.dumps(changed, sort_keys=True, ensure_ascii=False)
-                client.set_tag(run_id, "params_changed_later", text[:TAG_LIMIT])
+                client.set_tag(run_id, CHANGED_LATER_TAG, text[:TAG_LIMIT])
         case "tags":
             client.log_batch(run_id, tags=[RunTag(key, value) for key, value in message["tags"].items()])
         case "file":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.small_project import TINY, Project, copy_sources
+from tests.support.small_project import TINY, new_project
 
 pytestmark = pytest.mark.slow
 GPT2 = "from gpt2ops.cli.main import main; main()"
@@ -16,10 +16,7 @@ GPT2 = "from gpt2ops.cli.main import main; main()"
 
 def test_weights_that_were_damaged_in_dvcs_cache_are_never_scored_or_registered(tmp_path: Path) -> None:
     root = tmp_path / "project"
-    root.mkdir()
-    copy_sources(root)
-    project = Project(root, TINY)
-    project.dvc("config", "--local", "core.no_scm", "true")
+    project = new_project(root, TINY)
     project.dvc("repro")
     best = root / "models/best"
     weights, registered = (best / "model.safetensors").read_bytes(), project.report("registered.json")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.small_project import TINY, Project, copy_sources
+from tests.support.small_project import TINY, Project, new_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")]
 GPT2 = "from gpt2ops.cli.main import main; main()"
@@ -41,10 +41,7 @@ MOMENTS = [
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("evaluated") / "project"
-    root.mkdir()
-    copy_sources(root)
-    project = Project(root, TINY)
-    project.dvc("config", "--local", "core.no_scm", "true")
+    project = new_project(root, TINY)
     project.dvc("repro", "evaluate", "sample", "plot")
     return root
 

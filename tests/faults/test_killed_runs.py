@@ -8,17 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.small_project import TINY, Project, copy_sources
+from tests.support.small_project import TINY, Project, new_project
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")]
 
 
 def small_project(root: Path, **train: Any) -> Project:
-    root.mkdir()
-    copy_sources(root)
-    project = Project(root, {**TINY, "train": {**TINY["train"], **train}})
-    project.dvc("config", "--local", "core.no_scm", "true")
+    project = new_project(root, {**TINY, "train": {**TINY["train"], **train}})
     project.dvc("repro", "tokenize")
     return project
 

@@ -233,3 +233,5 @@ def test_prefects_page_asks_for_the_login_and_then_shows_the_runs(server: Server
     page.get_by_text("Flow Runs").first.wait_for()
     page.goto(page.url.split("/v2/")[0] + f"/v2/runs/flow-run/{completed}")
     page.get_by_text("Completed").first.wait_for()
+    assert completed in page.url
+    assert not page.get_by_placeholder("admin:pass").is_visible()

@@ -67,6 +67,18 @@ def merge(values: dict[str, Any], overrides: dict[str, Any]) -> None:
             values[key] = value
 
 
+def new_project(root: Path, overrides: dict[str, Any], *, git: bool = False) -> Project:
+    """A copy of the sources in the new folder `root`, in a repository of its own or without git."""
+    root.mkdir()
+    copy_sources(root)
+    project = Project(root, overrides)
+    if git:
+        project.git("init", "-q")
+    else:
+        project.dvc("config", "--local", "core.no_scm", "true")
+    return project
+
+
 def copy_sources(root: Path) -> None:
     for name in ("gpt2core", "gpt2ops", "tasks", "flows", ".dvc", "dvc.yaml", ".dvcignore", ".gitignore", "recipes"):
         source, ignore = ROOT / name, shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")

@@ -11,7 +11,7 @@ import pytest
 
 from gpt2core.storage.files import read_json
 from gpt2ops.params import recipes
-from tests.support.small_project import ROOT, TINY, Project, copy_sources
+from tests.support.small_project import ROOT, TINY, Project, copy_sources, new_project
 from tests.support.waiting import HANGS, wait_until
 
 TRAIN_KEYS = {
@@ -41,11 +41,7 @@ TRAIN_KEYS = {
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A clone in which `dvc repro` has run once and was committed."""
-    root = tmp_path_factory.mktemp("clone") / "project"
-    root.mkdir()
-    copy_sources(root)
-    project = Project(root, TINY)
-    project.git("init", "-q")
+    project = new_project(tmp_path_factory.mktemp("clone") / "project", TINY, git=True)
     project.dvc("repro")
     project.git("add", "-A")
     project.git("commit", "-qm", "first run")
@@ -218,13 +214,9 @@ def test_a_killed_training_resumes_to_the_same_weights_in_the_same_mlflow_run(pr
     history = unzipped.report("training_history.json")
     assert [row["step"] for row in history] == list(range(1, 301))
 
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    copy_sources(whole)
-    uninterrupted = Project(whole, slow)
-    uninterrupted.dvc("config", "--local", "core.no_scm", "true")
+    uninterrupted = new_project(tmp_path / "whole", slow)
     uninterrupted.dvc("repro", "finetune")
-    assert (whole / "models/best/model.safetensors").read_bytes() == resumed
+    assert (uninterrupted.root / "models/best/model.safetensors").read_bytes() == resumed
 
     from mlflow import MlflowClient
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gpt2core.storage.files import read_json, sha256_file
-from tests.support.small_project import TINY, Project, copy_sources
+from tests.support.small_project import TINY, Project, new_project
 
 pytestmark = pytest.mark.slow
 SEEDS = {**TINY, "run": {"threads": 1, "seed": 7, "seeds": 3}}
@@ -18,11 +18,7 @@ WEIGHTS = "models/best/model.safetensors"
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    root = tmp_path_factory.mktemp("seeds") / "project"
-    root.mkdir()
-    copy_sources(root)
-    project = Project(root, SEEDS)
-    project.git("init", "-q")
+    project = new_project(tmp_path_factory.mktemp("seeds") / "project", SEEDS, git=True)
     project.dvc("repro")
     return project
 
@@ -66,9 +62,7 @@ def test_each_seed_trains_as_if_alone_and_none_twice_until_dvc_has_recorded_them
 ) -> None:
     kept = read_json(project.root / "models/run.json")["seed"]
     alone = tmp_path / "alone"
-    alone.mkdir()
-    copy_sources(alone)
-    single = Project(alone, {**TINY, "run": {"threads": 1, "seed": kept}})
+    single = new_project(alone, {**TINY, "run": {"threads": 1, "seed": kept}})
     shutil.copytree(project.root / "data/tokens", alone / "data/tokens")
     single.run("python", "-m", "tasks.finetune")
     assert sha256_file(alone / WEIGHTS) == sha256_file(project.root / WEIGHTS)

@@ -4,12 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from gpt2core.data.corpus import check_file, read_corpus
+from gpt2core.data.corpus import check_file
+from gpt2core.data.text_tokens import TextTokens
 from gpt2core.data.tokens import MANIFEST, open_tokens
-from gpt2core.data.writer import encode_fragments
 from gpt2core.errors import UserError
 from gpt2core.evaluation.scores import Score, Tokens, evaluate
 from gpt2core.model import GPT
@@ -25,20 +24,6 @@ from gpt2ops.registry.scoring.entry import score_entry, too_short
 from gpt2ops.training.initial_model import load_model
 
 SPLITS = ("train", "val", "test")
-
-
-class TextTokens:
-    """A text's tokens in memory, documents apart by <|endoftext|>."""
-
-    def __init__(self, file: Path) -> None:
-        # The last document's end is followed by nothing that could be scored.
-        self._ids = np.concatenate([*encode_fragments(read_corpus([file]))])[:-1]
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return self._ids[start:stop]
 
 
 def run(arguments: argparse.Namespace) -> None:

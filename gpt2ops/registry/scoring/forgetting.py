@@ -4,41 +4,20 @@ The bundled control text is written for this project and in the public domain (C
 modern prose.
 """
 
-from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from gpt2core.data.corpus import check_file, read_corpus
-from gpt2core.data.writer import encode_fragments
+from gpt2core.data.corpus import check_file
+from gpt2core.data.text_tokens import TextTokens
 from gpt2core.errors import UserError
 from gpt2core.evaluation.scores import evaluate
 from gpt2core.model import GPT
 from gpt2core.storage.files import sha256_file, with_home
-from gpt2core.tokenizer import Tokenizer
 from gpt2ops.params.schema import BUNDLED_CONTROL, Params, check_control
 from gpt2ops.registry.scoring.uncertainty import difference
-
-
-class ControlText:
-    """The tokens of a text file in memory, documents apart by <|endoftext|>."""
-
-    def __init__(self, file: Path) -> None:
-        self._ids = np.concatenate([*encode_fragments(read_corpus([file]))])[:-1]
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return self._ids[start:stop]
-
-    @cached_property
-    def document_starts(self) -> np.ndarray:
-        """int64 (D,), as of a split."""
-        return np.append(0, np.flatnonzero(self._ids == Tokenizer().eot_id) + 1)
 
 
 def control_file(params: Params) -> Path | None:
@@ -57,17 +36,17 @@ def control_file(params: Params) -> Path | None:
         check_file(path)
     except UserError as error:
         raise UserError(f"evaluate.control: {error}") from None
-    if len(ControlText(path)) < 2:
+    if len(TextTokens(path)) < 2:
         raise UserError(key="evaluate.control", value=name, rule="has no two tokens", remedy="name a longer text")
     return path
 
 
-def forgetting(params: Params, before: GPT, after: GPT, device: torch.device) -> dict[str, Any] | None:
-    """`forgetting` of evaluate.json: losses in nats a token on the control text, their difference and its interval."""
-    file = control_file(params)
-    if file is None:
-        return None
-    text = ControlText(file)
+def forgetting(file: Path, params: Params, before: GPT, after: GPT, device: torch.device) -> dict[str, Any]:
+    """`forgetting` of evaluate.json: losses in nats a token on the control text, their difference and its interval.
+
+    In fp32, with each model's own context, half of it new in each window.
+    """
+    text = TextTokens(file)
     scores = [
         evaluate(
             model,

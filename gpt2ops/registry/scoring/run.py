@@ -74,11 +74,11 @@ def evaluate_model(
     say(f"scoring with sliding windows on {run.device}, {run.precision}: {plan_text(tokens, sizes)}")
     scores = {name: scorer.score(model, name) for name in SPLITS}
     losses = {name: found.blocks for name, found in scores.items() if found is not None}
-    before, gate, forgotten = {}, None, None
-    if held_out is not None or control_file(params) is not None:
+    before, gate, forgotten, control = {}, None, None, control_file(params)
+    if held_out is not None or control is not None:
         say("scoring the model before training ...")
         start = initial_model(params).eval().to(run.device)
-        forgotten = forgetting(params, start, model, run.device)
+        forgotten = forgetting(control, params, start, model, run.device) if control else None
     if held_out is not None:
         before[held_out] = scorer.entry(held_out, scorer.score(start, held_out))
         gate, by_gate = gate_entry(model, corpus, held_out, settings.gate_tokens, settings.batch_size, run.device)

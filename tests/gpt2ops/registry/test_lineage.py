@@ -14,7 +14,7 @@ from gpt2ops.pipeline.run_origin import INITIAL_WEIGHTS_TAG
 from gpt2ops.registry.lineage import lineage
 from gpt2ops.reporting.lineage import as_page, as_text
 from gpt2ops.store.client import connect, experiment_id
-from tests.support.small_project import TINY, Project, copy_sources
+from tests.support.small_project import TINY, new_project
 
 
 def trained(name: str, weights: str, start: str | None = None, init: str = "models:/gpt2@champion") -> tuple[str, str]:
@@ -82,10 +82,7 @@ def test_a_version_without_a_run_and_one_that_is_not_there(project: Path) -> Non
 @pytest.mark.slow
 def test_a_second_training_from_a_folder_is_linked_to_the_version_with_its_weights(tmp_path: Path) -> None:
     root = tmp_path / "project"
-    root.mkdir()
-    copy_sources(root)
-    project = Project(root, TINY)
-    project.git("init", "-q")
+    project = new_project(root, TINY, git=True)
     project.dvc("repro", "register")
     shutil.copytree(root / "models/best", root / "start")
     start = sha256_file(root / "start/model.safetensors")

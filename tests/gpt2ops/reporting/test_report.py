@@ -1,172 +1,22 @@
-"""The report of a run: what it says, that it says it for every kind of run, and how it looks in a browser."""
+"""The report of a run: what it says, and that it says it for every kind of run."""
 
-import io
 import math
 import re
 import shlex
 from dataclasses import replace
 from datetime import UTC, datetime
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from gpt2ops.params.schema import Params, parse_params
-from gpt2ops.pipeline import paths
+from gpt2ops.params.schema import parse_params
 from gpt2ops.reporting.curves import MAX_POINTS, thinned
-from gpt2ops.reporting.inputs import Inputs
 from gpt2ops.reporting.render import render_html, render_pdf
-from gpt2ops.reporting.report import build_report
-from gpt2ops.reporting.runs import Comparison, OtherRun, compare
+from gpt2ops.reporting.runs import Comparison, compare
 from gpt2ops.store.client import connect, experiment_id
 from gpt2ops.tracking.link import RunLink
 from gpt2ops.tracking.run import TrackedRun
-
-SHA = "0123456789abcdef" * 4
-
-
-def score(loss: float) -> dict[str, Any]:
-    return {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": loss / 3, "token_accuracy": 0.2, "tokens": 999}
-
-
-def history(steps: int) -> list[dict[str, Any]]:
-    rows = []
-    for step in range(10, steps + 1, 10):
-        scored = {
-            "train_eval_loss": 5.0 - step / 100,
-            "val_loss": 6.0,
-            "val_perplexity": 403.4,
-            "val_token_accuracy": 0.2,
-        }
-        rows.append(
-            {
-                "step": step, "tokens_seen": 512 * step, "epoch": step / 50, "train_loss": 5.0 - step / 100,
-                "learning_rate": 1e-3, "grad_norm": 1.5, "tokens_per_second": 5000.0,
-                **(scored if step % 50 == 0 else dict.fromkeys(scored)),
-            }
-        )  # fmt: skip
-    return rows
-
-
-def sample(text: str = " wherefore", setting: str = "nucleus", prompt: str = "ROMEO.") -> dict[str, Any]:
-    return {
-        "prompt": prompt, "setting": setting, "seed": 42, "text": text, "tokens": 5, "mean_log_prob": -1.0,
-        "overlap_tokens": 3, "overlap_text": "x", "memorised": False,
-    }  # fmt: skip
-
-
-def some_inputs(**changes: Any) -> Inputs:
-    """A memorising run, as its stages leave it."""
-    split = {"tokens": 3000, "documents": 2, "sha256": SHA}
-    everything: dict[str, Any] = {
-        "params": Params(),
-        "provenance": {
-            "source": "bundled", "licence": "public domain", "urls": [], "size_bytes": 1_036_253,
-            "files": [{"file": "plays.txt", "size_bytes": 1_036_253, "sha256": SHA}],
-        },
-        "manifest": {
-            "tokenizer": "gpt2", "vocab_size": 50257, "split_by": "documents", "split_reason": "enough of them",
-            "max_tokens": None, "splits": {"train": split, "val": split, "test": split},
-        },
-        "config": {"n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 128, "vocab_size": 50257},
-        "record": {"run_id": "0" * 32, "run_name": "small-plays", "experiment": "gpt2", "tracking_uri": "sqlite:///x"},
-        "history": history(200),
-        "train": {
-            "steps": 200, "tokens_seen": 102_400, "stop_reason": "target_loss", "n_params": 7_242_624,
-            "target_loss": 4.4, "target_reached": True, "best_val_loss": 6.0, "best_step": 150, "best_by": "val_loss",
-            "wall_seconds": 90.0, "tokens_per_second": 3898.0, "device": "cpu", "precision": "bf16",
-        },
-        "evaluation": {
-            "train": score(0.1), "val": score(6.1), "test": score(6.2), "before": {"test": score(10.8)},
-            "held_out": "test", "generalisation_gap": 6.1, "verbatim_recall": 0.83, "unigram_loss": 6.25,
-            "verdict": "memorising", "protocol": {"block_size": 128, "stride": 64, "max_tokens": 25_000},
-            "data_sha256": SHA,
-        },
-        "samples": {
-            "settings": {}, "memorised_tokens": 32, "samples": [sample(), sample(" text", "greedy")],
-            "before": [sample(" unfit noise")],
-        },
-        "registered": {
-            "name": "gpt2", "version": "3", "text_name": "gpt2-text", "text_version": "3", "alias": "challenger",
-            "gate": {"passed": False, "reasons": ["Held-out perplexity is worse."]}, "model_uri": "models:/gpt2/3",
-            "text_model_uri": "models:/gpt2-text/3", "weights_sha256": SHA,
-        },
-    }  # fmt: skip
-    for name, change in changes.items():
-        everything[name] = {**everything[name], **change} if isinstance(change, dict) else change
-    return Inputs(**everything)
-
-
-def other_run(name: str, **facts: Any) -> OtherRun:
-    values: dict[str, Any] = {
-        "run_id": "1" * 32, "name": name, "started_at": datetime(2026, 1, 2, tzinfo=UTC), "link": "", "loss": 5.0,
-        "perplexity": 148.4, "train_loss": 4.0, "recall": 0.0, "steps": 500, "same_data": True, "differing": [],
-    }  # fmt: skip
-    return OtherRun(**{**values, **facts})
-
-
-COMPARED = Comparison(
-    this=other_run("small-plays"),
-    others=[other_run("older", champion="2", differing=[("train.learning_rate", "0.001", "0.003")])],
-    tags={"git_commit": "abc123", "git_dirty": "true"},
-    champion="2",
-)
-
-
-def report_of(inputs: Inputs, comparison: Comparison = COMPARED) -> dict[str, Any]:
-    return build_report(inputs, comparison).as_dict()
-
-
-class Text(HTMLParser):
-    """Words of a page, its headings, and the rows of its tables by caption."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.words: list[str] = []
-        self.headings: list[str] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self.tags: list[str] = []
-        self.caption = ""
-        self.feed(source)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-        if tag == "tr":
-            self.tables.setdefault(self.caption, []).append([])
-        if tag in ("td", "th"):
-            self.tables[self.caption][-1].append("")
-        if tag in ("h1", "h2", "h3"):
-            self.headings.append("")
-        if tag == "caption":
-            self.caption = ""
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self.tags:
-            while self.tags.pop() != tag:
-                pass
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self.tags:
-            return
-        self.words.append(data)
-        if {"td", "th"} & set(self.tags):
-            self.tables[self.caption][-1][-1] += data
-        elif "caption" in self.tags:
-            self.caption += data
-        elif {"h1", "h2", "h3"} & set(self.tags):
-            self.headings[-1] += data
-
-    @property
-    def text(self) -> str:
-        return " ".join("".join(self.words).split())
-
-
-def pdf_text(data: bytes) -> str:
-    from pypdf import PdfReader
-
-    text = " ".join(page.extract_text() for page in PdfReader(io.BytesIO(data)).pages)
-    return " ".join(text.split())
+from tests.gpt2ops.reporting.reports import SHA, Text, history, pdf_text, report_of, sample, some_inputs
 
 
 def test_a_sample_of_empty_lines_says_how_many_instead_of_filling_screens() -> None:
@@ -392,83 +242,3 @@ def test_a_spike_is_still_there_when_a_long_curve_is_thinned() -> None:
     assert kept[steps.index(7_777)] == 50.0
     assert (steps[0], steps[-1]) == (0, 19_999)
     assert steps == sorted(steps)
-
-
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("report") / paths.REPORT_PAGE.name
-    params = parse_params({"data": {"source": "/a/very/long/" + "path" * 60 + "/text.txt", "split_by": "tokens"}})
-    text = sample("x" * 3000, prompt="long" * 100)
-    inputs = some_inputs(
-        params=params, provenance={"source": params.data.source}, samples={"samples": [text], "before": [text]}
-    )
-    path.write_text(render_html(report_of(inputs)), encoding="utf-8")
-    return path
-
-
-def test_nothing_is_wider_than_a_phone_and_tables_scroll_by_themselves(browser: Any, shown: Path) -> None:
-    tab = browser.new_page(viewport={"width": 400, "height": 800})
-    requests: list[str] = []
-    tab.on("request", lambda request: requests.append(request.url))
-    tab.goto(shown.as_uri())
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 400
-    inner = "[...document.querySelectorAll('.scroll')].some(one => one.scrollWidth > one.clientWidth)"
-    assert tab.evaluate(inner)
-    assert tab.locator(".when-narrow svg").is_visible()
-    assert not tab.locator(".when-wide svg").is_visible()
-    assert requests == [shown.as_uri()]
-    tab.close()
-
-
-def test_dark_mode_changes_the_page_and_its_curves_but_not_the_print(browser: Any, shown: Path) -> None:
-    colors = {}
-    line = "getComputedStyle(document.querySelector('.when-wide path[style*=\"--blue\"]')).stroke"
-    for scheme, media in (("light", "screen"), ("dark", "screen"), ("dark", "print")):
-        tab = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
-        tab.goto(shown.as_uri())
-        tab.emulate_media(media=media, color_scheme=scheme)
-        colors[scheme, media] = (tab.evaluate("getComputedStyle(document.body).backgroundColor"), tab.evaluate(line))
-        tab.close()
-    light, dark, printed = colors.values()
-    assert light[0] != dark[0]
-    assert light[1] != dark[1]
-    assert printed == ("rgb(255, 255, 255)", light[1])
-
-
-SURE = {
-    "split_tokens": 40_000, "blocks": 49, "block_unit": "512 tokens", "loss_stderr": 0.021, "perplexity_low": 460.5,
-    "perplexity_high": 530.5,
-}  # fmt: skip
-
-
-def test_a_perplexity_stands_with_its_interval_and_what_of_the_text_it_is_of() -> None:
-    report = report_of(some_inputs(evaluation={"test": score(6.2) | SURE}))
-    page = Text(render_html(report))
-    row = page.tables["Scores before and after training"]
-    assert any("460.5 to 530.5" in cell for line in row for cell in line)
-    assert any("± 0.021" in cell for line in row for cell in line)
-    assert any("the first of 40,000" in cell for line in row for cell in line)
-    assert "Perplexity with its 95% interval" in page.text
-    tile = next(remark for label, _, remark in report["tiles"] if label == "Held-out perplexity")
-    assert tile.startswith("95% interval 460.5 to 530.5; the first ")
-    assert "460.5 to 530.5" in pdf_text(render_pdf(report))
-
-
-def test_a_text_too_short_for_an_interval_has_no_chart_of_it() -> None:
-    assert "Perplexity with its 95% interval" not in Text(render_html(report_of(some_inputs()))).text
-
-
-@pytest.mark.parametrize(
-    ("interval", "verdict"),
-    [
-        ((-0.03, 0.01), "the difference may be luck"),
-        ((-0.03, -0.001), "this model is better by more than the luck of the text"),
-        ((0.001, 0.03), "this model is worse by more than the luck of the text"),
-    ],
-)
-def test_a_gain_over_the_champion_is_told_from_luck(interval, verdict) -> None:
-    comparison = {"difference": sum(interval) / 2, "interval": interval, "blocks": 63, "confidence": 0.95}
-    page = Text(render_html(report_of(some_inputs(registered={"comparison": comparison})))).text
-    assert "Against the champion" in page
-    assert verdict in page
-    assert f"95% interval {math.expm1(interval[0]):+.1%} to {math.expm1(interval[1]):+.1%}" in page

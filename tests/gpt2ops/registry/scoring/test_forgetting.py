@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gpt2core.config import GPTConfig
+from gpt2core.data.text_tokens import TextTokens
 from gpt2core.errors import UserError
 from gpt2core.model import GPT
 from gpt2core.tokenizer import Tokenizer
@@ -13,7 +14,7 @@ from gpt2ops.params.schema import check_control, parse_params
 from gpt2ops.params.sections import Gate
 from gpt2ops.registry.gate import judge
 from gpt2ops.registry.scoring.coverage import forgetting_text
-from gpt2ops.registry.scoring.forgetting import ControlText, control_file, forgetting
+from gpt2ops.registry.scoring.forgetting import control_file, forgetting
 
 CPU = torch.device("cpu")
 
@@ -31,8 +32,7 @@ def test_the_losses_are_those_of_the_text_before_and_after(tmp_path: Path) -> No
     file = tmp_path / "control.txt"
     file.write_text("Bread rises because yeast eats the sugar in the dough.")
     before, after = model_of(1), model_of(2)
-    found = forgetting(params_with(str(file)), before, after, CPU)
-    assert found is not None
+    found = forgetting(file, params_with(str(file)), before, after, CPU)
     ids = torch.tensor([Tokenizer().encode(file.read_text())])
     expected = [
         torch.nn.functional.cross_entropy(model(ids[:, :-1])[0], ids[0, 1:]).item() for model in (before, after)
@@ -46,19 +46,17 @@ def test_the_losses_are_those_of_the_text_before_and_after(tmp_path: Path) -> No
 def test_the_bundled_text_has_enough_documents_for_an_interval_that_holds_the_change() -> None:
     file = control_file(params_with("bundled"))
     assert file is not None
-    assert len(ControlText(file).document_starts) >= 20
-    found = forgetting(params_with("bundled"), model_of(1), model_of(2), CPU)
-    assert found is not None
+    assert len(TextTokens(file).document_starts) >= 20
+    found = forgetting(file, params_with("bundled"), model_of(1), model_of(2), CPU)
     low, high = found["interval"]
     assert low < found["loss_increase"] < high
-    unchanged = forgetting(params_with("bundled"), model_of(1), model_of(1), CPU)
-    assert unchanged is not None
+    unchanged = forgetting(file, params_with("bundled"), model_of(1), model_of(1), CPU)
     assert (unchanged["loss_increase"], unchanged["interval"]) == (0.0, [0.0, 0.0])
 
 
 def test_new_weights_have_nothing_to_forget_and_null_is_off() -> None:
-    assert forgetting(params_with("bundled", "scratch"), model_of(1), model_of(2), CPU) is None
-    assert forgetting(params_with(None), model_of(1), model_of(2), CPU) is None
+    assert control_file(params_with("bundled", "scratch")) is None
+    assert control_file(params_with(None)) is None
 
 
 def test_a_control_text_that_cannot_be_read_is_named_before_the_training(tmp_path: Path) -> None:
