@@ -9,6 +9,7 @@ from gpt2ops.reporting.charts import FONT_SIZE, GRID, INK, NARROW, WIDE, new_axe
 from gpt2ops.reporting.curves import BLUE, GREY
 
 ROW = 0.34  # inches
+TIE = 1e-5  # nats: below what another machine computes of the same model
 
 Interval = tuple[str, float, float, float]  # name, low, value, high
 
@@ -31,9 +32,9 @@ def interval_figure(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure 
 
 
 def comparison_figure(comparison: Mapping[str, Any]) -> Figure | None:
-    """The change of perplexity against the champion, from registered.json; None where there is no interval of it."""
+    """The change of perplexity against the champion, from registered.json; None without an interval, and for a tie."""
     interval = comparison.get("interval")
-    if not interval:
+    if not interval or max(map(abs, interval)) < TIE:
         return None
     low, value, high = (math.expm1(min(loss, 700.0)) for loss in (interval[0], comparison["difference"], interval[1]))
     if low <= 0 <= high:

@@ -36,6 +36,12 @@ def test_a_text_too_short_for_an_interval_has_no_chart_of_it() -> None:
     assert "Perplexity with its 95% interval" not in Text(render_html(report_of(some_inputs()))).text
 
 
+def test_the_champions_own_weights_have_no_chart_of_rounding_errors() -> None:
+    comparison = {"difference": -4e-10, "interval": (-3e-9, 2e-9), "blocks": 63, "confidence": 0.95}
+    page = Text(render_html(report_of(some_inputs(registered={"comparison": comparison})))).text
+    assert "Against the champion" not in page
+
+
 @pytest.mark.parametrize(
     ("interval", "verdict"),
     [
